@@ -1,0 +1,21 @@
+"""The command line: each command in its own module, composed here."""
+
+from __future__ import annotations
+
+import typer
+
+from q8core.cli.train import train
+
+app = typer.Typer(
+    name="q8bert",
+    help="BERT on CPUs in 8 bits: train with quantization, run on int8 kernels, serve and compare.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(train)
+
+
+@app.callback()
+def _root() -> None:
+    """Keep ``q8bert COMMAND`` as the form even with a single command."""

@@ -1,0 +1,62 @@
+"""The data options that train, quantize and evaluate share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from tokenizers import Tokenizer
+
+from q8core.errors import InputError
+from q8core.tasks.tabular import Columns, read_classify
+from q8core.tasks.task import ClassifyTask, Task, read_task
+
+TaskName = Annotated[str, typer.Option(help="sst2, squad, or classify for your own files.")]
+DataFolder = Annotated[Path | None, typer.Option(help="Folder with the official files of sst2 or squad.")]
+TrainFile = Annotated[Path | None, typer.Option(help="Your own training data: .csv, .tsv or .jsonl.")]
+DevFile = Annotated[Path | None, typer.Option(help="Your own data to score on, same format.")]
+TextColumn = Annotated[str, typer.Option(help="Column of the text.")]
+PairColumn = Annotated[str | None, typer.Option(help="Column of a second text, for pairs.")]
+LabelColumn = Annotated[str, typer.Option(help="Column of the label.")]
+MaxLength = Annotated[int | None, typer.Option(help="Longest input in tokens [default: 128; squad 384].")]
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Where the data is, as given on the command line."""
+
+    task: str
+    data: Path | None = None
+    train_file: Path | None = None
+    dev_file: Path | None = None
+    text_column: str = "text"
+    pair_column: str | None = None
+    label_column: str = "label"
+    max_length: int | None = None
+
+    @property
+    def description(self) -> str:
+        """What a manifest says about the data: names, no paths."""
+        if self.task != "classify":
+            return self.task
+        return ", ".join(file.name for file in (self.train_file, self.dev_file) if file)
+
+    def read(self, tokenizer: Tokenizer, with_train: bool, labels: tuple[str, ...] | None = None) -> Task:
+        """Read and check everything before any time is spent.
+
+        Raises:
+            InputError: an option is missing or does not fit the task, or the data is wrong.
+        """
+        if self.max_length is not None and self.max_length < 8:
+            raise InputError(f"--max-length is {self.max_length}; at least 8")
+        if self.task != "classify":
+            if self.data is None:
+                raise InputError(f"--task {self.task} needs --data FOLDER with its official files")
+            return read_task(self.task, self.data, tokenizer, self.max_length, with_train)
+        if self.dev_file is None or (with_train and self.train_file is None):
+            raise InputError("--task classify needs " + ("--train-file and " if with_train else "") + "--dev-file")
+        columns = Columns(self.text_column, self.pair_column, self.label_column)
+        train = self.train_file if with_train else None
+        return ClassifyTask(read_classify(train, self.dev_file, columns, labels), tokenizer, self.max_length or 128)

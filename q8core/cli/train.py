@@ -1,0 +1,71 @@
+"""``q8bert train``: fp32 fine-tuning, or quantization-aware training into an int8 checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from q8core.cli.data import (
+    DataFolder,
+    DataOptions,
+    DevFile,
+    LabelColumn,
+    MaxLength,
+    PairColumn,
+    TaskName,
+    TextColumn,
+    TrainFile,
+)
+from q8core.errors import InputError
+from q8core.tokenizer import load_tokenizer
+from q8core.training.config import best_precision, recipe
+from q8core.training.finetune import finetune
+from q8core.training.model import model_folder
+
+
+def train(
+    task: TaskName,
+    model: Annotated[str, typer.Option(help="Pretrained or fine-tuned BERT: a folder or a hub id.")],
+    output: Annotated[Path, typer.Option(help="Folder for the result; an unfinished run in it goes on.")],
+    scheme: Annotated[str, typer.Option(help="fp32 to fine-tune in float, else a scheme for QAT.")] = "q8bert",
+    data: DataFolder = None,
+    train_file: TrainFile = None,
+    dev_file: DevFile = None,
+    text_column: TextColumn = "text",
+    pair_column: PairColumn = None,
+    label_column: LabelColumn = "label",
+    max_length: MaxLength = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the data.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Examples (SQuAD: windows) a step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate of AdamW.")] = None,
+    dropout: Annotated[float | None, typer.Option(help="Dropout of hidden states and attention.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Order of the data and the new head's weights.")] = None,
+    max_steps: Annotated[int | None, typer.Option(help="Stop after so many steps.")] = None,
+    evals: Annotated[int | None, typer.Option(help="Evaluations, evenly spread.")] = None,
+    eval_examples: Annotated[int | None, typer.Option(help="Dev examples for all but the last.")] = None,
+    precision: Annotated[str, typer.Option(help="auto, fp32, or bf16 mixed precision.")] = "auto",
+) -> None:
+    """Fine-tune in fp32, or train with quantization into an int8 checkpoint."""
+    if precision not in ("auto", "fp32", "bf16"):
+        raise InputError(f"--precision is {precision!r}; allowed: auto, fp32, bf16")
+    options = DataOptions(task, data, train_file, dev_file, text_column, pair_column, label_column, max_length)
+    folder = model_folder(model)
+    work = options.read(load_tokenizer(folder), with_train=True)
+    config = recipe(
+        task,
+        quantized=scheme != "fp32",
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        dropout=dropout,
+        seed=seed,
+        max_steps=max_steps,
+        evals=evals,
+        eval_examples=eval_examples,
+        precision=best_precision() if precision == "auto" else precision,
+    )
+    if scheme == "fp32":
+        scores = finetune(model, work, config, output, options.description)
+        typer.echo(f"{output}: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))

@@ -1,0 +1,45 @@
+"""The errors a user can meet, one tree.
+
+Q8Error
+ ├── InputError         a text, file or argument from the user is wrong
+ ├── SchemeError        a quantization scheme names something that does not exist
+ ├── CalibrationError   a range was needed that no data ever set
+ ├── CheckpointError    a checkpoint is damaged, incomplete or of the wrong kind
+ └── EngineError        a kernel is missing on this CPU, or computes something else
+"""
+
+from __future__ import annotations
+
+
+class Q8Error(Exception):
+    """Base of all expected failures: the message is a sentence for the user."""
+
+    exit_code = 1
+
+
+class InputError(Q8Error):
+    """Raised when the user's data or arguments are wrong; says what is allowed."""
+
+    exit_code = 2
+
+
+class SchemeError(Q8Error):
+    """Raised when a scheme has an unknown preset, slot, key or value."""
+
+    exit_code = 2
+
+
+class CalibrationError(Q8Error):
+    """Raised when a quantizer has no usable range."""
+
+
+class CheckpointError(Q8Error):
+    """Raised when a checkpoint cannot be trusted or cannot serve what was asked."""
+
+    exit_code = 3
+
+
+class EngineError(Q8Error):
+    """Raised when an engine or kernel cannot run correctly on this machine."""
+
+    exit_code = 4

@@ -1,0 +1,1 @@
+"""Tasks: reading data sets, encoding text into tokens, turning logits into answers and scores."""

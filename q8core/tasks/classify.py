@@ -1,0 +1,90 @@
+"""Text classification: one or two texts to tokens, logits to labels with scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from tokenizers import Tokenizer
+
+from q8core.errors import InputError
+
+FunctionToApply = Literal["softmax", "sigmoid", "none"]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of one input, ``[CLS] a [SEP]`` or ``[CLS] a [SEP] b [SEP]``, not padded."""
+
+    input_ids: list[int]
+    token_type_ids: list[int]
+    truncated: bool
+
+
+@dataclass(frozen=True)
+class LabelScore:
+    """One label with its score after ``function_to_apply``."""
+
+    label: str
+    score: float
+
+
+def encode_text(tokenizer: Tokenizer, text: str, text_pair: str | None, max_length: int) -> Encoded:
+    """Encode one text or a pair, cut to ``max_length`` tokens the way BERT expects.
+
+    A pair is cut token by token from the longer side, as in BERT's original pre-processing.
+    """
+    if max_length < 3 + (2 if text_pair is not None else 0):
+        raise InputError(f"max_length {max_length} leaves no room for text; at least 3, or 5 for pairs")
+    a = tokenizer.encode(text, add_special_tokens=False).ids
+    b = tokenizer.encode(text_pair, add_special_tokens=False).ids if text_pair is not None else None
+    cls_id, sep_id = special_token_id(tokenizer, "[CLS]"), special_token_id(tokenizer, "[SEP]")
+    room = max_length - (2 if b is None else 3)
+    keep_a, keep_b = _share(len(a), len(b or []), room)
+    truncated = keep_a < len(a) or (b is not None and keep_b < len(b))
+    ids = [cls_id, *a[:keep_a], sep_id]
+    types = [0] * len(ids)
+    if b is not None:
+        ids += [*b[:keep_b], sep_id]
+        types += [1] * (keep_b + 1)
+    return Encoded(ids, types, truncated)
+
+
+def _share(len_a: int, len_b: int, room: int) -> tuple[int, int]:
+    """Lengths left of both texts when the longer one gives up tokens until both fit."""
+    if len_a + len_b <= room:
+        return len_a, len_b
+    half = room // 2
+    if len_b <= half:
+        return room - len_b, len_b
+    if len_a <= room - half:
+        return len_a, room - len_a
+    return room - half, half
+
+
+def special_token_id(tokenizer: Tokenizer, token: str) -> int:
+    """Id of a special token; InputError when the vocabulary lacks it."""
+    token_id = tokenizer.token_to_id(token)
+    if token_id is None:
+        raise InputError(f"the tokenizer has no {token} token: only BERT vocabularies are supported")
+    return token_id
+
+
+def postprocess(
+    logits: torch.Tensor,
+    labels: Sequence[str],
+    function_to_apply: FunctionToApply = "softmax",
+    top_k: int | None = None,
+) -> list[LabelScore]:
+    """Turn one row of logits, shape ``(labels,)``, into labels sorted by score, best first."""
+    scores = logits.double()
+    if function_to_apply == "softmax":
+        scores = scores.softmax(-1)
+    elif function_to_apply == "sigmoid":
+        scores = scores.sigmoid()
+    elif function_to_apply != "none":
+        raise InputError(f"function_to_apply {function_to_apply!r} is not one of softmax, sigmoid, none")
+    order = scores.argsort(descending=True, stable=True)[:top_k]
+    return [LabelScore(labels[i], float(scores[i])) for i in order.tolist()]

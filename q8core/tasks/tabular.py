@@ -1,0 +1,120 @@
+"""Classification data in tables: CSV, TSV or JSON lines with a text, an optional second text and a label."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from q8core.errors import InputError
+from q8core.tasks.examples import ClassifyData, TextExample, open_text
+
+Row = tuple[int, dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the columns to read."""
+
+    text: str = "text"
+    text_pair: str | None = None
+    label: str = "label"
+
+
+def read_table(path: Path, columns: Columns) -> list[tuple[str, str | None, str]]:
+    """Read ``(text, second text, label)`` rows of one file; the ending decides the format.
+
+    ``.csv`` follows RFC 4180 quoting; ``.tsv`` has none (GLUE's texts hold raw, unbalanced quotes);
+    ``.jsonl`` is one object a line. A trailing ``.gz`` is unpacked.
+
+    Raises:
+        InputError: with file and line, for an unknown ending, a missing column, a broken line, an
+            empty text or label, or a file without rows.
+    """
+    rows: list[tuple[str, str | None, str]] = []
+    for line, row in _rows(path):
+        wanted = [columns.text, columns.label] + ([columns.text_pair] if columns.text_pair else [])
+        for name in wanted:
+            if name not in row:
+                raise InputError(f"{path}, line {line}: no column {name!r}; there are: {', '.join(row) or 'none'}")
+        text, label = row[columns.text], row[columns.label].strip()
+        if not text.strip():
+            raise InputError(f"{path}, line {line}: the text is empty")
+        if not label:
+            raise InputError(f"{path}, line {line}: the label is empty")
+        rows.append((text, row[columns.text_pair] if columns.text_pair else None, label))
+    if not rows:
+        raise InputError(f"{path} has a header but no rows")
+    return rows
+
+
+def _rows(path: Path) -> Iterator[Row]:
+    endings = [ending for ending in path.suffixes if ending != ".gz"]
+    ending = endings[-1].lower() if endings else ""
+    if ending not in (".csv", ".tsv", ".jsonl"):
+        raise InputError(f"{path}: unknown kind of table; allowed endings: .csv, .tsv, .jsonl (also with .gz)")
+    text = open_text(path)
+    return _json_rows(path, text) if ending == ".jsonl" else _separated_rows(path, text, tabs=ending == ".tsv")
+
+
+def _separated_rows(path: Path, text: str, tabs: bool) -> Iterator[Row]:
+    stream = io.StringIO(text, newline="")
+    reader = csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.reader(stream, strict=True)
+    try:
+        header = next(reader)
+        for cells in reader:
+            if not cells:
+                continue
+            if len(cells) != len(header):
+                raise InputError(
+                    f"{path}, line {reader.line_num}: {len(cells)} cells, but the header has {len(header)}"
+                )
+            yield reader.line_num, dict(zip(header, cells, strict=True))
+    except csv.Error as error:
+        raise InputError(f"{path}, line {reader.line_num}: broken line: {error}") from error
+
+
+def _json_rows(path: Path, text: str) -> Iterator[Row]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}, line {number}: not valid JSON: {error.msg}") from error
+        if not isinstance(row, dict):
+            raise InputError(f"{path}, line {number}: expected a JSON object, got {type(row).__name__}")
+        for name, value in row.items():
+            if not isinstance(value, str | int):
+                row[name] = "" if value is None else json.dumps(value)
+        yield number, {str(name): str(value) for name, value in row.items()}
+
+
+def read_classify(
+    train: Path | None, dev: Path, columns: Columns, labels: tuple[str, ...] | None = None
+) -> ClassifyData:
+    """Read train and dev files; the labels are those of train, sorted, unless given.
+
+    ``train`` may be None for evaluation, which then needs ``labels``.
+
+    Raises:
+        InputError: as :func:`read_table`; fewer than two labels; a dev label that train does not have.
+    """
+    train_rows = read_table(train, columns) if train else []
+    if labels is None:
+        labels = tuple(sorted({label for _, _, label in train_rows}))
+    if len(labels) < 2:
+        raise InputError(f"{train} has {len(labels)} distinct label(s); a classifier needs at least 2")
+    index = {label: i for i, label in enumerate(labels)}
+
+    def examples(path: Path | None, rows: list[tuple[str, str | None, str]]) -> tuple[TextExample, ...]:
+        for number, (_, _, label) in enumerate(rows, start=1):
+            if label not in index:
+                known = ", ".join(labels[:20]) + (", ..." if len(labels) > 20 else "")
+                raise InputError(f"{path}, row {number}: unknown label {label!r}; known: {known}")
+        return tuple(TextExample(text, pair, index[label]) for text, pair, label in rows)
+
+    return ClassifyData(labels, examples(train, train_rows), examples(dev, read_table(dev, columns)))

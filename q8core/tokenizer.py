@@ -1,0 +1,32 @@
+"""Fast tokenizers as plain ``tokenizers.Tokenizer`` objects: no padding, no truncation, offsets kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from q8core.errors import CheckpointError
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """Read the WordPiece tokenizer of a Hugging Face folder.
+
+    Padding and truncation stored in the file are switched off: lengths are decided per task.
+
+    Raises:
+        CheckpointError: the folder has no ``tokenizer.json``, or it cannot be read.
+    """
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        raise CheckpointError(
+            f"{folder} has no tokenizer.json; save the fast tokenizer beside the model "
+            "(AutoTokenizer.from_pretrained(...).save_pretrained(folder))"
+        )
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # tokenizers raises bare Exception on bad files
+        raise CheckpointError(f"{file} is not a readable tokenizer: {error}") from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer

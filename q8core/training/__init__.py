@@ -1,0 +1,1 @@
+"""Fine-tuning and quantization-aware training: one loop for both."""

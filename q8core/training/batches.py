@@ -1,0 +1,57 @@
+"""Length-bucketed batches: random order for learning, little padding for speed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import torch
+
+from q8core.tasks.task import Feature, TaskKind
+
+# Texts are sorted by length inside runs of this many batches: enough to make padding rare,
+# few enough that a batch's company stays random.
+BUCKET_BATCHES = 64
+
+
+def epoch_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """Indices of one epoch's batches; a function of its arguments only, so that a run can resume."""
+    rng = random.Random(f"{seed}/{epoch}")
+    order = list(range(len(lengths)))
+    rng.shuffle(order)
+    run = batch_size * BUCKET_BATCHES
+    batches: list[list[int]] = []
+    for start in range(0, len(order), run):
+        bucket = sorted(order[start : start + run], key=lambda i: lengths[i])
+        batches += [bucket[i : i + batch_size] for i in range(0, len(bucket), batch_size)]
+    rng.shuffle(batches)
+    return batches
+
+
+def sorted_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Indices in order of length, as many a batch as fit ``max_tokens`` with padding; for evaluation."""
+    batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        if batches and (len(batches[-1]) + 1) * lengths[index] <= max_tokens:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches
+
+
+def collate(features: Sequence[Feature], kind: TaskKind, with_targets: bool = True) -> dict[str, torch.Tensor]:
+    """Pad features to the longest: keyword arguments of Hugging Face's BERT, each ``(batch, longest)``."""
+    longest = max(len(feature) for feature in features)
+    ids = torch.zeros(len(features), longest, dtype=torch.long)
+    types, mask = torch.zeros_like(ids), torch.zeros_like(ids)
+    for row, feature in enumerate(features):
+        ids[row, : len(feature)] = torch.from_numpy(feature.input_ids)
+        types[row, : len(feature)] = torch.from_numpy(feature.token_type_ids)
+        mask[row, : len(feature)] = 1
+    batch = {"input_ids": ids, "token_type_ids": types, "attention_mask": mask}
+    if with_targets and kind == "classify":
+        batch["labels"] = torch.tensor([feature.target[0] for feature in features])
+    elif with_targets:
+        batch["start_positions"] = torch.tensor([feature.target[0] for feature in features])
+        batch["end_positions"] = torch.tensor([feature.target[1] for feature in features])
+    return batch

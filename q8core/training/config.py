@@ -1,0 +1,83 @@
+"""What a training run is made of: a frozen record that goes into the checkpoint's manifest."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import torch
+
+from q8core.errors import InputError
+
+Precision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Hyperparameters of one run."""
+
+    epochs: float = 3.0
+    batch_size: int = 32
+    learning_rate: float = 5e-5
+    weight_decay: float = 0.01
+    warmup: float = 0.1
+    """Share of all steps over which the learning rate rises from 0; then it falls linearly to 0."""
+    grad_clip: float = 1.0
+    dropout: float = 0.0
+    """Off by default: it costs a third of a step on CPUs, and small encoders underfit rather than overfit."""
+    seed: int = 42
+    precision: Precision = "fp32"
+    max_steps: int | None = None
+    evals: int = 4
+    """How many evaluations, evenly spread, the last one after the last step."""
+    eval_examples: int | None = None
+    """Dev examples for all evaluations but the last; None for all."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot train.
+
+        Raises:
+            InputError: naming the value and what is allowed.
+        """
+        checks = {
+            "epochs": self.epochs > 0,
+            "batch_size": self.batch_size >= 1,
+            "learning_rate": 0 < self.learning_rate < 1,
+            "weight_decay": 0 <= self.weight_decay < 1,
+            "warmup": 0 <= self.warmup < 1,
+            "dropout": 0 <= self.dropout < 1,
+            "grad_clip": self.grad_clip > 0,
+            "max_steps": self.max_steps is None or self.max_steps >= 1,
+            "evals": self.evals >= 1,
+            "eval_examples": self.eval_examples is None or self.eval_examples >= 1,
+        }
+        for name, fine in checks.items():
+            if not fine:
+                raise InputError(f"{name} is {getattr(self, name)}, out of its range")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+# Defaults per task and start: QAT continues from fine-tuned weights, so it needs less of everything.
+RECIPES: dict[tuple[str, bool], TrainConfig] = {
+    ("sst2", False): TrainConfig(epochs=3, batch_size=32, learning_rate=1e-4),
+    ("sst2", True): TrainConfig(epochs=1, batch_size=32, learning_rate=2e-5),
+    ("squad", False): TrainConfig(epochs=1, batch_size=16, learning_rate=1.5e-4, evals=4, eval_examples=1000),
+    ("squad", True): TrainConfig(epochs=0.15, batch_size=16, learning_rate=2e-5, evals=2, eval_examples=1000),
+    ("classify", False): TrainConfig(epochs=5, batch_size=32, learning_rate=1e-4),
+    ("classify", True): TrainConfig(epochs=1, batch_size=32, learning_rate=2e-5),
+}
+
+
+def recipe(task: str, quantized: bool, **changes: Any) -> TrainConfig:
+    """The default for a task with every change that is not None."""
+    return replace(RECIPES[task, quantized], **{name: value for name, value in changes.items() if value is not None})
+
+
+def best_precision() -> Precision:
+    """``bf16`` where the CPU multiplies bfloat16 in hardware, else ``fp32``."""
+    # oneDNN also emulates bf16 on plain AVX-512, which is slower than fp32
+    flags = torch.cpu.get_capabilities()
+    return "bf16" if flags.get("avx512_bf16") or flags.get("amx_bf16") else "fp32"

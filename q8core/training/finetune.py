@@ -1,0 +1,57 @@
+"""Fine-tune a float BERT: from a pretrained source to a folder in Hugging Face's layout."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from q8core.tasks.task import Task
+from q8core.training.config import TrainConfig
+from q8core.training.loop import Trainer
+from q8core.training.model import BertModel, load_bert, model_folder
+from q8core.training.score import model_logits
+
+RECORD_FILE = "training.json"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
+
+
+def finetune(source: str, task: Task, config: TrainConfig, output: Path, data: str) -> dict[str, float]:
+    """Train in float and save model, tokenizer and record; returns the scores of the kept weights.
+
+    Interrupted runs go on when called again with the same arguments.
+    """
+    torch.manual_seed(config.seed)  # the new head's weights
+    model = load_bert(source, task.kind, task.labels, config.dropout)
+
+    def score(module: nn.Module, limit: int | None) -> dict[str, float]:
+        return task.score(model_logits(module, task.dev_features(limit), task.kind, config.precision))
+
+    identity = {"base": Path(source).name, "scheme": "fp32", "data": data}
+    trainer = Trainer(model, task, score, config, output, identity)
+    progress = trainer.run(task.train_features())
+    scores = task.score(model_logits(model, task.dev_features(), task.kind, "fp32"))
+    save_float(model, Path(model_folder(source)), output)
+    record: dict[str, Any] = {
+        **identity,
+        "config": config.to_dict(),
+        "steps": progress.step,
+        "kept_step": progress.best_step,
+        "seconds": round(progress.seconds),
+        "scores": scores,
+    }
+    (output / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n")
+    trainer.discard_state()
+    return scores
+
+
+def save_float(model: BertModel, tokenizer_folder: Path, output: Path) -> None:
+    """Write ``config.json``, ``model.safetensors`` and the tokenizer's files."""
+    model.save_pretrained(output)
+    for name in TOKENIZER_FILES:
+        if (tokenizer_folder / name).is_file() and tokenizer_folder.resolve() != output.resolve():
+            shutil.copyfile(tokenizer_folder / name, output / name)

@@ -1,0 +1,211 @@
+"""The training loop: AdamW, warm-up and decay, evaluation, best weights kept, resumable at any moment.
+
+The same loop fine-tunes a float BERT and trains its fake-quant twin; it knows neither.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from tqdm import tqdm
+
+from q8core.tasks.task import Feature, Task
+from q8core.training.batches import collate, epoch_batches
+from q8core.training.config import TrainConfig
+from q8core.training.state import STATE_FILE, Progress, load_state, save_state
+
+LOG_FILE = "train_log.jsonl"
+LOG_EVERY = 50
+# An interrupted machine loses at most this much work.
+SAVE_SECONDS = 180.0
+
+Score = Callable[[nn.Module, int | None], dict[str, float]]
+
+
+class Interrupted(KeyboardInterrupt):
+    """Raised after Ctrl-C or SIGTERM, once the state is safely on disk."""
+
+
+@dataclass
+class _Meter:
+    """Mean loss and token rate since it was made."""
+
+    losses: list[float] = field(default_factory=list)
+    tokens: int = 0
+    started: float = field(default_factory=time.monotonic)
+
+    def add(self, loss: float, tokens: int) -> None:
+        self.losses.append(loss)
+        self.tokens += tokens
+
+    @property
+    def loss(self) -> float:
+        return sum(self.losses) / len(self.losses)
+
+    @property
+    def rate(self) -> float:
+        return self.tokens / (time.monotonic() - self.started)
+
+
+@dataclass
+class Trainer:
+    """Trains ``model`` on the features of ``task`` and keeps the best weights.
+
+    Args:
+        model: a Hugging Face BERT (float or prepared) whose forward returns ``.loss``.
+        task: where targets and metric come from.
+        score: scores the model on the first n dev examples (None: all).
+        config: the hyperparameters.
+        output: folder for state, log and nothing else.
+        identity: whatever else must be equal to resume a run (base model, scheme, data).
+    """
+
+    model: nn.Module
+    task: Task
+    score: Score
+    config: TrainConfig
+    output: Path
+    identity: dict[str, Any] = field(default_factory=dict)
+
+    def run(self, features: list[Feature]) -> Progress:
+        """Train to the end; returns with the best weights in ``model``.
+
+        Raises:
+            Interrupted: Ctrl-C or SIGTERM; calling again with the same arguments goes on.
+            InputError: the output folder holds a run with other settings.
+        """
+        self.output.mkdir(parents=True, exist_ok=True)
+        lengths = [len(feature) for feature in features]
+        per_epoch = math.ceil(len(features) / self.config.batch_size)
+        total = max(1, round(self.config.epochs * per_epoch))
+        if self.config.max_steps is not None:
+            total = min(total, self.config.max_steps)
+        optimizer = make_optimizer(self.model, self.config)
+        identity = {**self.config.to_dict(), **self.identity}
+        torch.manual_seed(self.config.seed)
+        progress = load_state(self.output, self.model, optimizer, identity) or Progress()
+        best = self.output / "best.safetensors"
+        eval_steps = {max(1, round(total * (i + 1) / self.config.evals)) for i in range(self.config.evals)}
+        self.model.train()
+        with self._bar(total, progress.step) as bar, _stop_signals() as stopped:
+            started = saved = time.monotonic()
+            before = progress.seconds
+            meter = _Meter()
+            for step in range(progress.step, total):
+                batch_indices = self._batch(lengths, step, per_epoch)
+                for group in optimizer.param_groups:
+                    group["lr"] = self.config.learning_rate * schedule(step, total, self.config.warmup)
+                loss = self._step(collate([features[i] for i in batch_indices], self.task.kind), optimizer)
+                meter.add(loss, sum(lengths[i] for i in batch_indices))
+                progress.step = step + 1
+                progress.seconds = before + time.monotonic() - started
+                bar.update(1)
+                if progress.step % LOG_EVERY == 0 or progress.step == total:
+                    bar.set_postfix(loss=f"{meter.loss:.4f}", tokens_s=f"{meter.rate:.0f}")
+                    self._log(step=progress.step, loss=meter.loss, tokens_per_second=round(meter.rate))
+                    meter = _Meter()
+                if progress.step in eval_steps:
+                    self._evaluate(progress, last=progress.step == total, best=best)
+                    meter = _Meter()
+                if stopped() or time.monotonic() - saved > SAVE_SECONDS or progress.step in eval_steps:
+                    save_state(self.output, self.model, optimizer, progress, identity)
+                    saved = time.monotonic()
+                if stopped():
+                    raise Interrupted
+        self._restore_best(best)
+        return progress
+
+    def discard_state(self) -> None:
+        """Remove what only an unfinished run needs."""
+        for name in (STATE_FILE, "best.safetensors"):
+            (self.output / name).unlink(missing_ok=True)
+
+    def _batch(self, lengths: list[int], step: int, per_epoch: int) -> list[int]:
+        epoch, place = divmod(step, per_epoch)
+        if not hasattr(self, "_epoch") or self._epoch[0] != epoch:
+            self._epoch = (epoch, epoch_batches(lengths, self.config.batch_size, self.config.seed, epoch))
+        return self._epoch[1][place]
+
+    def _step(self, batch: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer) -> float:
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.config.precision == "bf16"):
+            loss = self.model(**batch).loss
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        return float(loss)
+
+    def _evaluate(self, progress: Progress, last: bool, best: Path) -> None:
+        self.model.eval()
+        scores = self.score(self.model, None if last else self.config.eval_examples)
+        self.model.train()
+        self._log(step=progress.step, scores=scores)
+        tqdm.write(f"step {progress.step}: " + ", ".join(f"{k} {v:.4f}" for k, v in scores.items()))
+        value = scores[self.task.metric]
+        # Scores of a part of dev and of all of it cannot be compared: then the last weights win.
+        comparable = self.config.eval_examples is None
+        if progress.best_score is None or not comparable or value >= progress.best_score:
+            progress.best_score, progress.best_step = value, progress.step
+            save_file({k: v.detach().clone() for k, v in self.model.state_dict().items()}, best)
+
+    def _restore_best(self, best: Path) -> None:
+        self.model.load_state_dict(load_file(best))
+        self.model.eval()
+
+    def _log(self, **entry: Any) -> None:
+        with (self.output / LOG_FILE).open("a") as log:
+            log.write(json.dumps({"time": round(time.time(), 1), **entry}) + "\n")
+
+    def _bar(self, total: int, initial: int) -> tqdm[Any]:
+        # a log file gets a line a minute, a terminal a moving bar
+        quiet = 0.1 if sys.stderr.isatty() else 60
+        return tqdm(total=total, initial=initial, unit="step", dynamic_ncols=True, desc="training", mininterval=quiet)
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW without decay on biases and LayerNorm (Devlin et al. 2018)."""
+    decay = [p for n, p in model.named_parameters() if p.ndim > 1]
+    plain = [p for n, p in model.named_parameters() if p.ndim <= 1]
+    groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, eps=1e-8, fused=True)
+
+
+def schedule(step: int, total: int, warmup: float) -> float:
+    """Factor of the learning rate at a 0-based step: linear warm-up from 0, then linear decay to 0."""
+    rise = warmup * total
+    if step < rise:
+        return (step + 1) / (rise + 1)
+    return (total - step) / max(1.0, total - rise)
+
+
+@contextmanager
+def _stop_signals() -> Iterator[Callable[[], bool]]:
+    """Turn Ctrl-C and SIGTERM into a flag that is read between two steps; a second Ctrl-C ends at once."""
+    stop = False
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal stop
+        if stop:
+            raise KeyboardInterrupt
+        stop = True
+        tqdm.write("stopping after this step; the state is being saved")
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

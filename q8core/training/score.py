@@ -1,0 +1,34 @@
+"""Logits of a Hugging Face model on token features, in length order to keep padding rare."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from q8core.tasks.task import Feature, TaskKind
+from q8core.training.batches import collate, sorted_batches
+from q8core.training.config import Precision
+
+EVAL_TOKENS = 4096
+
+
+def model_logits(
+    model: nn.Module, features: Sequence[Feature], kind: TaskKind, precision: Precision = "fp32"
+) -> list[torch.Tensor]:
+    """One tensor per feature: ``(labels,)`` for classification, ``(length, 2)`` for QA."""
+    result: list[torch.Tensor | None] = [None] * len(features)
+    batches = sorted_batches([len(feature) for feature in features], EVAL_TOKENS)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        for indices in tqdm(batches, desc="scoring", unit="batch", leave=False, disable=None):
+            output = model(**collate([features[i] for i in indices], kind, with_targets=False))
+            if kind == "classify":
+                rows = list(output.logits.float())
+            else:
+                both = torch.stack([output.start_logits, output.end_logits], dim=-1).float()
+                rows = [row[: len(features[i])].clone() for row, i in zip(both, indices, strict=True)]
+            for i, row in zip(indices, rows, strict=True):
+                result[i] = row
+    return [row for row in result if row is not None]

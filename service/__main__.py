@@ -1,0 +1,26 @@
+"""The ``q8bert`` command: all commands, and expected errors as one sentence with an exit code."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from q8core.cli import app
+from q8core.errors import Q8Error
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        app()
+    except Q8Error as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("stopped; the same command goes on from here", err=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
