@@ -1,0 +1,244 @@
+"""The fake-quantized twins of `nn.Linear` and `nn.Embedding`.
+
+They keep the parameter names of the layer they replace, so a state dict keeps its Hugging Face names. Ranges are
+buffers (`input_threshold`, `output_threshold`, `observed_steps`): a training state resumes exactly.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from q8core.errors import CalibrationError
+from q8core.quant.arithmetic import (
+    dequantize_bias,
+    per_row,
+    quantize,
+    quantize_bias,
+    row_scales,
+    scale_from_threshold,
+)
+from q8core.quant.context import ForwardContext, compute_dtype
+from q8core.quant.fake_quant import fake_quantize, quantized_linear
+from q8core.quant.ranges import RangeCollector, abs_max, ema_update, rows_of
+from q8core.quant.scheme import Scheme, SlotScheme
+
+RangeName = Literal["input", "output"]
+
+
+class LinearScales(NamedTuple):
+    """The frozen scales of a linear layer: (1,), (1,) or (out,), and (1,); None where nothing is static."""
+
+    input: Tensor | None
+    weight: Tensor
+    output: Tensor | None
+
+
+def weight_scale(weight: Tensor, granularity: str) -> Tensor:
+    """Return the scale of a weight (rows, columns) by its largest magnitude: (1,) or, per channel, (rows,)."""
+    if granularity == "per_channel":
+        detached = weight.detach()
+        return scale_from_threshold(torch.maximum(detached.amax(dim=1), -detached.amin(dim=1)))
+    return scale_from_threshold(abs_max(weight).reshape(1))
+
+
+class QATLinear(nn.Linear):
+    """A linear layer that computes on int8 values: x (..., in) -> (..., out).
+
+    In training mode it observes its ranges, then quantizes; in evaluation the ranges are frozen. Weights are
+    quantized anew in each forward pass from the float master `weight` (out, in), never cached.
+
+    Raises:
+        CalibrationError: in evaluation, if no batch was ever observed; in training, if an activation is infinite
+            or NaN.
+    """
+
+    observed_steps: Tensor
+
+    def __init__(
+        self,
+        linear: nn.Linear,
+        *,
+        path: str,
+        scheme: Scheme,
+        slot: SlotScheme,
+        context: ForwardContext,
+        shares_input_of: QATLinear | None = None,
+    ) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight, self.bias = linear.weight, linear.bias
+        self.path, self.slot, self.context = path, slot, context
+        self.ema_decay, self.ema_debias = scheme.ema_decay, scheme.ema_debias
+        self.collectors: dict[RangeName, RangeCollector] | None = None
+        # In a tuple, so that the layer that owns the shared range is not registered as a child.
+        self._input_owner = () if shares_input_of is None else (shares_input_of,)
+        self.shared = False
+        if shares_input_of is not None:
+            shares_input_of.shared = True
+        self.register_buffer("observed_steps", torch.zeros((), dtype=torch.int64))
+        if slot.activation == "ema" and shares_input_of is None:
+            self.register_buffer("input_threshold", torch.zeros(()))
+        if slot.requantize_output:
+            self.register_buffer("output_threshold", torch.zeros(()))
+        self.train(linear.training)
+
+    @property
+    def input_owner(self) -> QATLinear:
+        """The layer whose buffers hold the input range: itself, or the query layer for shared Q/K/V inputs."""
+        return self._input_owner[0] if self._input_owner else self
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the layer's output (..., out) for `input` (..., in)."""
+        if self.collectors is not None:
+            return self._collect(input, self.collectors)
+        step = int(self.observed_steps)
+        if self.training:
+            self.observed_steps += 1
+            if self.slot.activation == "ema" and not self._input_owner:
+                self._observe("input", input, step)
+        if self.training and step < self.slot.start_step:
+            y = F.linear(input, self.weight, self.bias)
+            if self.slot.requantize_output:
+                self._observe("output", y, step)
+            return y
+        y = self._quantized(input)
+        if self.slot.requantize_output:
+            if self.training:
+                self._observe("output", y, step)
+            y = fake_quantize(y, self.range_scale("output"))
+        return y
+
+    def range_scale(self, name: RangeName) -> Tensor:
+        """Return the (1,) scale of the input or output range.
+
+        Raises:
+            CalibrationError: if the range was never observed.
+        """
+        owner = self.input_owner if name == "input" else self
+        if int(owner.observed_steps) == 0:
+            raise CalibrationError(
+                f"{owner.path}: the {name} range was never observed; train or calibrate before evaluating"
+            )
+        threshold = owner.get_buffer(f"{name}_threshold")
+        return scale_from_threshold(threshold.reshape(1))
+
+    def scales(self) -> LinearScales:
+        """Return the layer's scales as they would be deployed now.
+
+        Raises:
+            CalibrationError: if a range was never observed or the weight is not finite.
+        """
+        try:
+            scale_w = weight_scale(self.weight, self.slot.weight)
+        except CalibrationError as error:
+            raise CalibrationError(f"{self.path}.weight: {error}") from None
+        scale_x = self.range_scale("input") if self.slot.activation == "ema" else None
+        scale_y = self.range_scale("output") if self.slot.requantize_output else None
+        return LinearScales(scale_x, scale_w, scale_y)
+
+    def extra_repr(self) -> str:
+        """Describe shapes and scheme, so that printing a model documents its quantization."""
+        slot = self.slot
+        parts = [f"in_features={self.in_features}, out_features={self.out_features}"]
+        parts += [f"weight={slot.weight}, activation={slot.activation}"]
+        parts += ["requantize_output"] if slot.requantize_output else []
+        parts += [f"input range of {self.input_owner.path}"] if self._input_owner else []
+        return ", ".join(parts)
+
+    def _quantized(self, x: Tensor) -> Tensor:
+        """Simulate the integer layer, without requantization."""
+        dtype = compute_dtype()
+        with torch.no_grad():
+            scale_w = weight_scale(self.weight, self.slot.weight)
+            w_q = quantize(self.weight, per_row(scale_w)).to(dtype)
+            x_q, scale_x = self._quantized_input(x, dtype)
+            if self.slot.activation == "ema":
+                bias_i32 = quantize_bias(self.bias, scale_x, scale_w)
+                bias_hat = dequantize_bias(bias_i32, scale_x, scale_w)
+            else:
+                bias_hat = self.bias.detach()
+        return quantized_linear(
+            x, self.weight, self.bias, x_q=x_q, w_q=w_q, scale_x=scale_x, scale_w=scale_w, bias_hat=bias_hat
+        )
+
+    def _quantized_input(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return (x_q, scale_x); layers that share an input range also share the quantized tensor."""
+        if self.slot.activation == "dynamic":
+            scale_x = row_scales(x)
+            return quantize(x, scale_x).to(dtype), scale_x
+        owner = self.input_owner
+        if owner is not self:
+            recalled = self.context.recall(owner, x)
+            if recalled is not None:
+                return recalled
+        scale_x = self.range_scale("input")
+        x_q = quantize(x, scale_x).to(dtype)
+        if self.shared:
+            self.context.remember(self, x, x_q, scale_x)
+        return x_q, scale_x
+
+    def _observe(self, name: RangeName, x: Tensor, step: int) -> None:
+        """Move a range towards max|x| of this batch, before the batch is quantized."""
+        observed = abs_max(x, self.context.mask)
+        if not bool(torch.isfinite(observed)):
+            raise CalibrationError(f"{self.path}: the {name} of this layer is infinite or NaN at step {step}")
+        threshold = self.get_buffer(f"{name}_threshold")
+        threshold.copy_(ema_update(threshold, observed, step, self.ema_decay, self.ema_debias))
+
+    def _collect(self, x: Tensor, collectors: dict[RangeName, RangeCollector]) -> Tensor:
+        """Calibration: hand input and output to the collectors and compute in float."""
+        y = F.linear(x, self.weight, self.bias)
+        for name, collector in collectors.items():
+            rows = rows_of((x if name == "input" else y).detach(), self.context.mask)
+            try:
+                collector.add(rows)
+            except CalibrationError as error:
+                raise CalibrationError(f"{self.path}, {name}: {error}") from None
+        return y
+
+
+class QATEmbedding(nn.Embedding):
+    """An embedding whose rows are on an 8-bit grid: ids (...) -> (..., dim).
+
+    Only the rows that were looked up are quantized, which equals a lookup in the quantized table.
+    """
+
+    def __init__(self, embedding: nn.Embedding, *, path: str, slot: SlotScheme) -> None:
+        nn.Module.__init__(self)
+        self.num_embeddings, self.embedding_dim = embedding.num_embeddings, embedding.embedding_dim
+        self.padding_idx = embedding.padding_idx
+        self.max_norm, self.norm_type = None, 2.0
+        self.scale_grad_by_freq, self.sparse = embedding.scale_grad_by_freq, embedding.sparse
+        self.weight = embedding.weight
+        self.path, self.slot = path, slot
+        self.train(embedding.training)
+        self.collecting = False
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the dequantized rows (..., dim) of the ids `input` (...)."""
+        rows = super().forward(input)
+        if self.collecting:
+            return rows
+        per_tensor = self.slot.weight == "per_tensor"
+        with torch.no_grad():
+            scale = self.scale() if per_tensor else row_scales(rows)
+        return fake_quantize(rows, scale)
+
+    def scale(self) -> Tensor:
+        """Return the table's scale: (1,) or, per channel, (rows,).
+
+        Raises:
+            CalibrationError: if the table is not finite.
+        """
+        try:
+            return weight_scale(self.weight, self.slot.weight)
+        except CalibrationError as error:
+            raise CalibrationError(f"{self.path}.weight: {error}") from None
+
+    def extra_repr(self) -> str:
+        """Describe shapes and scheme."""
+        return f"{super().extra_repr()}, weight={self.slot.weight}"

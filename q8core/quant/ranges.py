@@ -1,0 +1,190 @@
+"""How the threshold of a tensor (the largest magnitude it can represent) is chosen from data.
+
+In training: an exponential moving average of max|x|. In calibration: the maximum over all batches, a percentile,
+or the threshold of least squared quantization error; the last two read a histogram of |x|.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from q8core.errors import CalibrationError, InputError
+from q8core.quant.arithmetic import QMAX
+
+CalibrationMethod = Literal["max", "percentile", "mse"]
+
+
+def rows_of(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the rows of `x` (..., H) as (N, H), without those where `mask` (...) is 0.
+
+    A mask of another shape than the rows does not describe them (the pooler reads one token per sequence) and
+    is not applied.
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    if mask is None or mask.shape != x.shape[:-1]:
+        return rows
+    return rows[mask.reshape(-1) != 0]
+
+
+def abs_max(x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Return max|x| as a float32 scalar; rows of `x` (..., H) where `mask` (...) is 0 do not count.
+
+    NaN in a counted row gives NaN. The mask is applied only if it has the shape of the rows (see `rows_of`).
+    """
+    if mask is None or mask.shape != x.shape[:-1]:
+        low, high = torch.aminmax(x.detach())
+    else:
+        # Row extremes first: masking (B, S) values is cheaper than gathering (B, S, H).
+        detached = x.detach()
+        hidden = mask == 0
+        high = detached.amax(dim=-1).masked_fill_(hidden, 0).amax()
+        low = detached.amin(dim=-1).masked_fill_(hidden, 0).amin()
+    return torch.maximum(high, -low).to(torch.float32)
+
+
+def decay_at(step: int, decay: float, debias: bool) -> float:
+    """Return the weight that the old threshold keeps at observation `step` (0 for the first one).
+
+    With `debias` it is min(decay, (1 + n) / (10 + n)): with the paper's constant 0.9999 a training of a few
+    hundred steps would keep the first batch's range almost unchanged.
+    """
+    if step == 0:
+        return 0.0
+    return min(decay, (1 + step) / (10 + step)) if debias else decay
+
+
+def ema_update(threshold: Tensor, observed: Tensor, step: int, decay: float, debias: bool) -> Tensor:
+    """Return the next threshold t - (1 - d) * (t - m); the first observation sets it."""
+    keep = decay_at(step, decay, debias)
+    return observed if keep == 0 else threshold - (1 - keep) * (threshold - observed)
+
+
+class RangeCollector(Protocol):
+    """Collects batches of one tensor and then names its threshold."""
+
+    def add(self, rows: Tensor) -> None:
+        """Observe (N, H) values."""
+        ...
+
+    def threshold(self) -> Tensor:
+        """Return the float32 scalar threshold of everything observed."""
+        ...
+
+
+class MaxCollector:
+    """The largest magnitude ever seen: nothing is clipped."""
+
+    def __init__(self) -> None:
+        self._max = torch.zeros(())
+
+    def add(self, rows: Tensor) -> None:
+        """Observe (N, H) values."""
+        if rows.numel():
+            self._max = torch.maximum(self._max, abs_max(rows))
+
+    def threshold(self) -> Tensor:
+        """Return the float32 scalar max|x|."""
+        return self._max.clone()
+
+
+class Histogram:
+    """Counts of |x| in equal bins from 0; the width doubles whenever a value does not fit."""
+
+    BINS = 4096
+
+    def __init__(self) -> None:
+        self.counts = torch.zeros(self.BINS, dtype=torch.float64)
+        self.width = 0.0
+        self.max = 0.0
+
+    def add(self, rows: Tensor) -> None:
+        """Observe (N, H) values.
+
+        Raises:
+            CalibrationError: if a value is infinite or NaN.
+        """
+        magnitudes = rows.detach().abs().to(torch.float32).reshape(-1)
+        peak = float(magnitudes.max()) if magnitudes.numel() else 0.0
+        if not peak < float("inf"):
+            raise CalibrationError("an activation is infinite or NaN; ranges need finite values")
+        if peak == 0.0:
+            self.counts[0] += magnitudes.numel()
+            return
+        if self.width == 0.0:
+            self.width = peak / self.BINS
+        while self.width * self.BINS < peak:
+            pairs = self.counts.reshape(-1, 2).sum(1)
+            self.counts = torch.cat([pairs, torch.zeros_like(pairs)])
+            self.width *= 2
+        # The rounding of a value at the very end of the range must not lose it: it belongs to the last bin.
+        index = (magnitudes / self.width).to(torch.int64).clamp_(max=self.BINS - 1)
+        self.counts += torch.bincount(index, minlength=self.BINS)
+        self.max = max(self.max, peak)
+
+    def edges(self) -> Tensor:
+        """Return the upper edge of each bin, (BINS,) float64; the maximum itself is the last useful one."""
+        upper = torch.arange(1, self.BINS + 1, dtype=torch.float64) * self.width
+        return upper.clamp(max=self.max)
+
+
+class PercentileCollector:
+    """The threshold that covers a share of all magnitudes; the rest is clipped."""
+
+    def __init__(self, percentile: float) -> None:
+        if not 0 < percentile <= 100:
+            raise InputError(f"percentile must be above 0 and at most 100, not {percentile!r}")
+        self.percentile = percentile
+        self.histogram = Histogram()
+
+    def add(self, rows: Tensor) -> None:
+        """Observe (N, H) values."""
+        self.histogram.add(rows)
+
+    def threshold(self) -> Tensor:
+        """Return the smallest bin edge that has at least the wanted share of values below it."""
+        covered = self.histogram.counts.cumsum(0)
+        index = int(torch.searchsorted(covered, covered[-1] * (self.percentile / 100)))
+        return self.histogram.edges()[min(index, Histogram.BINS - 1)].to(torch.float32)
+
+
+class MseCollector:
+    """The threshold with the least squared difference between values and their quantized copies."""
+
+    CANDIDATES = 128
+
+    def __init__(self) -> None:
+        self.histogram = Histogram()
+
+    def add(self, rows: Tensor) -> None:
+        """Observe (N, H) values."""
+        self.histogram.add(rows)
+
+    def threshold(self) -> Tensor:
+        """Return the best of 128 thresholds between max|x| / 128 and max|x|; the largest of equals."""
+        counts, top = self.histogram.counts, self.histogram.max
+        if top == 0.0:
+            return torch.zeros(())
+        centres = (torch.arange(Histogram.BINS, dtype=torch.float64) + 0.5) * self.histogram.width
+        candidates = top * torch.arange(self.CANDIDATES, 0, -1, dtype=torch.float64) / self.CANDIDATES
+        steps = (candidates / QMAX).unsqueeze(1)  # (candidates, 1)
+        rounded = (centres / steps).round_().clamp_(max=QMAX) * steps  # (candidates, BINS)
+        errors = ((rounded - centres).square_() * counts).sum(1)
+        return candidates[int(errors.argmin())].to(torch.float32)
+
+
+def create_collector(method: CalibrationMethod, percentile: float = 99.99) -> RangeCollector:
+    """Return an empty collector.
+
+    Raises:
+        InputError: if the method is unknown or the percentile is outside (0, 100].
+    """
+    if method == "max":
+        return MaxCollector()
+    if method == "percentile":
+        return PercentileCollector(percentile)
+    if method == "mse":
+        return MseCollector()
+    raise InputError(f"calibration method must be one of max, percentile, mse; found {method!r}")

@@ -1,0 +1,218 @@
+"""What is quantized and how: a `Scheme` is plain data, and the presets are schemes.
+
+A BERT has eleven slots (`SLOTS`); each has a `SlotScheme`, and `overrides` change single modules by a glob of
+their path. Everything unknown is a `SchemeError`: a typo must never leave a layer in float32 silently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from fnmatch import fnmatchcase
+from typing import Literal, cast, get_args
+
+from q8core.errors import SchemeError
+
+Granularity = Literal["per_tensor", "per_channel"]
+ActivationRange = Literal["ema", "dynamic", "none"]
+
+EMBEDDING_SLOTS = ("word_embeddings", "position_embeddings", "token_type_embeddings")
+LINEAR_SLOTS = (
+    "query",
+    "key",
+    "value",
+    "attention_output",
+    "ffn_in",
+    "ffn_out",
+    "pooler",
+    "head",
+)
+SLOTS = EMBEDDING_SLOTS + LINEAR_SLOTS
+REQUANTIZABLE_SLOTS = ("query", "key")
+
+
+@dataclass(frozen=True)
+class SlotScheme:
+    """How the modules of one slot are quantized.
+
+    Attributes:
+        enabled: False leaves the module in float32.
+        weight: one scale per tensor, or one per output row (linear) or table row (embedding).
+        activation: where the input scale comes from: "ema" of max|x| in training or calibration (static at
+            inference), "dynamic" per token, or "none" (embeddings have no input to quantize).
+        requantize_output: put the output on an 8-bit grid too (query and key only: the operands of Q K^T).
+        start_step: training steps that only observe ranges and compute in float32.
+    """
+
+    enabled: bool = True
+    weight: Granularity = "per_channel"
+    activation: ActivationRange = "ema"
+    requantize_output: bool = False
+    start_step: int = 0
+
+    def __post_init__(self) -> None:
+        _check_bool("enabled", self.enabled)
+        _check_choice("weight", self.weight, get_args(Granularity))
+        _check_choice("activation", self.activation, get_args(ActivationRange))
+        _check_bool("requantize_output", self.requantize_output)
+        if type(self.start_step) is not int or self.start_step < 0:
+            raise SchemeError(f"start_step must be an integer of at least 0, not {self.start_step!r}")
+        if self.requantize_output and self.activation != "ema":
+            raise SchemeError(f"requantize_output needs activation 'ema', not {self.activation!r}")
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """A complete description of a quantized BERT.
+
+    Attributes:
+        name: the preset's name, or the user's own.
+        slots: one `SlotScheme` for each of `SLOTS`.
+        ema_decay: weight of the old range when a batch is observed.
+        ema_debias: use min(ema_decay, (1 + n) / (10 + n)) at observation n, so that the first batch is forgotten.
+        ignore_padding: leave positions with attention_mask 0 out of the ranges.
+        share_qkv_input: query, key and value of a layer use one input range (they read the same tensor).
+        overrides: glob of a module path -> the `SlotScheme` fields to change there; later entries win.
+
+    Raises:
+        SchemeError: if a slot is missing or unknown, or a value is not allowed.
+    """
+
+    name: str
+    slots: Mapping[str, SlotScheme]
+    ema_decay: float = 0.9999
+    ema_debias: bool = True
+    ignore_padding: bool = True
+    share_qkv_input: bool = True
+    overrides: Mapping[str, Mapping[str, object]] = field(default_factory=dict[str, Mapping[str, object]])
+
+    def __post_init__(self) -> None:
+        if not isinstance(cast(object, self.name), str) or not self.name:
+            raise SchemeError(f"a scheme's name must be a text that is not empty, not {self.name!r}")
+        _check_keys("slot", self.slots, SLOTS, complete=True)
+        if type(self.ema_decay) not in (int, float) or not 0 <= self.ema_decay < 1:
+            raise SchemeError(f"ema_decay must be at least 0 and less than 1, not {self.ema_decay!r}")
+        for flag in ("ema_debias", "ignore_padding", "share_qkv_input"):
+            _check_bool(flag, getattr(self, flag))
+        for slot, slot_scheme in self.slots.items():
+            _check_slot(slot, slot_scheme)
+        for glob, changes in self.overrides.items():
+            _slot_from_dict(f"override {glob!r}", changes, base=SlotScheme())
+        object.__setattr__(self, "slots", {slot: self.slots[slot] for slot in SLOTS})
+        object.__setattr__(self, "overrides", {glob: dict(change) for glob, change in self.overrides.items()})
+
+    def resolve(self, slot: str, path: str) -> SlotScheme:
+        """Return the scheme of the module at `path`, which fills `slot`: the slot's, then matching overrides."""
+        _check_keys("slot", {slot: None}, SLOTS)
+        resolved = self.slots[slot]
+        for glob, changes in self.overrides.items():
+            if fnmatchcase(path, glob):
+                resolved = _slot_from_dict(f"override {glob!r}", changes, base=resolved)
+        _check_slot(slot, resolved, where=f" at {path}")
+        return resolved
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the scheme as plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, object]) -> Scheme:
+        """Return the scheme that `to_dict` described.
+
+        Raises:
+            SchemeError: if a key is unknown or missing (the message names the allowed ones) or a value is wrong.
+        """
+        known = tuple(f.name for f in fields(cls))
+        _check_keys("scheme key", data, known, complete=True)
+        slots: dict[str, SlotScheme] = {}
+        for slot, value in _mapping("slots", data["slots"]).items():
+            _check_keys("slot", {slot: None}, SLOTS)
+            slots[slot] = _slot_from_dict(f"slot {slot!r}", _mapping(f"slot {slot!r}", value))
+        overrides = {
+            glob: _mapping(f"override {glob!r}", change)
+            for glob, change in _mapping("overrides", data["overrides"]).items()
+        }
+        values = {**data, "slots": slots, "overrides": overrides}
+        return cls(**values)  # pyright: ignore[reportArgumentType] - checked in __post_init__
+
+
+def preset(name: str) -> Scheme:
+    """Return the scheme of that name.
+
+    `q8bert` is the default for training, `q8bert-paper` the paper's own rules to the letter, `static` and
+    `dynamic` quantize without training.
+
+    Raises:
+        SchemeError: if there is no such preset; the message names the presets.
+    """
+    _check_choice("preset", name, tuple(PRESETS))
+    return PRESETS[name]
+
+
+def _slot_from_dict(what: str, data: Mapping[str, object], base: SlotScheme | None = None) -> SlotScheme:
+    known = tuple(f.name for f in fields(SlotScheme))
+    _check_keys(f"{what} key", data, known, complete=base is None)
+    return replace(base or SlotScheme(), **data)  # pyright: ignore[reportArgumentType] - checked in __post_init__
+
+
+def _check_slot(slot: str, scheme: SlotScheme, where: str = "") -> None:
+    if not scheme.enabled:
+        return
+    allowed = ("none",) if slot in EMBEDDING_SLOTS else ("ema", "dynamic")
+    _check_choice(f"activation of slot {slot}{where}", scheme.activation, allowed)
+    if scheme.requantize_output and slot not in REQUANTIZABLE_SLOTS:
+        raise SchemeError(f"requantize_output is for the slots query and key, not for {slot}{where}")
+
+
+def _check_bool(what: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise SchemeError(f"{what} must be true or false, not {value!r}")
+
+
+def _check_choice(what: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise SchemeError(f"{what} must be one of {', '.join(allowed)}; found {value!r}")
+
+
+def _check_keys(what: str, data: Mapping[str, object], allowed: tuple[str, ...], complete: bool = False) -> None:
+    unknown = [key for key in data if key not in allowed]
+    if unknown:
+        raise SchemeError(f"unknown {what} {unknown[0]!r}; allowed are {', '.join(allowed)}")
+    missing = [key for key in allowed if key not in data]
+    if complete and missing:
+        raise SchemeError(f"missing {what} {missing[0]!r}; needed are {', '.join(allowed)}")
+
+
+def _mapping(what: str, value: object) -> Mapping[str, object]:
+    if not isinstance(value, Mapping):
+        raise SchemeError(f"{what} must be a table of keys and values, not {value!r}")
+    return cast("Mapping[str, object]", value)
+
+
+def _slots(weight: Granularity, activation: ActivationRange, *, requantize: bool) -> dict[str, SlotScheme]:
+    """Return the paper's slots: all tables but token types, all linears, Q and K requantized."""
+    table = SlotScheme(weight=weight, activation="none")
+    linear = SlotScheme(weight=weight, activation=activation)
+    slots = {slot: table if slot in EMBEDDING_SLOTS else linear for slot in SLOTS}
+    slots["token_type_embeddings"] = replace(table, enabled=False)  # two rows: nothing to gain (as the paper)
+    for slot in REQUANTIZABLE_SLOTS:
+        slots[slot] = replace(linear, requantize_output=requantize)
+    return slots
+
+
+_PAPER_SLOTS = _slots("per_tensor", "ema", requantize=True)
+_DEFAULT_SLOTS = _slots("per_channel", "ema", requantize=True)
+
+PRESETS: Mapping[str, Scheme] = {
+    "q8bert": Scheme("q8bert", _DEFAULT_SLOTS),
+    "q8bert-paper": Scheme(
+        "q8bert-paper",
+        {**_PAPER_SLOTS, "head": replace(_PAPER_SLOTS["head"], start_step=200)},
+        ema_debias=False,
+        ignore_padding=False,
+        share_qkv_input=False,
+    ),
+    "static": Scheme("static", _DEFAULT_SLOTS),
+    "dynamic": Scheme("dynamic", _slots("per_channel", "dynamic", requantize=False)),
+}
+"""The named schemes."""
