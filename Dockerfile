@@ -25,14 +25,14 @@ RUN pip install --no-deps ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} "$(
 COPY pyproject.toml README.md LICENSE ./
 COPY q8core q8core
 COPY service service
-# `pip check` refuses an image whose pins do not satisfy pyproject.toml. Afterwards nothing installs
-# anything any more, and torch's C++ headers and test programs serve only compilers.
+# `pip check` refuses an image whose pins do not satisfy pyproject.toml. Afterwards nothing is installed any
+# more, and torch's C++ headers and test programs (180 MB) serve only compilers.
 RUN pip install --no-deps . \
  && pip check \
  && pip uninstall --yes pip \
  && rm -rf /venv/lib/python3.11/site-packages/torch/include \
-           /venv/lib/python3.11/site-packages/torch/share/cmake \
-           /venv/lib/python3.11/site-packages/torch/bin
+           /venv/lib/python3.11/site-packages/torch/share \
+           /venv/lib/python3.11/site-packages/torch/test
 
 
 FROM python:3.11-slim-bookworm

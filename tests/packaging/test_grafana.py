@@ -1,0 +1,194 @@
+"""Grafana's provisioning: well formed, consistent, and asking only for metrics and labels that exist.
+
+That every query is valid PromQL and returns data is checked against a real Prometheus by .ci/compose-smoke.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client import Counter, Gauge, Histogram
+
+from service.batcher import Lane
+from service.metrics import create_metrics
+
+# Added to every series by Prometheus itself.
+SCRAPE_LABELS = {"job", "instance"}
+METRIC = re.compile(r"\b(?:q8bert|process)_[a-z0-9_]+")
+
+
+def expose(family: Counter | Gauge | Histogram) -> dict[str, set[str]]:
+    """Names of a family's series as scraped, each with its labels."""
+    name, labels = family._name, set(family._labelnames)
+    if isinstance(family, Counter):
+        return {f"{name}_total": labels}
+    if isinstance(family, Histogram):
+        return {f"{name}_bucket": labels | {"le"}, f"{name}_sum": labels, f"{name}_count": labels}
+    return {name: labels}
+
+
+@pytest.fixture(scope="module")
+def exposed() -> dict[str, set[str]]:
+    """Every series of the service with its labels."""
+    lanes = [Lane(task, backend) for task in ("classify", "qa") for backend in ("fp32", "int8")]
+    registry = create_metrics(lanes).registry
+    series: dict[str, set[str]] = {}
+    for collector in registry._collector_to_names:
+        if isinstance(collector, Counter | Gauge | Histogram):
+            series |= expose(collector)
+        else:
+            series |= {sample.name: set(sample.labels) for family in collector.collect() for sample in family.samples}
+    return series
+
+
+@pytest.fixture(scope="module")
+def dashboard(root: Path) -> dict[str, Any]:
+    (path,) = (root / "docker" / "grafana" / "dashboards").glob("*.json")
+    return json.loads(path.read_text())
+
+
+@pytest.fixture(scope="module")
+def targets(dashboard: dict[str, Any]) -> list[dict[str, Any]]:
+    targets = [target for panel in dashboard["panels"] for target in panel.get("targets", [])]
+    assert len(targets) > 15
+    return targets
+
+
+def provisioned(root: Path, kind: str) -> dict[str, Any]:
+    (path,) = (root / "docker" / "grafana" / "provisioning" / kind).glob("*.yml")
+    return yaml.safe_load(path.read_text())
+
+
+def datasource_references(node: Any) -> Iterator[dict[str, str]]:
+    """Every ``datasource`` in the dashboard, at any depth."""
+    if isinstance(node, dict):
+        if "datasource" in node:
+            yield node["datasource"]
+        node = list(node.values())
+    if isinstance(node, list):
+        for child in node:
+            yield from datasource_references(child)
+
+
+def test_one_datasource_which_all_panels_name(root: Path, dashboard: dict[str, Any]) -> None:
+    (datasource,) = provisioned(root, "datasources")["datasources"]
+    reference = {"type": datasource["type"], "uid": datasource["uid"]}
+    references = list(datasource_references(dashboard))
+    assert len(references) > 30
+    assert all(found == reference for found in references)
+    assert not datasource["editable"]
+
+
+def test_the_datasource_is_the_compose_service(root: Path, compose: dict[str, Any]) -> None:
+    (datasource,) = provisioned(root, "datasources")["datasources"]
+    host, port = datasource["url"].removeprefix("http://").split(":")
+    assert compose["services"][host]["ports"][0].endswith(f":{port}")
+    scrape = yaml.safe_load((root / "docker" / "prometheus" / "prometheus.yml").read_text())["global"][
+        "scrape_interval"
+    ]
+    assert datasource["jsonData"]["timeInterval"] == scrape
+
+
+def test_the_provider_reads_where_compose_mounts(root: Path, compose: dict[str, Any]) -> None:
+    (provider,) = provisioned(root, "dashboards")["providers"]
+    grafana = compose["services"]["grafana"]
+    mounts = {target: source for source, target, _ in (volume.split(":") for volume in grafana["volumes"])}
+    folder = provider["options"]["path"]
+    assert mounts[folder] == "./docker/grafana/dashboards"
+    assert mounts["/etc/grafana/provisioning"] == "./docker/grafana/provisioning"
+    home = grafana["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    assert home.startswith(folder + "/")
+    assert (root / "docker" / "grafana" / "dashboards" / home.removeprefix(folder + "/")).is_file()
+
+
+def test_viewers_only(compose: dict[str, Any]) -> None:
+    environment = compose["services"]["grafana"]["environment"]
+    assert environment["GF_AUTH_ANONYMOUS_ENABLED"] == "true"
+    assert environment["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Viewer"
+    assert environment["GF_SECURITY_DISABLE_INITIAL_ADMIN_CREATION"] == "true"
+    assert environment["GF_AUTH_BASIC_ENABLED"] == "false"
+
+
+def test_panels_are_distinct_and_do_not_overlap(dashboard: dict[str, Any]) -> None:
+    panels = dashboard["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    assert len({panel["title"] for panel in panels}) == len(panels)
+    for panel in panels:
+        place = panel["gridPos"]
+        assert min(place["w"], place["h"]) > 0
+        assert place["x"] + place["w"] <= 24
+    for a, b in itertools.combinations((panel["gridPos"] for panel in panels), 2):
+        beside = a["x"] + a["w"] <= b["x"] or b["x"] + b["w"] <= a["x"]
+        below = a["y"] + a["h"] <= b["y"] or b["y"] + b["h"] <= a["y"]
+        assert beside or below, (a, b)
+
+
+def test_asks_only_for_metrics_that_exist(targets: list[dict[str, Any]], exposed: dict[str, set[str]]) -> None:
+    for target in targets:
+        names = set(METRIC.findall(target["expr"]))
+        assert names, target["expr"]
+        assert names <= set(exposed), f"unknown: {names - set(exposed)} in {target['expr']}"
+
+
+def test_asks_only_for_labels_that_exist(targets: list[dict[str, Any]], exposed: dict[str, set[str]]) -> None:
+    for target in targets:
+        expression = target["expr"]
+        for name, matchers in re.findall(r"\b((?:q8bert|process)_[a-z0-9_]+)\{([^}]*)\}", expression):
+            labels = set(re.findall(r"(\w+)\s*=?[=~!]", matchers))
+            assert labels, expression
+            assert labels <= exposed[name] | SCRAPE_LABELS, expression
+        common = set.intersection(*(exposed[name] for name in METRIC.findall(expression))) | SCRAPE_LABELS
+        for group in re.findall(r"\bby \(([^)]*)\)", expression):
+            assert {label.strip() for label in group.split(",")} <= common, expression
+
+
+def test_legends_name_labels_that_are_left(targets: list[dict[str, Any]]) -> None:
+    for target in targets:
+        groups = [set(re.split(r",\s*", group)) for group in re.findall(r"\bby \(([^)]*)\)", target["expr"])]
+        left = set.intersection(*groups) if groups else set()
+        assert set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"])) <= left, target
+
+
+def test_label_values_of_the_queries_are_ones_that_the_service_uses(targets: list[dict[str, Any]]) -> None:
+    matched = {pair for target in targets for pair in re.findall(r'(\w+)=~?"([^"]*)"', target["expr"])}
+    assert matched == {
+        ("backend", "fp32"),
+        ("backend", "int8"),
+        ("kind", "real"),
+        ("kind", "weights|scales"),
+        ("task", "$task"),
+        ("job", "q8bert"),
+    }
+
+
+def test_the_dashboard_compares_what_was_promised(targets: list[dict[str, Any]]) -> None:
+    shown = {name for target in targets for name in METRIC.findall(target["expr"])}
+    assert shown >= {
+        "q8bert_requests_total",
+        "q8bert_request_duration_seconds_bucket",
+        "q8bert_stage_duration_seconds_sum",
+        "q8bert_rejected_total",
+        "q8bert_requests_in_flight",
+        "q8bert_queue_requests",
+        "q8bert_queue_tokens",
+        "q8bert_batch_size_bucket",
+        "q8bert_batch_tokens_bucket",
+        "q8bert_tokens_total",
+        "q8bert_engine_busy_seconds_total",
+        "q8bert_cpu_seconds_total",
+        "q8bert_model_memory_bytes",
+        "q8bert_engine_up",
+        "q8bert_selftest_max_abs_diff",
+        "q8bert_model_info",
+    }
+    quantiles = {
+        q for target in targets for q in re.findall(r"histogram_quantile\((\S+),.*request_duration", target["expr"])
+    }
+    assert quantiles == {"0.5", "0.95", "0.99"}
