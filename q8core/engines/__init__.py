@@ -1,0 +1,121 @@
+"""Engines: a checkpoint's tensors, packed for this CPU, turning token batches into logits.
+
+checkpoint -> ``load_engine`` -> ``self_test`` -> ``warmup`` -> ``infer(TokenBatch)`` -> logits
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import BertConfig
+
+from q8core.checkpoint import Checkpoint
+from q8core.engines.autoselect import choose_kernel
+from q8core.engines.bert import BertEngine
+from q8core.engines.fp32 import KERNEL as FP32_KERNEL
+from q8core.engines.fp32 import head_path, load_fp32
+from q8core.engines.int8 import load_int8
+from q8core.engines.packing import TokenBatch
+from q8core.engines.protocol import Backend, Engine, EngineMemory, KernelName, check_backend, check_kernel
+from q8core.engines.self_test import SelfTestResult, self_test
+from q8core.engines.shape import ModelShape
+from q8core.engines.source import TensorSource
+from q8core.errors import CheckpointError, InputError
+from q8core.tasks.task import TaskKind
+
+__all__ = [
+    "Backend",
+    "Engine",
+    "EngineMemory",
+    "KernelName",
+    "SelfTestResult",
+    "TokenBatch",
+    "build_engine",
+    "load_engine",
+    "self_test",
+]
+
+# Left in older or broader Hugging Face files; transformers ignores them too.
+_UNUSED_FLOAT = ("bert.embeddings.position_ids", "cls.")
+
+
+def load_engine(
+    checkpoint: Checkpoint | Path, backend: str, kernel: str = "auto", threads: int | None = None
+) -> BertEngine:
+    """Load a checkpoint's model on a backend.
+
+    Args:
+        checkpoint: an opened checkpoint, or its folder.
+        backend: fp32 or int8.
+        kernel: the int8 kernel: fbgemm, onednn, or auto to measure both. The fp32 backend has one kernel.
+        threads: CPU threads; None leaves torch's setting.
+
+    Raises:
+        InputError: for an unknown backend or kernel, or fewer than one thread.
+        CheckpointError: if the checkpoint lacks what the backend needs.
+        EngineError: if the kernel cannot be used on this machine.
+    """
+    check_backend(backend)
+    opened = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint.open(checkpoint)
+    facts: dict[str, object] = {"checkpoint": opened.name}
+    if backend == "int8":
+        tensors: Mapping[str, Tensor] = opened.int8_tensors()
+        facts["scheme"] = opened.scheme.name if opened.scheme else None
+    else:
+        tensors, facts["dequantized"] = opened.float_tensors()
+    return build_engine(opened.config, opened.task, tensors, backend, kernel, threads, facts)
+
+
+def build_engine(
+    config: BertConfig,
+    task: TaskKind,
+    tensors: Mapping[str, Tensor],
+    backend: str,
+    kernel: str = "auto",
+    threads: int | None = None,
+    facts: Mapping[str, object] | None = None,
+) -> BertEngine:
+    """Build an engine from tensors: float ones under Hugging Face's names, or those of an int8 checkpoint.
+
+    Each tensor is asked for once and packed at once, so a mapping that loads lazily keeps the peak low.
+
+    Raises:
+        InputError: for an unknown backend or kernel, or fewer than one thread.
+        CheckpointError: if a tensor is missing, does not fit, or is not part of the model.
+        EngineError: if the kernel cannot be used on this machine.
+    """
+    backend, kernel = check_backend(backend), check_kernel(kernel)
+    if threads is not None:
+        if threads < 1:
+            raise InputError(f"threads is {threads}; at least 1")
+        torch.set_num_threads(threads)
+    shape, source = ModelShape.of(config), TensorSource(tensors)
+    known: dict[str, object] = {"scheme": None, "dequantized": False, **(facts or {})}
+    with torch.inference_mode():
+        labels = _head_rows(source, task)
+        if backend == "int8":
+            choice = choose_kernel(kernel, shape)
+            model = load_int8(shape, task, source, labels, choice.kernel)
+            source.finish()
+            name, state_bytes = choice.kernel.name, choice.kernel.carrier_bytes
+            known.update(choice.facts())
+        else:
+            model = load_fp32(shape, task, source, labels)
+            source.finish(_UNUSED_FLOAT if task == "classify" else (*_UNUSED_FLOAT, "bert.pooler."))
+            name, state_bytes = FP32_KERNEL, 4
+    gc.collect()
+    return BertEngine(task, backend, name, model, state_bytes, threads, known)
+
+
+def _head_rows(source: TensorSource, task: TaskKind) -> int:
+    """Return the outputs of the task's head: 2 for qa, as many as the classifier has rows otherwise."""
+    if task == "qa":
+        return 2
+    rows = source.rows(f"{head_path(task)}.weight")
+    if rows < 1:
+        raise CheckpointError("the classifier has no rows")
+    return rows

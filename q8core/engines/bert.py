@@ -1,0 +1,136 @@
+"""The engine: a BERT with a classification or question-answering head, over packed tokens."""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from q8core.engines.encoder import Embeddings, EncoderLayer
+from q8core.engines.footprint import footprint
+from q8core.engines.linear import Linear
+from q8core.engines.packing import TokenBatch
+from q8core.engines.protocol import Backend, EngineMemory
+from q8core.engines.shape import ModelShape
+from q8core.errors import InputError
+from q8core.tasks.task import TaskKind
+
+
+@dataclass(frozen=True)
+class Model:
+    """All that was loaded: `pooler` is None for question answering."""
+
+    shape: ModelShape
+    embeddings: Embeddings
+    layers: tuple[EncoderLayer, ...]
+    pooler: Linear | None
+    head: Linear
+
+
+@dataclass
+class BertEngine:
+    """A loaded model; satisfies the `Engine` protocol.
+
+    Attributes:
+        state_bytes: bytes of one value of the inner feed-forward state, for the workspace.
+        facts: what `describe` adds to the shapes.
+    """
+
+    task: TaskKind
+    backend: Backend
+    kernel: str
+    model: Model
+    state_bytes: int = 4
+    threads: int | None = None
+    facts: Mapping[str, object] = field(default_factory=dict[str, object])
+    _most_tokens: int = 0
+
+    def infer(self, batch: TokenBatch) -> Tensor:
+        """Return float32 logits: (B, labels) for classify, (T, 2) for qa.
+
+        Raises:
+            InputError: if an id is outside its table or a sequence is longer than the position table.
+        """
+        self._check(batch)
+        # Both are settings of the calling thread, and any thread may call.
+        if self.threads is not None and torch.get_num_threads() != self.threads:
+            torch.set_num_threads(self.threads)
+        with torch.inference_mode():
+            logits = self._classify(batch) if self.task == "classify" else self._answer(batch)
+        self._most_tokens = max(self._most_tokens, batch.tokens)
+        return logits
+
+    def warmup(self) -> None:
+        """Run a short and a long sequence, and a mixed batch."""
+        for wanted in ((8,), (128,), (5, 32, 64)):
+            lengths = tuple(min(length, self.model.shape.positions) for length in wanted)
+            zeros = torch.zeros(sum(lengths), dtype=torch.int64)
+            self.infer(TokenBatch(zeros, zeros, lengths))
+
+    def memory(self) -> EngineMemory:
+        """Return the resident bytes; the workspace is computed from the largest batch so far."""
+        weights, scales = footprint(self.model)
+        shape = self.model.shape
+        attention = 4 * (1 + 3 + 1) * shape.hidden  # residual, q k v, context
+        feed_forward = 4 * 2 * shape.hidden + self.state_bytes * shape.inner
+        return EngineMemory(weights, scales, self._most_tokens * max(attention, feed_forward))
+
+    def describe(self) -> dict[str, object]:
+        """Return kernel, instruction set, shapes, threads and what loading found out."""
+        shape = self.model.shape
+        return {
+            "task": self.task,
+            "backend": self.backend,
+            "kernel": self.kernel,
+            "isa": torch.backends.cpu.get_cpu_capability(),
+            "machine": platform.machine(),
+            "threads": self.threads or torch.get_num_threads(),
+            "layers": shape.layers,
+            "hidden": shape.hidden,
+            "heads": shape.heads,
+            "inner": shape.inner,
+            "vocabulary": shape.vocabulary,
+            "positions": shape.positions,
+            **self.facts,
+        }
+
+    def _classify(self, batch: TokenBatch) -> Tensor:
+        """Only the first tokens reach the head, so the last layer computes nothing else after its attention."""
+        runs, first = batch.runs(), batch.first_rows()
+        hidden = self.model.embeddings(batch)
+        for layer in self.model.layers[:-1]:
+            hidden = layer(hidden, runs)
+        hidden = self.model.layers[-1](hidden, runs, first)
+        if self.model.pooler is not None:
+            hidden = self.model.pooler(hidden).tanh_()
+        return self.model.head(hidden)
+
+    def _answer(self, batch: TokenBatch) -> Tensor:
+        runs = batch.runs()
+        hidden = self.model.embeddings(batch)
+        for layer in self.model.layers:
+            hidden = layer(hidden, runs)
+        return self.model.head(hidden)
+
+    def _check(self, batch: TokenBatch) -> None:
+        shape = self.model.shape
+        longest = max(batch.lengths)
+        if longest > shape.positions:
+            raise InputError(f"a sequence has {longest} tokens; this model takes at most {shape.positions}")
+        for name, ids, size in (
+            ("input_ids", batch.input_ids, shape.vocabulary),
+            ("token_type_ids", batch.token_type_ids, shape.token_types),
+        ):
+            low, high = (int(bound) for bound in torch.aminmax(ids))
+            if low < 0 or high >= size:
+                bad = low if low < 0 else high
+                raise InputError(f"{name} holds {bad}; allowed: 0 to {size - 1}")
+
+
+def score_scale(shape: ModelShape) -> float:
+    """Return 1 / sqrt(head size), the factor of Q K^T (Vaswani et al., 2017)."""
+    return 1.0 / math.sqrt(shape.head_size)

@@ -1,0 +1,115 @@
+"""Token batches without padding: sequences one after another in one row of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain, groupby
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from q8core.errors import InputError
+
+
+class Run(NamedTuple):
+    """Adjacent sequences of equal length: they share one attention call."""
+
+    first_token: int
+    first_sequence: int
+    sequences: int
+    length: int
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Sequences packed into one row of T tokens; no position is wasted on padding.
+
+    Attributes:
+        input_ids: int64 (T,).
+        token_type_ids: int64 (T,).
+        lengths: tokens of each sequence; they sum to T.
+
+    Raises:
+        InputError: if the batch or a sequence is empty, or the parts do not fit together.
+
+    Example:
+        >>> batch = TokenBatch.pack([([101, 7592, 102], [0, 0, 0]), ([101, 102], [0, 0])])
+        >>> batch.lengths
+        (3, 2)
+    """
+
+    input_ids: Tensor
+    token_type_ids: Tensor
+    lengths: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.lengths:
+            raise InputError("a batch needs at least one sequence; found none")
+        if min(self.lengths) < 1:
+            raise InputError(f"sequence {self.lengths.index(min(self.lengths))} of the batch has no tokens")
+        shape = (sum(self.lengths),)
+        for name, ids in (("input_ids", self.input_ids), ("token_type_ids", self.token_type_ids)):
+            if ids.shape != shape or ids.dtype != torch.int64:
+                raise InputError(
+                    f"{name} must be int64 of shape {shape}, the sum of the lengths; found {ids.dtype} of shape "
+                    f"{tuple(ids.shape)}"
+                )
+
+    @classmethod
+    def pack(cls, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> TokenBatch:
+        """Pack pairs of (input_ids, token_type_ids), each without padding.
+
+        Raises:
+            InputError: if there is no sequence, one is empty, or ids and types differ in length.
+        """
+        for place, (ids, types) in enumerate(sequences):
+            if len(ids) != len(types):
+                raise InputError(f"sequence {place} has {len(ids)} input_ids but {len(types)} token_type_ids")
+        return cls(
+            torch.tensor(list(chain.from_iterable(ids for ids, _ in sequences)), dtype=torch.int64),
+            torch.tensor(list(chain.from_iterable(types for _, types in sequences)), dtype=torch.int64),
+            tuple(len(ids) for ids, _ in sequences),
+        )
+
+    @property
+    def tokens(self) -> int:
+        """T, the tokens of all sequences."""
+        return len(self.input_ids)
+
+    def split(self, logits: Tensor) -> list[Tensor]:
+        """Return the logits of each sequence: (B, C) -> (C,) each, (T, 2) -> (length, 2) each.
+
+        One row per token is taken as per token; only if all sequences had a single token, which no tokenizer
+        makes, could the two forms be confused.
+
+        Raises:
+            InputError: if `logits` has neither one row per token nor one per sequence.
+        """
+        if len(logits) == self.tokens:
+            return list(logits.split(self.lengths))
+        if len(logits) == len(self.lengths):
+            return list(logits)
+        raise InputError(
+            f"{len(logits)} rows of logits fit neither {len(self.lengths)} sequences nor {self.tokens} tokens"
+        )
+
+    def positions(self) -> Tensor:
+        """Return the position of each token in its own sequence, int64 (T,)."""
+        return torch.cat([torch.arange(length) for length in self.lengths])
+
+    def first_rows(self) -> Tensor:
+        """Return the row of each sequence's first token, int64 (B,)."""
+        lengths = torch.tensor(self.lengths)
+        return lengths.cumsum(0) - lengths
+
+    def runs(self) -> list[Run]:
+        """Return the runs of adjacent sequences of equal length, in order."""
+        runs: list[Run] = []
+        token = sequence = 0
+        for length, group in groupby(self.lengths):
+            count = sum(1 for _ in group)
+            runs.append(Run(token, sequence, count, length))
+            token, sequence = token + count * length, sequence + count
+        return runs

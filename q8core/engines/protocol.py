@@ -1,0 +1,99 @@
+"""What an engine is: token batches in, logits out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol, get_args
+
+from torch import Tensor
+
+from q8core.engines.packing import TokenBatch
+from q8core.errors import InputError
+from q8core.tasks.task import TaskKind
+
+Backend = Literal["fp32", "int8"]
+KernelName = Literal["auto", "fbgemm", "onednn"]
+
+BACKENDS: tuple[str, ...] = get_args(Backend)
+KERNELS: tuple[str, ...] = get_args(KernelName)
+
+
+@dataclass(frozen=True)
+class EngineMemory:
+    """Bytes that an engine keeps resident.
+
+    Attributes:
+        weights: matrices and tables, in the layout the kernels read.
+        scales: everything else that was loaded: scales, biases, layer norms.
+        workspace: activations of the largest batch so far, at their peak in a layer.
+    """
+
+    weights: int
+    scales: int
+    workspace: int
+
+    @property
+    def total(self) -> int:
+        """All bytes."""
+        return self.weights + self.scales + self.workspace
+
+
+class Engine(Protocol):
+    """A model ready to run. `infer` may be called from any one thread at a time."""
+
+    @property
+    def task(self) -> TaskKind:
+        """The task: classify or qa."""
+        ...
+
+    @property
+    def backend(self) -> Backend:
+        """fp32 or int8."""
+        ...
+
+    @property
+    def kernel(self) -> str:
+        """The linear kernel in use."""
+        ...
+
+    def infer(self, batch: TokenBatch) -> Tensor:
+        """Return float32 logits: (B, labels) for classify, (T, 2) start and end logits for qa.
+
+        Raises:
+            InputError: if an id is outside its table or a sequence is longer than the position table.
+        """
+        ...
+
+    def warmup(self) -> None:
+        """Run a few shapes, so that the first request does not pay for what kernels build lazily."""
+        ...
+
+    def memory(self) -> EngineMemory:
+        """Return the bytes that are resident for this engine."""
+        ...
+
+    def describe(self) -> dict[str, object]:
+        """Return kernel, instruction set, scheme, shapes, threads: plain JSON values."""
+        ...
+
+
+def check_backend(backend: str) -> Backend:
+    """Return `backend` as a known backend.
+
+    Raises:
+        InputError: naming the allowed ones.
+    """
+    if backend == "fp32" or backend == "int8":
+        return backend
+    raise InputError(f"backend is {backend!r}; allowed: {', '.join(BACKENDS)}")
+
+
+def check_kernel(kernel: str) -> KernelName:
+    """Return `kernel` as a known kernel.
+
+    Raises:
+        InputError: naming the allowed ones.
+    """
+    if kernel == "auto" or kernel == "fbgemm" or kernel == "onednn":
+        return kernel
+    raise InputError(f"kernel is {kernel!r}; allowed: {', '.join(KERNELS)}")
