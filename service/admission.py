@@ -1,0 +1,42 @@
+"""How fast the engines are, as measured: the source of Retry-After and of refusing what cannot be done in time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from service.batcher import Lane
+
+# Weight of the past after each batch: about the last twenty batches count.
+_KEEP = 0.95
+
+
+class Throughput:
+    """Tokens per second of each lane, as a decaying average over its batches.
+
+    Written by the engine thread, read under the queue's lock: a torn read would only blur an estimate.
+    """
+
+    def __init__(self, lanes: Sequence[Lane]) -> None:
+        self._tokens = dict.fromkeys(lanes, 0.0)
+        self._seconds = dict.fromkeys(lanes, 0.0)
+
+    def observe(self, lane: Lane, tokens: int, seconds: float) -> None:
+        """Account for one computed batch."""
+        self._tokens[lane] = self._tokens[lane] * _KEEP + tokens
+        self._seconds[lane] = self._seconds[lane] * _KEEP + seconds
+
+    def tokens_per_second(self, lane: Lane) -> float | None:
+        """Measured speed, None before the first batch."""
+        seconds = self._seconds[lane]
+        return self._tokens[lane] / seconds if seconds > 0 else None
+
+    def drain_seconds(self, tokens: Mapping[Lane, int]) -> float | None:
+        """Time to compute these tokens one lane after another; None where a needed speed is not known yet."""
+        total = 0.0
+        for lane, waiting in tokens.items():
+            if waiting:
+                speed = self.tokens_per_second(lane)
+                if speed is None:
+                    return None
+                total += waiting / speed
+        return total

@@ -1,0 +1,73 @@
+"""The ASGI application: routes, error answers and middleware around a `Service`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+
+import service as package
+from q8core.errors import InputError
+from service.container import Service
+from service.errors import ServiceError, describe_error
+from service.middleware import BodyMiddleware, RequestMiddleware
+from service.registry import ModelRegistry
+from service.routes import classify, health, info, metrics, qa
+from service.settings import Settings
+from service.trace import RequestTrace
+
+log = logging.getLogger(__name__)
+
+TASK_PATHS = {"/classify": "classify", "/qa": "qa", "/question-answering": "qa"}
+
+_DESCRIPTION = (
+    "BERT in 8 bits on CPUs, beside fp32. Bodies follow Hugging Face's task schemas; every error has the body "
+    "`{error, error_type, request_id}`; stage times, token counts and the backend come in response headers."
+)
+
+
+def create_app(settings: Settings, registry: ModelRegistry) -> FastAPI:
+    """Build the application; engines are loaded in the background once it starts.
+
+    ``app.state.service`` is the `Service` behind it.
+    """
+    service = Service(settings, registry)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
+        service.start()
+        try:
+            yield
+        finally:
+            await run_in_threadpool(service.stop, settings.request_timeout_s)
+
+    app = FastAPI(
+        title="q8bert",
+        version=package.__version__,
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        redirect_slashes=False,
+        redoc_url=None,
+    )
+    app.state.service = service
+    for module in (classify, qa, info, health, metrics):
+        app.include_router(module.router)
+    for kind in (RequestValidationError, HTTPException, ServiceError, InputError):
+        app.add_exception_handler(kind, _answer_error)
+    # the last one added is the outermost
+    app.add_middleware(BodyMiddleware, limit=settings.payload_limit)
+    app.add_middleware(RequestMiddleware, tasks=TASK_PATHS, metrics=service.metrics)
+    return app
+
+
+async def _answer_error(request: Request, error: Exception) -> JSONResponse:
+    trace: RequestTrace = request.state.trace
+    answer = describe_error(error)
+    trace.error_type = answer.kind.error_type
+    return JSONResponse(answer.body(trace.request_id), answer.kind.status, headers=dict(answer.headers))

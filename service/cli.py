@@ -1,0 +1,89 @@
+"""`q8bert serve`: options to settings, checkpoints to a registry, and the server around them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from service.settings import ENV_PREFIX, Settings, load_settings, unknown_variables
+
+log = logging.getLogger(__name__)
+
+
+def _option(name: str, *flags: str) -> Any:
+    """An option whose help is the setting's description, its variable and its default."""
+    field = Settings.model_fields[name]
+    default: Any = field.default
+    shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
+    note = f"[env: {ENV_PREFIX}{name.upper()}]" + (f" [default: {shown}]" if shown not in (None, "") else "")
+    return typer.Option(*flags, help=f"{field.description} {note}", show_default=False)
+
+
+def serve(
+    checkpoint: Annotated[list[Path] | None, _option("checkpoint")] = None,
+    host: Annotated[str | None, _option("host")] = None,
+    port: Annotated[int | None, _option("port")] = None,
+    backends: Annotated[str | None, _option("backends")] = None,
+    default_backend: Annotated[str | None, _option("default_backend")] = None,
+    kernel: Annotated[str | None, _option("kernel")] = None,
+    threads: Annotated[int | None, _option("threads")] = None,
+    max_batch_tokens: Annotated[int | None, _option("max_batch_tokens")] = None,
+    max_queue_tokens: Annotated[int | None, _option("max_queue_tokens")] = None,
+    max_queue_requests: Annotated[int | None, _option("max_queue_requests")] = None,
+    request_timeout_s: Annotated[float | None, _option("request_timeout_s")] = None,
+    payload_limit: Annotated[int | None, _option("payload_limit")] = None,
+    log_level: Annotated[str | None, _option("log_level")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Load, self-test and warm up, print what /info would say, and exit.")
+    ] = False,
+) -> None:
+    """Serve classification and question answering over HTTP, on int8 and fp32.
+
+    Without options it serves the bundled checkpoints on http://127.0.0.1:8000; GET /docs describes the API.
+    SIGTERM or Ctrl-C lets accepted requests finish.
+    """
+    options = {name: value for name, value in locals().items() if name in Settings.model_fields}
+    settings = load_settings({**options, "checkpoint": checkpoint or None})
+    _configure_logging(settings.log_level)
+    for name in unknown_variables():
+        log.warning("%s is set but is not a setting of q8bert", name)
+    if dry_run:
+        _dry_run(settings)
+    else:
+        _serve(settings)
+
+
+def _serve(settings: Settings) -> None:
+    # torch takes a second to import: `q8bert --help` shall not pay for it
+    from service.app import create_app
+    from service.registry import ModelRegistry
+    from service.server import bind, run_server
+
+    with bind(settings) as listener:
+        registry = ModelRegistry.open(settings.checkpoint, settings.backends, settings.kernel, settings.threads)
+        run_server(create_app(settings, registry), listener, settings)
+
+
+def _dry_run(settings: Settings) -> None:
+    from service.container import Service
+    from service.info import describe_service
+    from service.registry import ModelRegistry
+
+    registry = ModelRegistry.open(settings.checkpoint, settings.backends, settings.kernel, settings.threads)
+    service = Service(settings, registry)
+    registry.load()
+    typer.echo(json.dumps(describe_service(service), indent=2, ensure_ascii=False))
+    service.pipeline.close()
+
+
+def _configure_logging(level: str) -> None:
+    logging.basicConfig(
+        stream=sys.stderr, level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
+    )
+    # uvicorn's own steps repeat ours
+    logging.getLogger("uvicorn").setLevel(logging.DEBUG if level == "debug" else logging.WARNING)

@@ -1,0 +1,235 @@
+"""What can go wrong with a request, and the one table that turns it into a status and an error_type.
+
+Every error answer has the body ``{"error", "error_type", "request_id", "details"?}``: ``error`` is a sentence
+for a person (and what Hugging Face and Open Inference clients read), ``error_type`` is for programs.
+
+ServiceError
+ ├── BadInput           the body is well-formed but asks for something impossible
+ ├── EmptyInput         an empty list of inputs
+ ├── InputTooLong       a text has more tokens than the model takes, and truncation is off
+ ├── UnknownBackend     no such backend for this task
+ ├── UnknownTask        no checkpoint for this task is loaded
+ ├── BodyTooLarge       more bytes than the payload limit
+ ├── TooManyTokens      one request alone exceeds the queue
+ ├── QueueFull          the server has as much work as it can finish in time
+ ├── DeadlineExceeded   the answer would come after the request's time limit
+ ├── ClientClosed       the client left before its answer (never seen by anyone, counted as 499)
+ ├── NotReady           still loading
+ ├── Draining           shutting down
+ ├── EngineDead         the engine thread has stopped
+ └── InferenceFailed    an engine raised while computing this request's batch
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from q8core.errors import InputError
+
+
+class ServiceError(Exception):
+    """Base of the failures that a request can meet; the message is a sentence for the client."""
+
+    retry_after_s: float | None = None
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        if retry_after_s is not None:
+            self.retry_after_s = retry_after_s
+
+
+class BadInput(ServiceError):
+    """Raised when a well-formed body asks for something that cannot be."""
+
+
+class EmptyInput(ServiceError):
+    """Raised for an empty list of inputs."""
+
+
+class InputTooLong(ServiceError):
+    """Raised when a text does not fit the model and the client switched truncation off."""
+
+
+class UnknownBackend(ServiceError):
+    """Raised when body or header name a backend that is not loaded for the task."""
+
+
+class UnknownTask(ServiceError):
+    """Raised when the server holds no checkpoint for the task."""
+
+
+class BodyTooLarge(ServiceError):
+    """Raised when a request body exceeds the payload limit."""
+
+
+class TooManyTokens(ServiceError):
+    """Raised when one request alone holds more tokens than the queue."""
+
+
+class QueueFull(ServiceError):
+    """Raised when the queue has no room, or could not be worked off before the request's deadline."""
+
+    retry_after_s = 1.0
+
+
+class DeadlineExceeded(ServiceError):
+    """Raised when a request's time limit passes before its answer is there."""
+
+
+class ClientClosed(ServiceError):
+    """Raised when the client closed the connection before its answer."""
+
+
+class NotReady(ServiceError):
+    """Raised while checkpoints are loading, self-testing and warming up."""
+
+    retry_after_s = 1.0
+
+
+class Draining(ServiceError):
+    """Raised for new requests while the server shuts down."""
+
+    retry_after_s = 1.0
+
+
+class EngineDead(ServiceError):
+    """Raised when the engine thread is gone: only a restart helps."""
+
+    retry_after_s = 10.0
+
+
+class InferenceFailed(ServiceError):
+    """Raised for every request of a batch whose computation failed."""
+
+
+@dataclass(frozen=True)
+class ErrorKind:
+    """One row of the table: how an exception is answered."""
+
+    status: int
+    error_type: str
+    meaning: str
+
+
+INTERNAL = ErrorKind(500, "internal", "a fault in the server; the request id finds it in the log")
+
+ERROR_KINDS: Mapping[type[Exception], ErrorKind] = {
+    EmptyInput: ErrorKind(400, "empty_input", "the list of inputs is empty"),
+    UnknownBackend: ErrorKind(404, "unknown_backend", "no such backend is loaded for this task"),
+    UnknownTask: ErrorKind(404, "unknown_task", "no checkpoint for this task is loaded"),
+    BodyTooLarge: ErrorKind(413, "body_too_large", "the body exceeds the payload limit"),
+    TooManyTokens: ErrorKind(413, "too_many_tokens", "one request holds more tokens than the queue"),
+    BadInput: ErrorKind(422, "validation", "a field is missing, unknown, or has a wrong type or value"),
+    InputError: ErrorKind(422, "validation", "a field is missing, unknown, or has a wrong type or value"),
+    InputTooLong: ErrorKind(422, "input_too_long", "a text does not fit the model and truncation is off"),
+    QueueFull: ErrorKind(429, "queue_full", "the queue is full; Retry-After says when to come back"),
+    ClientClosed: ErrorKind(499, "client_closed", "the client left (only in metrics)"),
+    InferenceFailed: INTERNAL,
+    NotReady: ErrorKind(503, "not_ready", "loading, self-testing or warming up"),
+    Draining: ErrorKind(503, "draining", "shutting down"),
+    EngineDead: ErrorKind(503, "engine_dead", "the engine stopped; restart the server"),
+    DeadlineExceeded: ErrorKind(504, "deadline_exceeded", "no answer within the request's time limit"),
+}
+
+# What the framework raises itself, by status.
+HTTP_KINDS: Mapping[int, ErrorKind] = {
+    400: ErrorKind(400, "bad_json", "the body is not JSON"),
+    404: ErrorKind(404, "not_found", "no such path"),
+    405: ErrorKind(405, "method_not_allowed", "the path exists, but not for this method"),
+    415: ErrorKind(415, "unsupported_media_type", "the Content-Type is not application/json"),
+    422: ErrorKind(422, "validation", "a field is missing, unknown, or has a wrong type or value"),
+}
+
+
+@dataclass(frozen=True)
+class ErrorAnswer:
+    """Status, body (without the request id) and headers of an error response."""
+
+    kind: ErrorKind
+    message: str
+    headers: Mapping[str, str]
+    details: Sequence[Mapping[str, Any]] = ()
+
+    def body(self, request_id: str) -> dict[str, Any]:
+        """Return the JSON body."""
+        body: dict[str, Any] = {
+            "error": _printable(self.message),
+            "error_type": self.kind.error_type,
+            "request_id": request_id,
+        }
+        if self.details:
+            body["details"] = list(self.details)
+        return body
+
+
+def describe_error(error: Exception) -> ErrorAnswer:
+    """Turn any exception into its answer; what the table does not know is an internal error without details."""
+    if isinstance(error, RequestValidationError):
+        return _describe_validation(error)
+    if isinstance(error, HTTPException):
+        return _describe_http(error)
+    for kind_of in type(error).__mro__:
+        kind = ERROR_KINDS.get(kind_of)
+        if kind is not None:
+            retry_after = error.retry_after_s if isinstance(error, ServiceError) else None
+            return ErrorAnswer(kind, str(error), _retry_header(retry_after))
+    return ErrorAnswer(INTERNAL, "internal error; the server's log has the details under this request id", {})
+
+
+def _retry_header(retry_after_s: float | None) -> dict[str, str]:
+    """Whole seconds, at least one: the header knows no fractions."""
+    return {} if retry_after_s is None else {"retry-after": str(max(1, math.ceil(retry_after_s)))}
+
+
+def _describe_http(error: HTTPException) -> ErrorAnswer:
+    kind = HTTP_KINDS.get(error.status_code)
+    if kind is None:
+        kind = ErrorKind(error.status_code, "http_error", "refused by the HTTP layer")
+    message = {
+        400: "the body cannot be read as JSON (wrong encoding, nested too deep, or a number too long)",
+        404: "no such path; GET /docs lists them",
+        405: f"method not allowed here; allowed: {(error.headers or {}).get('allow', 'see /docs')}",
+    }.get(error.status_code, str(error.detail))
+    return ErrorAnswer(kind, message, dict(error.headers or {}))
+
+
+def _describe_validation(error: RequestValidationError) -> ErrorAnswer:
+    """Name the first problem in the sentence and all of them in details, never echoing the client's text."""
+    problems: list[dict[str, Any]] = [dict(problem) for problem in error.errors()]
+    first = problems[0]
+    if first["type"] == "json_invalid":
+        place, reason = first["loc"][-1], first["ctx"]["error"]
+        return ErrorAnswer(HTTP_KINDS[400], f"the body is not valid JSON: {reason} at character {place}", {})
+    if tuple(first["loc"]) == ("body",):
+        if first["type"] == "missing":
+            return ErrorAnswer(HTTP_KINDS[400], "the body is empty; send a JSON object", {})
+        if isinstance(error.body, bytes):
+            # FastAPI leaves a body unparsed when its Content-Type is not JSON
+            return ErrorAnswer(HTTP_KINDS[415], "send the body with Content-Type: application/json", {})
+    details = [
+        {"field": _field_path(problem["loc"]), "problem": _printable(str(problem["msg"])), "type": problem["type"]}
+        for problem in problems
+    ]
+    sentence = "; ".join(f"{d['field']}: {d['problem']}" for d in details[:3])
+    if len(details) > 3:
+        sentence += f"; and {len(details) - 3} more"
+    return ErrorAnswer(HTTP_KINDS[422], sentence, {}, details)
+
+
+def _field_path(location: Sequence[str | int]) -> str:
+    """``("body", "inputs", 3)`` -> ``inputs[3]``; the body itself is ``body``."""
+    path = ""
+    for part in location[1:]:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}"
+    return _printable(path.removeprefix(".") or str(location[0]))
+
+
+def _printable(text: str) -> str:
+    """Replace lone surrogates, which JSON can carry and UTF-8 cannot."""
+    return text.encode("utf-8", "replace").decode("utf-8")

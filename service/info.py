@@ -1,0 +1,63 @@
+"""What the service says about itself in /info and in the dry run."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+from typing import Any
+
+import service as package
+from service.container import Service
+from service.registry import LoadedEngine, Model
+
+
+def describe_service(service: Service) -> dict[str, Any]:
+    """Everything an operator asks before trusting numbers: models, scores, kernels, memory, limits, versions."""
+    settings = service.settings
+    return {
+        "service": "q8bert",
+        "version": package.__version__,
+        "state": service.lifecycle.state.value,
+        "default_backend": settings.chosen_default,
+        "models": {task: _describe_model(model) for task, model in service.registry.models.items()},
+        "limits": {
+            "max_batch_tokens": settings.max_batch_tokens,
+            "max_queue_tokens": settings.max_queue_tokens,
+            "max_queue_requests": settings.max_queue_requests,
+            "request_timeout_s": settings.request_timeout_s,
+            "payload_limit": settings.payload_limit,
+        },
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "transformers", "tokenizers", "fastapi")},
+        },
+    }
+
+
+def _describe_model(model: Model) -> dict[str, Any]:
+    checkpoint, manifest = model.checkpoint, model.checkpoint.manifest
+    return {
+        "name": model.name,
+        "revision": model.revision,
+        "labels": list(checkpoint.labels),
+        "max_length": checkpoint.max_length,
+        "scheme": checkpoint.scheme.name if checkpoint.scheme else None,
+        "scores": manifest.scores if manifest else {},
+        "training": manifest.training if manifest else {},
+        "backends": {backend: _describe_engine(loaded) for backend, loaded in tuple(model.engines.items())},
+    }
+
+
+def _describe_engine(loaded: LoadedEngine) -> dict[str, Any]:
+    return {
+        **loaded.engine.describe(),
+        "memory_bytes": memory_kinds(loaded),
+        "selftest_max_abs_diff": loaded.selftest_max_abs_diff,
+        "load_seconds": round(loaded.load_seconds, 3),
+    }
+
+
+def memory_kinds(loaded: LoadedEngine) -> dict[str, int]:
+    """Resident bytes by kind, as in the metric's label."""
+    memory = loaded.engine.memory()
+    return {"weights": memory.weights, "scales": memory.scales, "workspace": memory.workspace}

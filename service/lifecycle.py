@@ -1,0 +1,80 @@
+"""Where the process is in its life, readable from every thread.
+
+``starting -> warming -> ready -> draining -> stopped``, and ``failed`` from any of them.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from enum import Enum
+
+
+class State(Enum):
+    """Only ``ready`` takes requests."""
+
+    STARTING = "starting"
+    WARMING = "warming"
+    READY = "ready"
+    DRAINING = "draining"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+
+_ORDER = [State.STARTING, State.WARMING, State.READY, State.DRAINING, State.STOPPED]
+
+
+class Lifecycle:
+    """The state, the failure that ended it, and who wants to know."""
+
+    def __init__(self) -> None:
+        self._state = State.STARTING
+        self._failure: BaseException | None = None
+        self._changed = threading.Condition()
+        self._listeners: list[Callable[[State], None]] = []
+
+    @property
+    def state(self) -> State:
+        """The present state."""
+        return self._state
+
+    @property
+    def failure(self) -> BaseException | None:
+        """What led to ``failed``."""
+        return self._failure
+
+    def listen(self, listener: Callable[[State], None]) -> None:
+        """Call ``listener`` with every new state, on the thread that caused it."""
+        self._listeners.append(listener)
+
+    def advance(self, state: State) -> bool:
+        """Move forward; False, without effect, for a step back (a drain wins over a finished warm-up)."""
+        with self._changed:
+            if self._state is State.FAILED or _ORDER.index(state) <= _ORDER.index(self._state):
+                return False
+            self._set(state)
+        self._tell(state)
+        return True
+
+    def fail(self, error: BaseException) -> None:
+        """Record why nothing will work any more; the first failure stays."""
+        with self._changed:
+            if self._state in (State.FAILED, State.STOPPED):
+                return
+            self._failure = error
+            self._set(State.FAILED)
+        self._tell(State.FAILED)
+
+    def wait_until_settled(self, timeout: float | None = None) -> State:
+        """Wait until start-up is over, one way or the other."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._state not in (State.STARTING, State.WARMING), timeout)
+            return self._state
+
+    def _set(self, state: State) -> None:
+        self._state = state
+        self._changed.notify_all()
+
+    def _tell(self, state: State) -> None:
+        for listener in self._listeners:
+            listener(state)

@@ -1,0 +1,162 @@
+"""What every request passes on its way in and out, as plain ASGI: id, times, metrics, body limit, client watch."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+import time
+import uuid
+from collections.abc import Mapping
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.errors import BodyTooLarge, describe_error
+from service.metrics import REJECTIONS, ServiceMetrics
+from service.trace import RequestTrace
+
+log = logging.getLogger(__name__)
+
+_SAFE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+
+
+class RequestMiddleware:
+    """Outermost: gives each request an id and a trace, adds the headers, counts the answer, catches what nobody did.
+
+    Args:
+        app: the application inside.
+        tasks: path -> task, of the paths whose requests are counted.
+        metrics: where they are counted.
+    """
+
+    def __init__(self, app: ASGIApp, *, tasks: Mapping[str, str], metrics: ServiceMetrics) -> None:
+        self._app = app
+        self._tasks = tasks
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection scope."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        trace = RequestTrace(_request_id(scope), task=self._tasks.get(scope["path"]))
+        scope.setdefault("state", {})["trace"] = trace
+        status = 0
+
+        async def traced_send(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message = {**message, "headers": [*message["headers"], *trace.headers()]}
+            await send(message)
+
+        try:
+            await self._app(scope, receive, traced_send)
+        except Exception as error:
+            log.exception("unexpected error, request id %s", trace.request_id)
+            if not status:
+                await send_error(error, trace, traced_send)
+            status = 500
+        finally:
+            self._count(scope, trace, status or 499)
+
+    def _count(self, scope: Scope, trace: RequestTrace, status: int) -> None:
+        seconds = time.monotonic() - trace.started
+        log.debug("%s %s %d %.1f ms %s", scope["method"], scope["path"], status, seconds * 1000, trace.request_id)
+        if trace.task is None:
+            return
+        requests = self._metrics.requests
+        requests.total.labels(trace.task, trace.backend, status).inc()
+        if status == 200:
+            requests.seconds.labels(trace.task, trace.backend).observe(seconds)
+            for stage, duration in trace.stages.items():
+                requests.stage_seconds.labels(trace.task, trace.backend, stage).observe(duration)
+        elif trace.error_type in REJECTIONS:
+            requests.rejected.labels(trace.task, REJECTIONS[trace.error_type]).inc()
+
+
+class BodyMiddleware:
+    """Reads the whole body within the limit, hands it on in one piece, then notes when the client leaves.
+
+    Everything behind it needs the whole body anyway; reading it here means one place that limits it, declared or
+    chunked, and one reader of the connection.
+    """
+
+    def __init__(self, app: ASGIApp, *, limit: int) -> None:
+        self._app = app
+        self._limit = limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection scope."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        trace: RequestTrace = scope["state"]["trace"]
+        try:
+            body = await self._read(scope, receive)
+        except BodyTooLarge as error:
+            await send_error(error, trace, send)
+            return
+        if body is None:
+            return  # the client left while sending
+        left: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        trace.left = left
+        watcher = asyncio.create_task(_watch(receive, left))
+        first = True
+
+        async def replay() -> Message:
+            nonlocal first
+            if first:
+                first = False
+                return {"type": "http.request", "body": body, "more_body": False}
+            await asyncio.wait([left])
+            return {"type": "http.disconnect"}
+
+        try:
+            await self._app(scope, replay, send)
+        finally:
+            watcher.cancel()
+            left.cancel()
+
+    async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
+        declared = dict(scope["headers"]).get(b"content-length", b"")
+        if declared.isdigit() and int(declared) > self._limit:
+            raise self._too_large(f"{int(declared)} bytes")
+        body = bytearray()
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return None
+            body += message.get("body", b"")
+            if len(body) > self._limit:
+                raise self._too_large("larger")
+            if not message.get("more_body", False):
+                return bytes(body)
+
+    def _too_large(self, size: str) -> BodyTooLarge:
+        return BodyTooLarge(f"the body is {size}; at most {self._limit} bytes are taken (--payload-limit)")
+
+
+async def send_error(error: Exception, trace: RequestTrace, send: Send) -> None:
+    """Answer with the error's JSON body from outside the framework."""
+    answer = describe_error(error)
+    trace.error_type = answer.kind.error_type
+    body = json.dumps(answer.body(trace.request_id), ensure_ascii=False).encode()
+    headers = {"content-type": "application/json", "content-length": str(len(body)), **answer.headers}
+    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": answer.kind.status, "headers": raw})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _watch(receive: Receive, left: asyncio.Future[None]) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    if not left.done():
+        left.set_result(None)
+
+
+def _request_id(scope: Scope) -> str:
+    """The client's X-Request-Id where it is safe to repeat in headers and logs, else a new one."""
+    given = dict(scope["headers"]).get(b"x-request-id", b"")
+    return given.decode() if _SAFE_ID.fullmatch(given) else uuid.uuid4().hex

@@ -1,0 +1,43 @@
+"""What the routes take from the application and the request, and the error answers that OpenAPI lists."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, cast
+
+from fastapi import Depends, Header, Request
+
+from service import schemas
+from service.container import Service
+from service.errors import ERROR_KINDS, HTTP_KINDS
+from service.trace import RequestTrace
+
+
+def _service(request: Request) -> Service:
+    return cast(Service, request.app.state.service)
+
+
+def _trace(request: Request) -> RequestTrace:
+    return cast(RequestTrace, request.state.trace)
+
+
+ServiceDep = Annotated[Service, Depends(_service)]
+TraceDep = Annotated[RequestTrace, Depends(_trace)]
+BackendHeader = Annotated[
+    str | None, Header(alias="x-q8bert-backend", description="Like the body's `backend`; both must agree.")
+]
+
+INFERENCE_ERRORS = (400, 404, 413, 415, 422, 429, 500, 503, 504)
+
+
+def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI entries for these statuses, described by the error table."""
+    meanings: dict[int, dict[str, str]] = {}
+    for kind in [*ERROR_KINDS.values(), *(HTTP_KINDS[status] for status in (400, 415))]:
+        meanings.setdefault(kind.status, {})[kind.error_type] = kind.meaning
+    return {
+        status: {
+            "model": schemas.ErrorBody,
+            "description": "; ".join(f"`{slug}`: {meaning}" for slug, meaning in meanings[status].items()),
+        }
+        for status in statuses
+    }

@@ -1,0 +1,25 @@
+"""GET /info: what is loaded, how it was made, which kernels run it, and the limits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import RedirectResponse
+
+from service.info import describe_service
+from service.routes.dependencies import ServiceDep
+
+router = APIRouter(tags=["observability"])
+
+
+@router.get("/info", summary="Models, backends, kernels, limits and versions")
+def info(service: ServiceDep) -> dict[str, Any]:
+    """Describe the running service."""
+    return describe_service(service)
+
+
+@router.get("/", include_in_schema=False)
+async def root() -> RedirectResponse:
+    """Lead a browser to the documentation."""
+    return RedirectResponse("/docs")

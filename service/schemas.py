@@ -1,0 +1,199 @@
+"""Request and response bodies: the Hugging Face task schemas, typed strictly, unknown fields refused."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from q8core.tasks.classify import FunctionToApply
+
+
+def _valid_unicode(text: str) -> str:
+    """Refuse lone surrogates: JSON can escape them (half an emoji), but they are no text."""
+    for place, character in enumerate(text):
+        if "\ud800" <= character <= "\udfff":
+            raise PydanticCustomError(
+                "invalid_unicode",
+                "the text holds half a surrogate pair at character {place}; it was probably cut inside an emoji",
+                {"place": place},
+            )
+    return text
+
+
+def _fast_valid_unicode(text: str) -> str:
+    """Check by encoding, which is fast; search for the place only in bad texts."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return _valid_unicode(text)
+    return text
+
+
+Text = Annotated[str, AfterValidator(_fast_valid_unicode)]
+
+
+class StrictModel(BaseModel):
+    """Base of request bodies: no coercion, and unknown fields are named together with the allowed ones."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_fields(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            unknown = [str(name) for name in data if name not in cls.model_fields]
+            if unknown:
+                raise PydanticCustomError(
+                    "unknown_field",
+                    "unknown field {unknown}; allowed: {allowed}",
+                    {"unknown": ", ".join(map(repr, unknown[:5])), "allowed": ", ".join(cls.model_fields)},
+                )
+        return data
+
+
+def _check_classify_inputs(value: Any) -> Any:
+    """Say in one sentence what a union of three shapes would say in many."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list):
+        raise _inputs_error("", value)
+    pairs: list[Any] = []
+    for place, item in enumerate(value):
+        if isinstance(item, str):
+            pairs.append(item)
+        elif isinstance(item, list | tuple) and len(item) == 2 and all(isinstance(part, str) for part in item):
+            pairs.append(tuple(item))
+        else:
+            raise _inputs_error(f"[{place}]", item)
+    return pairs
+
+
+def _inputs_error(place: str, value: Any) -> PydanticCustomError:
+    names = {dict: "an object", list: "a list of another shape", type(None): "null", bool: "a boolean"}
+    return PydanticCustomError(
+        "inputs_type",
+        "inputs must be a text, a list of texts, or a list of [text, text_pair] pairs; inputs{place} is {got}",
+        {"place": place, "got": names.get(type(value), "a number")},
+    )
+
+
+class ClassifyParameters(StrictModel):
+    """How to classify; as in Hugging Face's text-classification task."""
+
+    top_k: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="Return only the best k labels; default: all."
+    )
+    function_to_apply: FunctionToApply | None = Field(
+        default=None, description="Scores from logits; default: what the model was trained with (softmax as a rule)."
+    )
+    truncation: bool = Field(
+        default=True,
+        description="Cut over-long texts (the header x-q8bert-truncated counts them); false: answer 422 instead.",
+    )
+
+
+class ClassifyRequest(StrictModel):
+    """One text, several texts, or several pairs of texts."""
+
+    inputs: Annotated[Text | list[Text | tuple[Text, Text]], BeforeValidator(_check_classify_inputs)] = Field(
+        description="A text, a list of texts, or a list of [text, text_pair] pairs. Empty texts are valid.",
+        examples=["a gripping, beautifully acted film"],
+    )
+    parameters: ClassifyParameters | None = None
+    backend: Text | None = Field(default=None, description="fp32 or int8; default: the server's default backend.")
+
+    def items(self) -> list[tuple[str, str | None]]:
+        """Return every input as ``(text, text_pair or None)``."""
+        listed = [self.inputs] if isinstance(self.inputs, str) else self.inputs
+        return [(item, None) if isinstance(item, str) else item for item in listed]
+
+
+class LabelScore(BaseModel):
+    """One label with its score."""
+
+    label: str
+    score: float
+
+
+ClassifyResponse = list[list[LabelScore]]
+
+
+class QAInput(StrictModel):
+    """A question and the context that holds its answer."""
+
+    question: Text
+    context: Text
+
+
+class QAParameters(StrictModel):
+    """How to search the answer; as in Hugging Face's question-answering task."""
+
+    top_k: int = Field(default=1, ge=1, le=20, description="How many answers to return at most.")
+    doc_stride: int = Field(default=128, ge=0, description="Tokens that neighbouring windows share.")
+    max_answer_len: int = Field(default=15, ge=1, description="Longest answer in tokens.")
+    max_seq_len: int | None = Field(
+        default=None, ge=1, description="Window size in tokens; default: 384 or what the model takes."
+    )
+    max_question_len: int = Field(default=64, ge=1, description="Longer questions are cut.")
+    handle_impossible_answer: bool = Field(default=False, description="Also consider 'no answer'.")
+    align_to_words: bool = Field(default=True, description="Grow answers to whole words.")
+
+
+class QARequest(StrictModel):
+    """``inputs`` with one pair or several, or the flat form with ``question`` and ``context`` on top."""
+
+    inputs: QAInput | list[QAInput] | None = Field(
+        default=None,
+        examples=[{"question": "Who wrote it?", "context": "It was written by Ada Lovelace in 1843."}],
+    )
+    question: Text | None = None
+    context: Text | None = None
+    parameters: QAParameters | None = None
+    backend: Text | None = Field(default=None, description="fp32 or int8; default: the server's default backend.")
+
+    @model_validator(mode="after")
+    def _one_form(self) -> QARequest:
+        flat = (self.question is not None) + (self.context is not None)
+        if (self.inputs is None and flat != 2) or (self.inputs is not None and flat):
+            raise PydanticCustomError(
+                "qa_form", "send either inputs: {question, context} (or a list of them) or both question and context"
+            )
+        return self
+
+    def items(self) -> list[QAInput]:
+        """Return every question with its context."""
+        if self.inputs is None:
+            assert self.question is not None  # _one_form
+            assert self.context is not None
+            return [QAInput(question=self.question, context=self.context)]
+        return self.inputs if isinstance(self.inputs, list) else [self.inputs]
+
+
+class AnswerSpan(BaseModel):
+    """A piece of the context; ``start`` and ``end`` are Unicode code points, end exclusive."""
+
+    answer: str
+    score: float
+    start: int
+    end: int
+
+
+# Hugging Face's shape: one answer for top_k=1, a list of them otherwise, and a list of these for a list of inputs.
+QAResponse = AnswerSpan | list[AnswerSpan] | list[list[AnswerSpan]]
+
+
+class ErrorBody(BaseModel):
+    """The body of every answer that is not 2xx."""
+
+    error: str = Field(description="A sentence for a person.")
+    error_type: str = Field(description="A fixed word for programs.")
+    request_id: str
+    details: list[dict[str, Any]] | None = None
+
+
+class Health(BaseModel):
+    """The answer of the probes."""
+
+    status: Literal["alive", "ready"]

@@ -1,0 +1,123 @@
+"""Runs the application under uvicorn in this process: binds first, drains on SIGTERM, exits with a meaning."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+from collections.abc import Generator
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from q8core.errors import EngineError, InputError, Q8Error
+from service.container import Service
+from service.lifecycle import State
+from service.settings import Settings
+
+log = logging.getLogger(__name__)
+
+# How long the last answers may take to leave through slow connections.
+_CONNECTION_GRACE_S = 5
+
+
+def bind(settings: Settings) -> socket.socket:
+    """Take the port before anything is loaded.
+
+    Raises:
+        InputError: the address is in use or not ours.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise InputError(f"cannot listen on {settings.host}: {error.strerror or error}") from error
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        # listening waits for uvicorn, but a second process must learn of the conflict now
+        listener.listen(1)
+    except OSError as error:
+        listener.close()
+        raise InputError(
+            f"cannot listen on {settings.host} port {settings.port}: {error.strerror}; choose another with --port"
+        ) from error
+    return listener
+
+
+class DrainingServer(uvicorn.Server):
+    """Keeps listening while accepted requests are answered, so that probes see the drain, and exits with code 0.
+
+    uvicorn by itself closes its listeners at once and then dies of the signal it was sent.
+    """
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+        self._drain_requested = False
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Handle SIGINT and SIGTERM without raising them again at the end."""
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.signal(number, self.handle_exit) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to drain on the first signal, leave at once on the second."""
+        if self._drain_requested:
+            self.should_exit = self.force_exit = True
+        self._drain_requested = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second: advance the drain, and leave once nothing is in flight or the engine has failed."""
+        service = self._service
+        if self._drain_requested:
+            service.drain()
+            if service.pipeline.in_flight.count() == 0:
+                self.should_exit = True
+        if service.lifecycle.state is State.FAILED:
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+
+def run_server(app: FastAPI, listener: socket.socket, settings: Settings) -> None:
+    """Serve until a signal or a failure.
+
+    Raises:
+        Q8Error: what the start-up failed with, or EngineError when the engine died later.
+    """
+    service: Service = app.state.service
+    config = uvicorn.Config(
+        app,
+        lifespan="on",
+        ws="none",
+        http="httptools",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=_CONNECTION_GRACE_S,
+    )
+    server = DrainingServer(config, service)
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    log.info("listening on http://%s:%d, loading %s", shown, port, ", ".join(service.registry.models))
+    server.run([listener])
+    if service.worker.is_alive():
+        # torch aborts when the interpreter ends under a computing thread
+        log.error("the engine thread did not stop in time")
+        os._exit(EngineError.exit_code)
+    failure = service.lifecycle.failure
+    if isinstance(failure, Q8Error):
+        raise failure
+    if failure is not None:
+        raise EngineError(f"the engine thread died: {type(failure).__name__}; the log has the details") from failure

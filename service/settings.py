@@ -1,0 +1,112 @@
+"""The service's settings: one field per option, each also an environment variable ``Q8BERT_<FIELD>``.
+
+Order of precedence: command line, environment, default. The field descriptions are the help texts of ``q8bert serve``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from q8core.errors import InputError
+
+Backend = Literal["fp32", "int8"]
+ENV_PREFIX = "Q8BERT_"
+
+_CommaList = NoDecode
+
+
+class Settings(BaseSettings):
+    """Everything an operator can set."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_ignore_empty=True, frozen=True, extra="forbid")
+
+    checkpoint: Annotated[tuple[Path, ...], _CommaList] = Field(
+        default=(), description="Checkpoint folder to serve, one per task; default: the bundled SST-2 and SQuAD models."
+    )
+    host: str = Field(default="127.0.0.1", description="Address to listen on; 0.0.0.0 for all.")
+    port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
+    backends: Annotated[tuple[Backend, ...], _CommaList] = Field(
+        default=("fp32", "int8"), min_length=1, description="Backends to load, comma separated: fp32, int8."
+    )
+    default_backend: Backend | None = Field(
+        default=None, description="Backend of requests that name none; default: int8 where loaded."
+    )
+    kernel: Literal["auto", "fbgemm", "onednn"] = Field(
+        default="auto", description="int8 kernel; auto measures both on this CPU at start and keeps the faster."
+    )
+    threads: int | None = Field(
+        default=None, ge=1, description="CPU threads of the engines; default: the CPUs this process may use."
+    )
+    max_batch_tokens: int = Field(
+        default=1024, ge=1, description="Tokens computed together; more gives throughput, less gives latency."
+    )
+    max_queue_tokens: int = Field(
+        default=65536, ge=1, description="Tokens that may wait; beyond it requests are answered 429."
+    )
+    max_queue_requests: int = Field(
+        default=1024, ge=1, description="Requests that may wait; beyond it requests are answered 429."
+    )
+    request_timeout_s: float = Field(
+        default=30.0, gt=0, allow_inf_nan=False, description="Longest time for one request, waiting included."
+    )
+    payload_limit: int = Field(default=2_000_000, ge=1, description="Largest request body in bytes.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least severe messages to log; debug logs every request (never its text)."
+    )
+
+    @field_validator("checkpoint", "backends", mode="before")
+    @classmethod
+    def _split_commas(cls, value: Any) -> Any:
+        """Environment variables carry lists as ``a,b``."""
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @field_validator("backends")
+    @classmethod
+    def _no_duplicates(cls, value: tuple[Backend, ...]) -> tuple[Backend, ...]:
+        return tuple(dict.fromkeys(value))
+
+    @model_validator(mode="after")
+    def _default_is_loaded(self) -> Settings:
+        if self.default_backend is not None and self.default_backend not in self.backends:
+            raise ValueError(f"default_backend {self.default_backend} is not among backends {','.join(self.backends)}")
+        return self
+
+    @property
+    def chosen_default(self) -> Backend:
+        """The backend that answers requests that name none."""
+        if self.default_backend is not None:
+            return self.default_backend
+        return "int8" if "int8" in self.backends else self.backends[0]
+
+
+def load_settings(options: Mapping[str, Any]) -> Settings:
+    """Build settings from explicit options (None: not given), the environment and the defaults.
+
+    Raises:
+        InputError: a value is wrong; says which option or variable, its value and what is allowed.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        raise InputError("; ".join(_problem(dict(p), given) for p in error.errors())) from error
+
+
+def unknown_variables(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """Names with our prefix that no setting reads: a typo, or variables that Kubernetes adds for a Service."""
+    known = {ENV_PREFIX + name.upper() for name in Settings.model_fields}
+    return sorted(name for name in environment if name.startswith(ENV_PREFIX) and name not in known)
+
+
+def _problem(problem: dict[str, Any], given: Mapping[str, Any]) -> str:
+    if not problem["loc"]:
+        return str(problem["msg"]).removeprefix("Value error, ")
+    name = str(problem["loc"][0])
+    source = "--" + name.replace("_", "-") if name in given else ENV_PREFIX + name.upper()
+    return f"{source} is {problem['input']!r}: {problem['msg']}"

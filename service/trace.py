@@ -1,0 +1,95 @@
+"""What one request did and how long it took: filled along the way, read by headers and metrics at its end."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from service.metrics import NO_BACKEND
+
+
+@dataclass(eq=False)
+class RequestTrace:
+    """The notes of one request; times in seconds, None until known."""
+
+    request_id: str
+    task: str | None = None
+    backend: str = NO_BACKEND
+    model: str | None = None
+    started: float = field(default_factory=time.monotonic)
+    stages: dict[str, float] = field(default_factory=lambda: dict[str, float]())
+    tokens: int | None = None
+    windows: int | None = None
+    truncated: int | None = None
+    left: asyncio.Future[None] | None = None
+    """Done when the client has left; None before the body was read."""
+    error_type: str | None = None
+    """Of the error answer, None for a good one."""
+
+    @property
+    def client_left(self) -> bool:
+        """Whether nobody waits for the answer any more."""
+        return self.left is not None and self.left.done() and not self.left.cancelled()
+
+    @contextmanager
+    def stage(self, name: str) -> Generator[None]:
+        """Time a stage."""
+        begin = time.monotonic()
+        try:
+            yield
+        finally:
+            self.stages[name] = time.monotonic() - begin
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Response headers with times in milliseconds, including the W3C Server-Timing that browsers draw."""
+        total = time.monotonic() - self.started
+        values: dict[str, str] = {"x-request-id": self.request_id}
+        if self.task is not None:
+            values["x-total-time"] = _ms(total)
+            for name, stage in _STAGE_HEADERS.items():
+                if stage in self.stages:
+                    values[name] = _ms(self.stages[stage])
+            timings = [f"{stage};dur={_ms(seconds)}" for stage, seconds in self.stages.items()]
+            values["server-timing"] = ", ".join([*timings, f"total;dur={_ms(total)}"])
+        if self.backend != NO_BACKEND:
+            values["x-q8bert-backend"] = self.backend
+        for name, value in (
+            ("x-q8bert-model", self.model),
+            ("x-compute-tokens", self.tokens),
+            ("x-q8bert-windows", self.windows),
+            ("x-q8bert-truncated", self.truncated),
+        ):
+            if value is not None:
+                values[name] = str(value)
+        # a folder's name may hold any character, a header only latin-1
+        return [(name.encode(), value.encode("latin-1", "replace")) for name, value in values.items()]
+
+
+_STAGE_HEADERS = {"x-tokenization-time": "tokenize", "x-queue-time": "queue", "x-inference-time": "infer"}
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1000:.3f}"
+
+
+class InFlight:
+    """The accepted requests that are not answered yet."""
+
+    def __init__(self) -> None:
+        self._traces: set[RequestTrace] = set()
+
+    @contextmanager
+    def track(self, trace: RequestTrace) -> Generator[None]:
+        """Count a request from its admission to its answer or failure."""
+        self._traces.add(trace)
+        try:
+            yield
+        finally:
+            self._traces.discard(trace)
+
+    def count(self, backend: str | None = None) -> int:
+        """Requests of one backend, or all."""
+        return sum(backend in (None, trace.backend) for trace in tuple(self._traces))

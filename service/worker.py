@@ -1,0 +1,121 @@
+"""The engine thread: loads the engines, then computes one batch after the other.
+
+There is one per process. Every engine uses all of the process's CPUs for a batch, so two engines at once would only
+take turns at a higher price; and torch keeps one team of worker threads per calling thread, so loading, warm-up and
+inference all happen here.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from torch import Tensor
+
+from q8core.engines.packing import TokenBatch
+from q8core.errors import Q8Error
+from service.admission import Throughput
+from service.batcher import Batch, BatchQueue, Lane
+from service.errors import EngineDead, InferenceFailed
+from service.lifecycle import Lifecycle, State
+from service.metrics import ServiceMetrics
+
+log = logging.getLogger(__name__)
+
+
+class Infers(Protocol):
+    """The one method of an engine that the thread needs."""
+
+    def infer(self, batch: TokenBatch) -> Tensor:
+        """Compute the logits of a packed batch."""
+        ...
+
+
+class StartupStopped(Exception):
+    """Raised inside start-up to leave it early when the process shall stop."""
+
+
+class EngineThread(threading.Thread):
+    """Runs ``start_up`` and then serves the queue until it is closed and empty.
+
+    Args:
+        start_up: loads, self-tests and warms up; returns the engine of each lane. It is given a function that
+            raises StartupStopped when the process shall stop, to be called between its steps.
+        queue: where the batches come from.
+        throughput: learns how fast each lane is.
+        lifecycle: told when ready and when failed.
+        metrics: counts batches, tokens and time.
+    """
+
+    def __init__(
+        self,
+        start_up: Callable[[Callable[[], None]], Mapping[Lane, Infers]],
+        queue: BatchQueue,
+        throughput: Throughput,
+        lifecycle: Lifecycle,
+        metrics: ServiceMetrics,
+    ) -> None:
+        super().__init__(name="q8bert-engine", daemon=True)
+        self._start_up = start_up
+        self._queue = queue
+        self._throughput = throughput
+        self._lifecycle = lifecycle
+        self._metrics = metrics
+        self._stop_requested = threading.Event()
+        self._busy_since: float | None = None
+
+    @property
+    def busy_seconds(self) -> float:
+        """How long the present batch has been computing; 0 when idle."""
+        since = self._busy_since
+        return 0.0 if since is None else time.monotonic() - since
+
+    def request_stop(self) -> None:
+        """Leave start-up at the next step; the queue's close ends the serving."""
+        self._stop_requested.set()
+
+    def run(self) -> None:
+        """Load, serve, and on any way out leave nobody waiting."""
+        try:
+            engines = self._start_up(self._check_stop)
+            if self._lifecycle.advance(State.READY):
+                log.info("ready")
+            while (batch := self._queue.take()) is not None:
+                self._compute(engines[batch.lane], batch)
+        except StartupStopped:
+            log.info("stopped during start-up")
+        except Q8Error as error:
+            self._lifecycle.fail(error)
+        except BaseException as error:  # whatever ends this thread ends the service
+            log.exception("the engine thread died")
+            self._lifecycle.fail(error)
+        finally:
+            self._queue.close(EngineDead("the engine has stopped; restart the server"), drop_waiting=True)
+
+    def _check_stop(self) -> None:
+        if self._stop_requested.is_set():
+            raise StartupStopped
+
+    def _compute(self, engine: Infers, batch: Batch) -> None:
+        """Compute one batch; a failing engine fails the requests in it and nobody else."""
+        begin, cpu_begin = time.monotonic(), time.process_time()
+        self._busy_since = begin
+        try:
+            packed = TokenBatch.pack([(entry.item.input_ids, entry.item.token_type_ids) for entry in batch.entries])
+            parts = packed.split(engine.infer(packed))
+        except Exception:
+            log.exception("%s on %s failed for a batch of %d sequences", *batch.lane, len(batch.entries))
+            error = InferenceFailed("the engine failed on this request's batch; the server's log has the details")
+            for ticket in {entry.ticket for entry in batch.entries}:
+                self._queue.abandon(ticket, error)
+            return
+        finally:
+            self._busy_since = None
+        seconds = time.monotonic() - begin
+        for entry, logits in zip(batch.entries, parts, strict=True):
+            entry.ticket.resolve(entry.place, logits)
+        self._throughput.observe(batch.lane, batch.tokens, seconds)
+        self._metrics.engines.observe_batch(batch, seconds, time.process_time() - cpu_begin, time.time())
