@@ -8,6 +8,9 @@ import typer
 
 from q8core.cli import app
 from q8core.errors import Q8Error
+from service.cli import serve
+
+app.command()(serve)
 
 
 def main() -> None:

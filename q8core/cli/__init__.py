@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import typer
 
+from q8core.cli.bench import bench
+from q8core.cli.evaluate import evaluate
+from q8core.cli.info import info
+from q8core.cli.quantize import quantize
 from q8core.cli.train import train
 
 app = typer.Typer(
@@ -13,9 +17,5 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(train)
-
-
-@app.callback()
-def _root() -> None:
-    """Keep ``q8bert COMMAND`` as the form even with a single command."""
+for command in (train, quantize, evaluate, bench, info):
+    app.command()(command)

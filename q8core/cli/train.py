@@ -20,9 +20,11 @@ from q8core.cli.data import (
 )
 from q8core.errors import InputError
 from q8core.tokenizer import load_tokenizer
+from q8core.training.allocator import keep_freed_memory
 from q8core.training.config import best_precision, recipe
 from q8core.training.finetune import finetune
 from q8core.training.model import model_folder
+from q8core.training.qat import train_quantized
 
 
 def train(
@@ -46,6 +48,7 @@ def train(
     evals: Annotated[int | None, typer.Option(help="Evaluations, evenly spread.")] = None,
     eval_examples: Annotated[int | None, typer.Option(help="Dev examples for all but the last.")] = None,
     precision: Annotated[str, typer.Option(help="auto, fp32, or bf16 mixed precision.")] = "auto",
+    int8_only: Annotated[bool, typer.Option(help="QAT: leave the float master weights out.")] = False,
 ) -> None:
     """Fine-tune in fp32, or train with quantization into an int8 checkpoint."""
     if precision not in ("auto", "fp32", "bf16"):
@@ -66,6 +69,9 @@ def train(
         eval_examples=eval_examples,
         precision=best_precision() if precision == "auto" else precision,
     )
+    keep_freed_memory()
     if scheme == "fp32":
         scores = finetune(model, work, config, output, options.description)
-        typer.echo(f"{output}: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
+    else:
+        scores = train_quantized(model, work, config, scheme, output, options.description, keep_float=not int8_only)
+    typer.echo(f"{output}: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -59,6 +59,15 @@ class ClassifyTask:
         """Names of the classes by index."""
         return self.data.labels
 
+    @property
+    def train_examples(self) -> Sequence[TextExample]:
+        """The training texts, not yet encoded."""
+        return self.data.train
+
+    def with_train(self, examples: Sequence[TextExample]) -> ClassifyTask:
+        """The same task with other training texts."""
+        return replace(self, data=replace(self.data, train=tuple(examples)))
+
     def train_features(self) -> list[Feature]:
         """Tokens and labels of the training texts."""
         return self._features(self.data.train)
@@ -92,6 +101,15 @@ class QATask:
     metric: str = field(default="f1", init=False)
     labels: tuple[str, ...] = field(default=(), init=False)
     _windows: list[tuple[QAExample, list[Window]]] = field(default_factory=list, init=False)
+
+    @property
+    def train_examples(self) -> Sequence[QAExample]:
+        """The training questions, not yet encoded."""
+        return self.train
+
+    def with_train(self, examples: Sequence[QAExample]) -> QATask:
+        """The same task with other training questions."""
+        return QATask(list(examples), self.dev, self.tokenizer, self.max_length)
 
     def train_features(self) -> list[Feature]:
         """Windows with answer positions; a window without the whole answer points at [CLS]."""

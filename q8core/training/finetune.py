@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,13 @@ import torch
 from torch import nn
 
 from q8core.tasks.task import Task
+from q8core.tokenizer import copy_tokenizer
 from q8core.training.config import TrainConfig
 from q8core.training.loop import Trainer
 from q8core.training.model import BertModel, load_bert, model_folder
 from q8core.training.score import model_logits
 
 RECORD_FILE = "training.json"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 
 
 def finetune(source: str, task: Task, config: TrainConfig, output: Path, data: str) -> dict[str, float]:
@@ -52,6 +51,4 @@ def finetune(source: str, task: Task, config: TrainConfig, output: Path, data: s
 def save_float(model: BertModel, tokenizer_folder: Path, output: Path) -> None:
     """Write ``config.json``, ``model.safetensors`` and the tokenizer's files."""
     model.save_pretrained(output)
-    for name in TOKENIZER_FILES:
-        if (tokenizer_folder / name).is_file() and tokenizer_folder.resolve() != output.resolve():
-            shutil.copyfile(tokenizer_folder / name, output / name)
+    copy_tokenizer(tokenizer_folder, output)

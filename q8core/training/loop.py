@@ -146,7 +146,7 @@ class Trainer:
         nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
         optimizer.step()
         optimizer.zero_grad()
-        return float(loss)
+        return loss.item()
 
     def _evaluate(self, progress: Progress, last: bool, best: Path) -> None:
         self.model.eval()

@@ -66,3 +66,9 @@ def model_folder(source: str) -> Path:
         return Path(snapshot_download(source, allow_patterns=["*.json", "*.txt", "model.safetensors"]))
     except Exception as error:  # the hub client raises many kinds; all mean: not to be had
         raise InputError(f"{source!r} is neither a folder nor reachable on the hub: {error}") from error
+
+
+def model_labels(source: str) -> tuple[str, ...]:
+    """Class names of a fine-tuned classifier, by index."""
+    names: dict[int, str] = BertConfig.from_pretrained(source).id2label
+    return tuple(names[i] for i in sorted(names))

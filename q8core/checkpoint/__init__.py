@@ -1,0 +1,9 @@
+"""Checkpoint folders: what is in them, how they are checked, how they are written."""
+
+from __future__ import annotations
+
+from q8core.checkpoint.manifest import GoldenExample, Manifest
+from q8core.checkpoint.reader import Checkpoint
+from q8core.checkpoint.writer import write_checkpoint
+
+__all__ = ["Checkpoint", "GoldenExample", "Manifest", "write_checkpoint"]

@@ -1,0 +1,138 @@
+"""``q8bert.json``: the checkpoint's own account of itself."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, cast
+
+from q8core.errors import CheckpointError
+from q8core.tasks.task import TaskKind
+
+FORMAT_VERSION = 1
+MANIFEST_FILE = "q8bert.json"
+INT8_FILE = "model.int8.safetensors"
+FLOAT_FILE = "model.safetensors"
+# A manifest is a few kilobytes; anything far larger is not one, and is not parsed.
+MAX_MANIFEST_BYTES = 4_000_000
+
+
+@dataclass(frozen=True)
+class GoldenExample:
+    """An input with the logits that each backend gave when the checkpoint was made.
+
+    Logits are nested lists: ``(labels,)`` for classification, ``(length, 2)`` for QA.
+    """
+
+    input_ids: list[int]
+    token_type_ids: list[int]
+    logits: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything about a checkpoint that is not a weight."""
+
+    name: str
+    task: TaskKind
+    labels: tuple[str, ...]
+    max_length: int
+    scheme: dict[str, Any]
+    files: dict[str, dict[str, Any]]
+    """File name -> ``{"sha256": hex digest, "bytes": size}`` of every other file of the checkpoint."""
+    golden: tuple[GoldenExample, ...]
+    training: dict[str, Any] = field(default_factory=dict)
+    scores: dict[str, Any] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+    def to_json(self) -> str:
+        """The file's text."""
+        plain = {f.name: getattr(self, f.name) for f in fields(self)}
+        plain["golden"] = [vars(example) for example in self.golden]
+        plain["labels"] = list(self.labels)
+        return json.dumps({"format_version": self.format_version, **plain}, indent=1, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """Parse and check ``q8bert.json``.
+
+        Raises:
+            CheckpointError: missing, oversized, not JSON, another format version, or fields missing,
+                unknown or of the wrong kind.
+        """
+        file = folder / MANIFEST_FILE
+        try:
+            if file.stat().st_size > MAX_MANIFEST_BYTES:
+                raise CheckpointError(f"{file} has {file.stat().st_size} bytes; at most {MAX_MANIFEST_BYTES} are read")
+            raw: object = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise CheckpointError(f"{file} cannot be read: {error}") from error
+        if not isinstance(raw, dict):
+            raise CheckpointError(f"{file}: expected a JSON object")
+        return cls._from_dict(file, cast(dict[str, Any], raw))
+
+    @classmethod
+    def _from_dict(cls, file: Path, raw: dict[str, Any]) -> Manifest:
+        version = raw.get("format_version")
+        if version != FORMAT_VERSION:
+            raise CheckpointError(f"{file}: format_version is {version!r}; this release reads {FORMAT_VERSION}")
+        known = {f.name for f in fields(cls)}
+        needed = known - {"training", "scores"}
+        if needed - raw.keys() or raw.keys() - known:
+            missing, unknown = sorted(needed - raw.keys()), sorted(raw.keys() - known)
+            raise CheckpointError(f"{file}: missing fields {missing}, unknown fields {unknown}")
+        if raw["task"] not in ("classify", "qa"):
+            raise CheckpointError(f"{file}: task is {raw['task']!r}; allowed: classify, qa")
+        try:
+            golden = tuple(
+                GoldenExample(
+                    [int(i) for i in g["input_ids"]], [int(i) for i in g["token_type_ids"]], dict(g["logits"])
+                )
+                for g in raw["golden"]
+            )
+            return cls(
+                name=str(raw["name"]),
+                task=raw["task"],
+                labels=tuple(str(label) for label in raw["labels"]),
+                max_length=int(raw["max_length"]),
+                scheme=dict(raw["scheme"]),
+                files={str(name): dict(entry) for name, entry in raw["files"].items()},
+                golden=golden,
+                training=dict(raw.get("training", {})),
+                scores=dict(raw.get("scores", {})),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"{file}: a field has the wrong form: {error!r}") from error
+
+
+def file_entry(path: Path) -> dict[str, Any]:
+    """Digest and size of one file, as the manifest holds them."""
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return {"sha256": digest, "bytes": path.stat().st_size}
+
+
+def verify_files(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+    """Compare every listed file with its size and digest.
+
+    Raises:
+        CheckpointError: a file is missing, has another size, or other content.
+    """
+    for name, entry in files.items():
+        path = folder / name
+        if Path(name).name != name:
+            raise CheckpointError(f"{folder / MANIFEST_FILE}: file name {name!r} leaves the folder")
+        if not path.is_file():
+            raise CheckpointError(f"{folder} lacks {name}, which its {MANIFEST_FILE} lists")
+        if path.stat().st_size != entry.get("bytes"):
+            raise CheckpointError(
+                f"{path} has {path.stat().st_size} bytes, its {MANIFEST_FILE} says {entry.get('bytes')}: "
+                "the file was truncated or replaced; copy the checkpoint again"
+            )
+        if file_entry(path)["sha256"] != entry.get("sha256"):
+            raise CheckpointError(
+                f"{path} does not match its sha256 in {MANIFEST_FILE}: the file was altered; copy the checkpoint again"
+            )

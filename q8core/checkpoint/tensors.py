@@ -1,0 +1,52 @@
+"""Lazy, checked access to the tensors of a safetensors file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from q8core.errors import CheckpointError
+
+
+class TensorFile(Mapping[str, torch.Tensor]):
+    """The tensors of one safetensors file by name, read when asked for.
+
+    Each access reads the tensor anew from the mapped file: whoever packs weights one by one holds
+    no second copy.
+
+    Raises:
+        CheckpointError: the file is missing, truncated or not safetensors.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._file: Any = safe_open(path, "pt")
+            self._names: tuple[str, ...] = tuple(self._file.keys())
+        except FileNotFoundError as error:
+            raise CheckpointError(f"{path} does not exist") from error
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path} is not a complete safetensors file: {error}") from error
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._file.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor without reading it."""
+        return tuple(self._file.get_slice(name).get_shape())
+
+    def dtype(self, name: str) -> str:
+        """Safetensors' name of the dtype (``I8``, ``I32``, ``F32``) without reading the tensor."""
+        return str(self._file.get_slice(name).get_dtype())

@@ -1,0 +1,65 @@
+"""``q8bert quantize``: an int8 checkpoint of a fine-tuned model, without training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, cast
+
+import typer
+
+from q8core.cli.data import (
+    DataFolder,
+    DataOptions,
+    DevFile,
+    LabelColumn,
+    MaxLength,
+    PairColumn,
+    TaskName,
+    TextColumn,
+    TrainFile,
+)
+from q8core.errors import InputError
+from q8core.quant.ranges import CalibrationMethod
+from q8core.tokenizer import load_tokenizer
+from q8core.training.model import model_folder, model_labels
+from q8core.training.qat import quantize_trained
+
+
+def quantize(
+    task: TaskName,
+    model: Annotated[str, typer.Option(help="Fine-tuned BERT: a folder or a hub id.")],
+    output: Annotated[Path, typer.Option(help="Folder for the checkpoint.")],
+    scheme: Annotated[str, typer.Option(help="static (calibrated on training data) or dynamic.")] = "static",
+    data: DataFolder = None,
+    train_file: TrainFile = None,
+    dev_file: DevFile = None,
+    text_column: TextColumn = "text",
+    pair_column: PairColumn = None,
+    label_column: LabelColumn = "label",
+    max_length: MaxLength = None,
+    calibration_examples: Annotated[int, typer.Option(min=1, help="Training examples to calibrate on.")] = 512,
+    calibration: Annotated[str, typer.Option(help="Range choice: max, percentile or mse.")] = "max",
+    seed: Annotated[int, typer.Option(help="Which training examples.")] = 42,
+    int8_only: Annotated[bool, typer.Option(help="Leave the float weights out.")] = False,
+) -> None:
+    """Quantize a fine-tuned model without training it again, and score the result."""
+    if scheme not in ("static", "dynamic"):
+        raise InputError(f"--scheme is {scheme!r}; allowed: static, dynamic (for QAT use `q8bert train`)")
+    if calibration not in ("max", "percentile", "mse"):
+        raise InputError(f"--calibration is {calibration!r}; allowed: max, percentile, mse")
+    options = DataOptions(task, data, train_file, dev_file, text_column, pair_column, label_column, max_length)
+    folder = model_folder(model)
+    labels = None if task != "classify" else model_labels(model)
+    work = options.read(load_tokenizer(folder), with_train=scheme == "static", labels=labels)
+    scores = quantize_trained(
+        model,
+        work,
+        scheme,
+        output,
+        options.description,
+        keep_float=not int8_only,
+        calibration_examples=calibration_examples,
+        method=cast(CalibrationMethod, calibration),
+        seed=seed,
+    )
+    typer.echo(f"{output}: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))

@@ -1,0 +1,99 @@
+"""From a prepared, trained or calibrated model to a finished checkpoint with golden answers and scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from transformers import BertConfig
+
+from q8core.checkpoint import GoldenExample, write_checkpoint
+from q8core.checkpoint.manifest import FLOAT_FILE
+from q8core.engines import Engine, TokenBatch, build_engine
+from q8core.evaluate import evaluate_engine
+from q8core.quant import Scheme, convert, dequantized_tensors, master_weights
+from q8core.tasks.task import Feature, Task
+
+GOLDEN_COUNT = 8
+# Golden logits are stored in the manifest as text: short inputs keep it small.
+GOLDEN_MAX_TOKENS = 128
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a checkpoint comes from, for its card."""
+
+    name: str
+    folder: Path
+    """Folder with the tokenizer of the base model."""
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+
+def publish(
+    prepared: nn.Module, config: BertConfig, scheme: Scheme, task: Task, origin: Origin, output: Path, keep_float: bool
+) -> dict[str, float]:
+    """Convert, run the dev set on the int8 engine, and write the folder; returns the int8 scores.
+
+    Args:
+        prepared: the model after training or calibration.
+        config: its Hugging Face config.
+        scheme: what ``prepared`` was prepared with.
+        task: dev set and labels.
+        origin: name, tokenizer and record for the card.
+        output: the checkpoint folder.
+        keep_float: also store the float master weights, which the fp32 backend then uses.
+    """
+    tensors = convert(prepared)
+    floats = master_weights(prepared) if keep_float else dequantized_tensors(tensors)
+    int8 = build_engine(config, task.kind, tensors, "int8")
+    fp32 = build_engine(config, task.kind, floats, "fp32")
+    golden = golden_examples({"int8": int8, "fp32": fp32}, task.dev_features())
+    scores = {"metric": task.metric, "int8": evaluate_engine(int8, task)}
+    output.mkdir(parents=True, exist_ok=True)
+    if keep_float:
+        save_file({k: v.contiguous() for k, v in floats.items()}, output / FLOAT_FILE, {"format": "pt"})
+    else:
+        (output / FLOAT_FILE).unlink(missing_ok=True)
+    write_checkpoint(
+        output,
+        name=origin.name,
+        config=config,
+        task=task.kind,
+        labels=task.labels,
+        max_length=task.max_length,
+        scheme=scheme,
+        tensors=tensors,
+        tokenizer_folder=origin.folder,
+        golden=golden,
+        training=origin.training,
+        scores=scores,
+    )
+    return scores["int8"]
+
+
+def golden_examples(engines: Mapping[str, Engine], features: list[Feature]) -> list[GoldenExample]:
+    """Pick inputs spread over the lengths up to 128 tokens and record each engine's logits."""
+    short = sorted((f for f in features if len(f) <= GOLDEN_MAX_TOKENS), key=len) or sorted(features, key=len)[:1]
+    step = max(1, len(short) // GOLDEN_COUNT)
+    chosen = short[::step][:GOLDEN_COUNT]
+    examples: list[GoldenExample] = []
+    for feature in chosen:
+        ids, types = feature.input_ids.tolist(), feature.token_type_ids.tolist()
+        logits = {name: _rounded(_one(engine, ids, types)) for name, engine in engines.items()}
+        examples.append(GoldenExample(ids, types, logits))
+    return examples
+
+
+def _one(engine: Engine, ids: list[int], types: list[int]) -> torch.Tensor:
+    logits = engine.infer(TokenBatch.pack([(ids, types)]))
+    return logits[0] if engine.task == "classify" else logits
+
+
+def _rounded(logits: torch.Tensor) -> list[Any]:
+    # six decimals: finer than any kernel's difference, shorter than float32's full text
+    return (logits.double() * 1e6).round().div(1e6).tolist()

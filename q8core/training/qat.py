@@ -1,0 +1,114 @@
+"""Quantization-aware training, and post-training quantization: two ways to the same checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from q8core.errors import InputError
+from q8core.quant import calibrate, prepare, preset
+from q8core.quant.ranges import CalibrationMethod
+from q8core.tasks.task import Feature, Task
+from q8core.training.batches import collate
+from q8core.training.config import TrainConfig
+from q8core.training.finetune import RECORD_FILE
+from q8core.training.loop import Trainer
+from q8core.training.model import load_bert, model_folder
+from q8core.training.publish import Origin, publish
+from q8core.training.score import model_logits
+
+CALIBRATION_BATCH = 16
+
+
+def train_quantized(
+    source: str, task: Task, config: TrainConfig, scheme_name: str, output: Path, data: str, keep_float: bool
+) -> dict[str, float]:
+    """QAT from a pretrained or fine-tuned source to an int8 checkpoint; returns the int8 engine's scores.
+
+    Interrupted runs go on when called again with the same arguments.
+    """
+    scheme = preset(scheme_name)
+    if any(slot.activation == "dynamic" for slot in scheme.slots.values()):
+        raise InputError(f"scheme {scheme_name!r} needs no training; use `q8bert quantize --scheme {scheme_name}`")
+    torch.manual_seed(config.seed)
+    model = load_bert(source, task.kind, task.labels, config.dropout)
+    prepared = prepare(model, scheme)
+
+    def score(module: nn.Module, limit: int | None) -> dict[str, float]:
+        return task.score(model_logits(module, task.dev_features(limit), task.kind, config.precision))
+
+    identity = {"base": Path(source).name, "scheme": scheme_name, "data": data}
+    trainer = Trainer(prepared, task, score, config, output, identity)
+    progress = trainer.run(task.train_features())
+    record: dict[str, Any] = {
+        **identity,
+        "method": "quantization-aware training",
+        "config": config.to_dict(),
+        "steps": progress.step,
+        "kept_step": progress.best_step,
+        "base_record": base_record(source),
+    }
+    origin = Origin(output.name, model_folder(source), record)
+    scores = publish(prepared, model.config, scheme, task, origin, output, keep_float)
+    trainer.discard_state()
+    return scores
+
+
+def quantize_trained(
+    source: str,
+    task: Task,
+    scheme_name: str,
+    output: Path,
+    data: str,
+    keep_float: bool,
+    *,
+    calibration_examples: int = 512,
+    method: CalibrationMethod = "max",
+    seed: int = 42,
+) -> dict[str, float]:
+    """Post-training quantization of a fine-tuned model: ``dynamic``, or ``static`` with calibration.
+
+    Calibration reads training examples only: the dev set stays unseen.
+    """
+    scheme = preset(scheme_name)
+    model = load_bert(source, task.kind, task.labels)
+    prepared = prepare(model, scheme).eval()
+    record: dict[str, Any] = {"base": Path(source).name, "scheme": scheme_name, "data": data}
+    record |= {"method": "post-training quantization", "base_record": base_record(source)}
+    if any(slot.activation == "ema" for slot in scheme.slots.values()):
+        features = sample(task, calibration_examples, seed)
+        calibrate(prepared, _batches(features, task), method=method)
+        record |= {"calibration": {"examples": len(features), "method": method, "seed": seed}}
+    origin = Origin(output.name, model_folder(source), record)
+    return publish(prepared, model.config, scheme, task, origin, output, keep_float)
+
+
+def sample(task: Task, count: int, seed: int) -> list[Feature]:
+    """Features of ``count`` training examples drawn by seed, without encoding all others.
+
+    Raises:
+        InputError: there is no training data.
+    """
+    examples = list(task.train_examples)
+    if not examples:
+        raise InputError("static quantization is calibrated on training data, and there is none")
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(examples), generator=generator)[:count].tolist()
+    return task.with_train([examples[i] for i in order]).train_features()
+
+
+def base_record(source: str) -> dict[str, Any]:
+    """The record of the fp32 run that made the source, empty where there is none."""
+    file = Path(source) / RECORD_FILE
+    return dict(json.loads(file.read_text())) if file.is_file() else {}
+
+
+def _batches(features: list[Feature], task: Task) -> Iterator[dict[str, torch.Tensor]]:
+    ordered = sorted(features, key=len)
+    for start in range(0, len(ordered), CALIBRATION_BATCH):
+        yield collate(ordered[start : start + CALIBRATION_BATCH], task.kind, with_targets=False)

@@ -1,0 +1,84 @@
+"""Shared by all tests: a tiny real BERT with a real WordPiece vocabulary, as folders on disk."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+import torch
+from transformers import BertConfig, BertForQuestionAnswering, BertForSequenceClassification, BertTokenizerFast
+
+WORDS = (
+    "a an the is was not in on of and to by very good bad great awful boring funny film movie plot actor story "
+    "who what where when did born city paris france berlin germany river tower built year red blue green house "
+    "river cat dog sat mat one two three four five six seven eight nine ten"
+).split()
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def write_vocabulary(folder: Path) -> Path:
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    digits = [str(digit) for digit in range(10)]
+    signs = list(".,!?'-()%$")
+    pieces = [f"##{sign}" for sign in (*letters, *digits)]
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *digits, *signs, *pieces]
+    vocabulary += [word for word in dict.fromkeys(WORDS) if word not in vocabulary]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
+    return folder / "vocab.txt"
+
+
+def tiny_config(vocabulary: int, **changes: object) -> BertConfig:
+    values: dict[str, object] = {
+        "vocab_size": vocabulary,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "max_position_embeddings": 128,
+        "initializer_range": 0.2,  # large enough for logits that differ between inputs
+        **changes,
+    }
+    return BertConfig(**values)
+
+
+def save_tiny(folder: Path, kind: str, seed: int = 0, labels: tuple[str, ...] = ("negative", "positive")) -> Path:
+    """Save a random tiny BERT with its tokenizer, as ``save_pretrained`` does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = BertTokenizerFast(vocab=str(write_vocabulary(folder)), do_lower_case=True)
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(seed)
+    if kind == "classify":
+        names = dict(enumerate(labels))
+        model = BertForSequenceClassification(tiny_config(len(tokenizer), id2label=names))
+    else:
+        model = BertForQuestionAnswering(tiny_config(len(tokenizer)))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):  # Hugging Face starts all biases at 0, which would hide mistakes
+                parameter.uniform_(-0.3, 0.3)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a float classifier in Hugging Face's layout."""
+    return save_tiny(tmp_path_factory.mktemp("tiny-classify") / "model", "classify")
+
+
+@pytest.fixture(scope="session")
+def tiny_qa(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a float QA model in Hugging Face's layout."""
+    return save_tiny(tmp_path_factory.mktemp("tiny-qa") / "model", "qa")
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """The folder of real data sets beside the checkout; skips where it is absent."""
+    folder = SHARED / "data"
+    if not folder.is_dir():
+        pytest.skip("real data (../shared/data) is not here")
+    return folder

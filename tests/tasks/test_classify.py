@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import BertTokenizerFast
+
+from q8core.errors import InputError
+from q8core.tasks.classify import encode_text, postprocess
+from q8core.tokenizer import load_tokenizer
+
+TEXTS = st.text(alphabet=st.sampled_from(list("abcd ef.é🙂中")), max_size=60)
+
+
+# transformers takes an empty second text for none at all; here it stays a pair
+@given(text=TEXTS, pair=st.none() | TEXTS.filter(bool), length=st.integers(5, 40))
+def test_encoding_equals_hugging_face(tiny_classifier: Path, text: str, pair: str | None, length: int) -> None:
+    ours = encode_text(load_tokenizer(tiny_classifier), text, pair, length)
+    tokenizer = BertTokenizerFast.from_pretrained(tiny_classifier)
+    whole = tokenizer(text, pair)
+    cut = tokenizer(text, pair, max_length=length, truncation=True)
+    assert len(ours.input_ids) == len(cut["input_ids"])
+    assert ours.truncated == (len(whole["input_ids"]) > length)
+    if not ours.truncated or pair is None:
+        assert (ours.input_ids, ours.token_type_ids) == (cut["input_ids"], cut["token_type_ids"])
+    assert len(ours.input_ids) == len(ours.token_type_ids)
+
+
+def test_a_pair_loses_tokens_of_its_longer_side(tiny_classifier: Path) -> None:
+    tokenizer = load_tokenizer(tiny_classifier)
+    encoded = encode_text(tokenizer, "the cat", "dog " * 30, 12)
+    assert encoded.token_type_ids == [0] * 4 + [1] * 8
+    encoded = encode_text(tokenizer, "dog " * 30, "the cat", 12)
+    assert encoded.token_type_ids == [0] * 9 + [1] * 3
+
+
+def test_scores_equal_torch_and_are_sorted() -> None:
+    logits = torch.tensor([0.1, 2.0, -1.0])
+    softmax = postprocess(logits, ("a", "b", "c"))
+    assert [s.label for s in softmax] == ["b", "a", "c"]
+    assert [s.score for s in softmax] == pytest.approx(logits.softmax(0)[[1, 0, 2]].tolist())
+    assert [s.score for s in postprocess(logits, "abc", "sigmoid", top_k=2)] == pytest.approx(
+        logits.sigmoid()[[1, 0]].tolist()
+    )
+    assert postprocess(logits, "abc", "none", top_k=1)[0].score == pytest.approx(2.0)
+
+
+def test_too_little_room_is_an_error(tiny_classifier: Path) -> None:
+    with pytest.raises(InputError, match="no room"):
+        encode_text(load_tokenizer(tiny_classifier), "a", "b", 4)

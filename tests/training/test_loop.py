@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from q8core.errors import CheckpointError, InputError
+from q8core.quant import prepare, preset
+from q8core.tasks.examples import ClassifyData, TextExample
+from q8core.tasks.task import ClassifyTask
+from q8core.tokenizer import load_tokenizer
+from q8core.training.batches import collate, epoch_batches, sorted_batches
+from q8core.training.config import TrainConfig, recipe
+from q8core.training.loop import Interrupted, Trainer, schedule
+from q8core.training.model import load_bert
+from q8core.training.score import model_logits
+from q8core.training.state import STATE_FILE
+
+CONFIG = TrainConfig(epochs=2, batch_size=4, learning_rate=1e-3, evals=2, dropout=0.1)
+GOOD, BAD = ("good", "great", "funny"), ("bad", "awful", "boring")
+
+
+def make_task(folder: Path, count: int = 48) -> ClassifyTask:
+    examples = tuple(
+        TextExample(f"a very {(GOOD if i % 2 else BAD)[i % 3]} film" + " of the year" * (i % 4), None, i % 2)
+        for i in range(count)
+    )
+    data = ClassifyData(("negative", "positive"), examples, examples[:12])
+    return ClassifyTask(data, load_tokenizer(folder), max_length=32)
+
+
+def make_trainer(folder: Path, output: Path, scheme: str | None, config: TrainConfig = CONFIG) -> Trainer:
+    torch.manual_seed(config.seed)
+    task = make_task(folder)
+    model: nn.Module = load_bert(str(folder), "classify", task.labels, config.dropout)
+    if scheme:
+        model = prepare(model, preset(scheme))  # pyright: ignore[reportArgumentType]
+
+    def score(module: nn.Module, limit: int | None) -> dict[str, float]:
+        return task.score(model_logits(module, task.dev_features(limit), "classify"))
+
+    return Trainer(model, task, score, config, output)
+
+
+@pytest.mark.parametrize("scheme", [None, "q8bert"])
+def test_training_learns(tiny_classifier: Path, tmp_path: Path, scheme: str | None) -> None:
+    trainer = make_trainer(tiny_classifier, tmp_path, scheme, replace(CONFIG, epochs=12))
+    before = trainer.score(trainer.model.eval(), None)["accuracy"] if scheme is None else 0.5
+    trainer.run(trainer.task.train_features())
+    assert trainer.score(trainer.model, None)["accuracy"] == 1.0 > before
+
+
+@pytest.mark.parametrize("scheme", [None, "q8bert"])
+def test_a_stopped_run_ends_with_the_same_weights(tiny_classifier: Path, tmp_path: Path, scheme: str | None) -> None:
+    whole = make_trainer(tiny_classifier, tmp_path / "whole", scheme)
+    features = whole.task.train_features()
+    whole.run(features)
+
+    stopped = make_trainer(tiny_classifier, tmp_path / "stopped", scheme)
+    steps = 0
+
+    def stop_after_seven(*_: object) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    handle = stopped.model.register_forward_hook(stop_after_seven)
+    with pytest.raises(Interrupted):
+        stopped.run(features)
+    handle.remove()
+    resumed = make_trainer(tiny_classifier, tmp_path / "stopped", scheme)
+    assert resumed.run(features).step == 24
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+
+
+def test_the_best_weights_are_kept(tiny_classifier: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(tiny_classifier, tmp_path, None, replace(CONFIG, evals=4))
+    scores = iter([0.1, 0.9, 0.3, 0.2])
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def score(module: nn.Module, limit: int | None) -> dict[str, float]:
+        seen.append({name: value.clone() for name, value in module.state_dict().items()})
+        return {"accuracy": next(scores)}
+
+    trainer.score = score
+    progress = trainer.run(trainer.task.train_features())
+    assert (progress.best_step, progress.best_score) == (12, 0.9)
+    assert all(torch.equal(value, seen[1][name]) for name, value in trainer.model.state_dict().items())
+    log = [json.loads(line) for line in (tmp_path / "train_log.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in log if "scores" in entry] == [6, 12, 18, 24]
+
+
+def test_other_settings_and_damaged_states_are_refused(tiny_classifier: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(tiny_classifier, tmp_path, None)
+    features = trainer.task.train_features()
+    trainer.run(features)
+    other = make_trainer(tiny_classifier, tmp_path, None, replace(CONFIG, learning_rate=2e-3))
+    with pytest.raises(InputError, match="learning_rate"):
+        other.run(features)
+    state = tmp_path / STATE_FILE
+    state.write_bytes(state.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="damaged"):
+        make_trainer(tiny_classifier, tmp_path, None).run(features)
+
+
+def test_every_epoch_sees_every_example_once_in_an_order_of_its_own() -> None:
+    lengths = [(7 * i) % 40 + 1 for i in range(1000)]
+    first, again, second = (epoch_batches(lengths, 16, 1, epoch) for epoch in (0, 0, 1))
+    assert first == again != second
+    assert sorted(i for batch in first for i in batch) == list(range(1000))
+    padding = sum(max(lengths[i] for i in b) * len(b) for b in first) / sum(lengths)
+    assert padding < 1.1
+
+
+def test_sorted_batches_keep_to_the_budget() -> None:
+    lengths = [(7 * i) % 40 + 1 for i in range(100)] + [500]
+    batches = sorted_batches(lengths, 120)
+    assert sorted(i for batch in batches for i in batch) == list(range(101))
+    assert all(max(lengths[i] for i in b) * len(b) <= 120 or len(b) == 1 for b in batches)
+
+
+def test_the_schedule_rises_and_falls() -> None:
+    factors = [schedule(step, 100, 0.1) for step in range(100)]
+    assert max(factors) == factors[10] == 1.0
+    assert 0 < factors[0] < 0.1
+    assert factors[-1] == pytest.approx(1 / 90)
+    assert all(a < b for a, b in zip(factors[:10], factors[1:11], strict=True))
+
+
+def test_collate_pads_with_a_mask(tiny_classifier: Path) -> None:
+    task = make_task(tiny_classifier)
+    features = task.train_features()[:4]
+    batch = collate(features, "classify")
+    assert batch["attention_mask"].sum(1).tolist() == [len(f) for f in features]
+    assert batch["labels"].tolist() == [0, 1, 0, 1]
+    assert (batch["input_ids"][batch["attention_mask"] == 0] == 0).all()
+
+
+def test_impossible_settings_are_named() -> None:
+    with pytest.raises(InputError, match="learning_rate is -1"):
+        recipe("sst2", False, learning_rate=-1.0)
+    with pytest.raises(InputError, match="batch_size is 0"):
+        recipe("sst2", True, batch_size=0)

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import BertForSequenceClassification
+
+from q8core.checkpoint import Checkpoint
+from q8core.engines import load_engine
+from q8core.errors import InputError
+from q8core.evaluate import engine_logits, evaluate_engine
+from q8core.quant import prepare, preset
+from q8core.training.batches import collate
+from q8core.training.qat import quantize_trained, train_quantized
+from q8core.training.score import model_logits
+from tests.training.test_loop import CONFIG, make_task
+
+
+def quantize_tiny(model: Path, output: Path, scheme: str = "static", keep_float: bool = True) -> Path:
+    quantize_trained(str(model), make_task(model), scheme, output, "made up", keep_float)
+    return output
+
+
+@pytest.mark.parametrize("keep_float", [True, False])
+def test_qat_ends_in_a_checkpoint_that_scores_the_same(
+    tiny_classifier: Path, tmp_path: Path, keep_float: bool
+) -> None:
+    task = make_task(tiny_classifier)
+    config = replace(CONFIG, epochs=12, dropout=0.0)
+    scores = train_quantized(str(tiny_classifier), task, config, "q8bert", tmp_path, "made up", keep_float)
+    opened = Checkpoint.open(tmp_path)
+    assert opened.manifest is not None
+    assert opened.manifest.scores["int8"] == scores == {"accuracy": 1.0}
+    assert evaluate_engine(load_engine(opened, "int8"), task) == scores
+    _, dequantized = opened.float_tensors()
+    assert dequantized is not keep_float
+    assert (tmp_path / "model.safetensors").is_file() is keep_float
+    if keep_float:
+        BertForSequenceClassification.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("scheme", ["static", "dynamic"])
+def test_post_training_quantization_stays_near_the_float_model(
+    tiny_classifier: Path, tmp_path: Path, scheme: str
+) -> None:
+    opened = Checkpoint.open(quantize_tiny(tiny_classifier, tmp_path, scheme))
+    features = make_task(tiny_classifier).dev_features()
+    float_model = BertForSequenceClassification.from_pretrained(tiny_classifier).eval()
+    with torch.no_grad():
+        expected = float_model(**collate(features, "classify", with_targets=False)).logits
+    fp32 = torch.stack(engine_logits(load_engine(opened, "fp32"), features))
+    int8 = torch.stack(engine_logits(load_engine(opened, "int8"), features))
+    assert torch.allclose(fp32, expected, atol=1e-4)
+    spread = float(expected.max() - expected.min())
+    assert float((int8 - expected).abs().max()) < 0.1 * spread
+
+
+def test_simulation_and_engine_agree(tiny_classifier: Path, tmp_path: Path) -> None:
+    task = make_task(tiny_classifier)
+    opened = Checkpoint.open(quantize_tiny(tiny_classifier, tmp_path))
+    # static calibration is deterministic: the same examples give the same simulation again
+    from q8core.quant import calibrate
+    from q8core.training.qat import _batches, sample
+
+    model = BertForSequenceClassification.from_pretrained(tiny_classifier).eval()
+    prepared = prepare(model, preset("static"))
+    calibrate(prepared, _batches(sample(task, 512, 42), task))
+    simulated = torch.stack(model_logits(prepared, task.dev_features(), "classify"))
+    for kernel in ("fbgemm", "onednn"):
+        executed = torch.stack(engine_logits(load_engine(opened, "int8", kernel), task.dev_features()))
+        assert torch.equal(simulated.argmax(1), executed.argmax(1))
+        assert float((simulated - executed).abs().max()) < 0.02
+
+
+def test_a_dynamic_scheme_is_not_trained(tiny_classifier: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="q8bert quantize --scheme dynamic"):
+        train_quantized(str(tiny_classifier), make_task(tiny_classifier), CONFIG, "dynamic", tmp_path, "", True)
