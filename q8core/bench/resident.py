@@ -1,0 +1,94 @@
+"""How much memory an engine adds to a process: each in a fresh one, measured by the kernel's own accounts."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from safetensors.torch import save_file
+
+from q8core.bench.contenders import STOCK
+from q8core.bench.models import RandomFloat, RandomInt8, bench_config
+from q8core.checkpoint.manifest import FLOAT_FILE, INT8_FILE
+from q8core.errors import EngineError
+from q8core.tasks.task import TaskKind
+
+
+@dataclass(frozen=True)
+class Resident:
+    """Bytes that one engine added to a fresh process, beyond what importing everything took.
+
+    Attributes:
+        loaded_rss: resident set after loading.
+        loaded_pss: the same, shared pages counted in part.
+        used_rss: resident set after some batches.
+        used_pss: the same, shared pages counted in part.
+        peak_rss: the highest resident set while loading.
+        reported: what the engine's own `memory()` says after use, 0 for stock transformers.
+        load_seconds: time to load.
+    """
+
+    engine: str
+    loaded_rss: int
+    loaded_pss: int
+    used_rss: int
+    used_pss: int
+    peak_rss: int
+    reported: int
+    load_seconds: float
+
+    def to_dict(self) -> dict[str, object]:
+        """Return it as plain JSON values, with the peak over the resident size."""
+        return {**asdict(self), "peak_over_loaded": self.peak_rss / max(self.loaded_rss, 1)}
+
+
+@contextmanager
+def random_folder(model: str, task: TaskKind) -> Iterator[Path]:
+    """Write a random model of a named shape, float and int8, into a temporary folder that goes away afterwards."""
+    config = bench_config(model)
+    with TemporaryDirectory(prefix="q8bert-bench-") as name:
+        folder = Path(name)
+        config.save_pretrained(folder)
+        save_file(dict(RandomInt8(config, task)), folder / INT8_FILE, {"format": "pt"})
+        save_file(dict(RandomFloat(config, task)), folder / FLOAT_FILE, {"format": "pt"})
+        yield folder
+
+
+def measure_resident(engine: str, folder: Path, task: TaskKind, threads: int, *, verified: bool) -> Resident:
+    """Load `engine` from `folder` in a new process, use it, and return what it added.
+
+    Args:
+        engine: a contender's name.
+        folder: a checkpoint, or a random folder.
+        task: classify or qa.
+        threads: CPU threads of the engine.
+        verified: the folder is a checkpoint, to be opened (hashed and checked) as serving does.
+
+    Raises:
+        EngineError: if the process fails; carries its last line.
+    """
+    command = [sys.executable, "-m", "q8core.bench.resident_process"]
+    request = {"engine": engine, "folder": str(folder), "task": task, "threads": threads, "verified": verified}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([*command, json.dumps(request)], capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise EngineError(f"measuring the memory of {engine} failed: {last}")
+    return Resident(engine, **json.loads(done.stdout.splitlines()[-1]))
+
+
+def measurable(engines: tuple[str, ...], folder: Path) -> tuple[str, ...]:
+    """Return the engines that `folder` has weights for: stock transformers needs float ones."""
+    has_float, has_int8 = (folder / FLOAT_FILE).is_file(), (folder / INT8_FILE).is_file()
+    return tuple(
+        name
+        for name in engines
+        if (has_float if name == STOCK else has_int8 if name.startswith("int8") else has_float or has_int8)
+    )

@@ -1,0 +1,98 @@
+"""The process that `resident` starts: load one engine, use it, print what it added as one line of JSON."""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from transformers import BertConfig
+
+from q8core.bench.contenders import STOCK, Contender, OurEngine, StockTransformers, stock_class
+from q8core.bench.timing import Shape
+from q8core.checkpoint import Checkpoint
+from q8core.checkpoint.manifest import FLOAT_FILE, INT8_FILE
+from q8core.checkpoint.tensors import TensorFile
+from q8core.engines import build_engine, load_engine
+from q8core.engines.bert import BertEngine
+
+_USE = (Shape(1, 32), Shape(1, 128), Shape(8, 128))
+
+
+def main(request: dict[str, Any]) -> dict[str, float]:
+    """Measure as the request says."""
+    torch.set_num_threads(request["threads"])
+    folder = Path(request["folder"])
+    _settle()
+    base_rss, base_pss = _now()
+    _reset_peak()
+    begin = time.perf_counter()
+    contender, engine = _load(request["engine"], folder, request)
+    seconds = time.perf_counter() - begin
+    peak = _peak() - base_rss
+    gc.collect()
+    loaded_rss, loaded_pss = _now()
+    vocabulary = BertConfig.from_pretrained(folder).vocab_size
+    for shape in _USE:
+        for _ in range(2):
+            contender(shape.batch(vocabulary))
+    used_rss, used_pss = _now()
+    return {
+        "loaded_rss": loaded_rss - base_rss,
+        "loaded_pss": loaded_pss - base_pss,
+        "used_rss": used_rss - base_rss,
+        "used_pss": used_pss - base_pss,
+        "peak_rss": peak,
+        "reported": engine.memory().total if engine else 0,
+        "load_seconds": seconds,
+    }
+
+
+def _load(name: str, folder: Path, request: dict[str, Any]) -> tuple[Contender, BertEngine | None]:
+    if name == STOCK:
+        return StockTransformers(stock_class(request["task"]).from_pretrained(folder)), None
+    backend, _, kernel = name.partition("-")
+    kernel, threads = kernel or "auto", request["threads"]
+    if request["verified"]:
+        engine = load_engine(Checkpoint.open(folder), backend, kernel, threads)
+    else:
+        tensors = TensorFile(folder / (INT8_FILE if backend == "int8" else FLOAT_FILE))
+        config = BertConfig.from_pretrained(folder)
+        engine = build_engine(config, request["task"], tensors, backend, kernel, threads)
+    return OurEngine(engine), engine
+
+
+def _settle() -> None:
+    """Start what is started once per process, so that it is not counted as an engine's."""
+    x = torch.randn(64, 64)
+    torch.nn.functional.linear(x, x)
+    torch.ops.mkldnn._linear_pointwise(x, torch.ops.mkldnn._reorder_linear_weight(x), None, "none", [], "")
+    gc.collect()
+
+
+def _now() -> tuple[int, int]:
+    """Return (rss, pss) in bytes."""
+    info = psutil.Process().memory_full_info()
+    return info.rss, info.pss
+
+
+def _reset_peak() -> None:
+    """Make the kernel forget the peak so far (proc(5), clear_refs)."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def _peak() -> int:
+    """Return the highest resident set since the reset, in bytes."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("/proc/self/status has no VmHWM")
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(json.loads(sys.argv[1]))))
