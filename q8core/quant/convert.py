@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from q8core.errors import CalibrationError, CheckpointError
-from q8core.quant.arithmetic import dequantize, dequantize_bias, per_row, quantize_bias, quantize_i8
+from q8core.quant.arithmetic import dequantize, dequantize_bias, per_row, quantize_i8
 from q8core.quant.layers import QATEmbedding, QATLinear
 from q8core.quant.prepare import quantized_layers
 
@@ -77,10 +77,7 @@ def _linear_tensors(layer: QATLinear) -> dict[str, Tensor]:
         tensors["bias"] = layer.bias.detach().clone()
     else:
         tensors["input_scale"] = scales.input
-        try:
-            tensors["bias"] = quantize_bias(layer.bias, scales.input, scales.weight)
-        except CalibrationError as error:
-            raise CalibrationError(f"{layer.path}: {error}") from None
+        tensors["bias"] = layer.bias_i32(scales.input, scales.weight)
     if scales.output is not None:
         tensors["output_scale"] = scales.output
     return tensors

@@ -16,7 +16,10 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from q8core.quant.arithmetic import per_row, quantize
+from q8core.quant.arithmetic import per_row, quantize, rescale_factor
+
+_BLOCK = 2**17
+"""Elements that a step-by-step computation takes at a time: 512 KiB of float32, the size of a core's cache."""
 
 
 class _QuantizedLinear(Function):
@@ -36,12 +39,12 @@ class _QuantizedLinear(Function):
     ) -> Tensor:
         ctx.save_for_backward(x_q, w_q, scale_x, scale_w)
         ctx.dtypes = (x.dtype, weight.dtype, bias.dtype)
-        y = F.linear(x_q, w_q).to(torch.float32)  # (..., out), integers in float32
+        y = F.linear(x_q, w_q)  # (..., out), integers: exact in float32 below 2**24
         if scale_x.numel() == 1:
-            y = y.mul_((scale_x * scale_w).reshape(-1))
-        else:  # one scale per token: (..., 1) * (out,)
-            y = y.mul_(scale_x).mul_(scale_w.reshape(-1))
-        return y.add_(bias_hat).to(x_q.dtype)
+            _rescale_(y, rescale_factor(scale_x, scale_w), bias_hat)
+            return y
+        # one scale per token: (..., 1) * (out,)
+        return y.to(torch.float32).mul_(scale_x).mul_(scale_w.reshape(-1)).add_(bias_hat).to(x_q.dtype)
 
     @staticmethod
     @once_differentiable
@@ -76,6 +79,34 @@ class _FakeQuantize(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         return grads[0], None
+
+
+def quantize_to(x: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return `quantize(x, scale)` in a dtype that holds it exactly; `scale` has one element or one per row.
+
+    Large tensors go block by block, so that the steps of one block meet in the cache: about half the time.
+    """
+    if x.numel() <= _BLOCK or scale.numel() != 1 or not x.is_contiguous():
+        return quantize(x, scale).to(dtype)
+    q = torch.empty(x.shape, dtype=dtype)
+    for source, target in zip(_blocks(x), _blocks(q), strict=True):
+        target.copy_(quantize(source, scale))
+    return q
+
+
+def _rescale_(acc: Tensor, r: Tensor, bias_hat: Tensor) -> None:
+    """Replace accumulators (..., out) by float32(acc) * r + bias_hat, in place and rounded to their dtype."""
+    for block in _blocks(acc):
+        if block.dtype == torch.float32:
+            block.mul_(r).add_(bias_hat)
+        else:
+            block.copy_(block.to(torch.float32).mul_(r).add_(bias_hat))
+
+
+def _blocks(x: Tensor) -> tuple[Tensor, ...]:
+    """Return views of whole rows of a contiguous `x` (..., K), about `_BLOCK` elements each."""
+    rows = x.view(-1, x.shape[-1])
+    return rows.split(max(1, _BLOCK // x.shape[-1]))
 
 
 def quantized_linear(

@@ -16,15 +16,14 @@ from q8core.errors import CalibrationError
 from q8core.quant.arithmetic import (
     dequantize_bias,
     per_row,
-    quantize,
     quantize_bias,
     row_scales,
     scale_from_threshold,
 )
 from q8core.quant.context import ForwardContext, compute_dtype
-from q8core.quant.fake_quant import fake_quantize, quantized_linear
-from q8core.quant.ranges import RangeCollector, abs_max, ema_update, rows_of
-from q8core.quant.scheme import Scheme, SlotScheme
+from q8core.quant.fake_quant import fake_quantize, quantize_to, quantized_linear
+from q8core.quant.ranges import RangeCollector, abs_max, ema_update, largest_of_processes, rows_of
+from q8core.quant.scheme import Granularity, Scheme, SlotScheme
 
 RangeName = Literal["input", "output"]
 
@@ -37,12 +36,20 @@ class LinearScales(NamedTuple):
     output: Tensor | None
 
 
-def weight_scale(weight: Tensor, granularity: str) -> Tensor:
-    """Return the scale of a weight (rows, columns) by its largest magnitude: (1,) or, per channel, (rows,)."""
+def weight_scale(weight: Tensor, granularity: Granularity, path: str) -> Tensor:
+    """Return the scale of a weight (rows, columns) by its largest magnitude: (1,) or, per channel, (rows,).
+
+    Raises:
+        CalibrationError: if the weight of the module at `path` has an infinite or NaN value.
+    """
     if granularity == "per_channel":
         detached = weight.detach()
-        return scale_from_threshold(torch.maximum(detached.amax(dim=1), -detached.amin(dim=1)))
-    return scale_from_threshold(abs_max(weight).reshape(1))
+        threshold = torch.maximum(detached.amax(dim=1), -detached.amin(dim=1))
+    else:
+        threshold = abs_max(weight).reshape(1)
+    if not bool(torch.isfinite(threshold).all()):
+        raise CalibrationError(f"{path}.weight has infinite or NaN values")
+    return scale_from_threshold(threshold)
 
 
 class QATLinear(nn.Linear):
@@ -132,13 +139,21 @@ class QATLinear(nn.Linear):
         Raises:
             CalibrationError: if a range was never observed or the weight is not finite.
         """
-        try:
-            scale_w = weight_scale(self.weight, self.slot.weight)
-        except CalibrationError as error:
-            raise CalibrationError(f"{self.path}.weight: {error}") from None
+        scale_w = weight_scale(self.weight, self.slot.weight, self.path)
         scale_x = self.range_scale("input") if self.slot.activation == "ema" else None
         scale_y = self.range_scale("output") if self.slot.requantize_output else None
         return LinearScales(scale_x, scale_w, scale_y)
+
+    def bias_i32(self, scale_x: Tensor, scale_w: Tensor) -> Tensor:
+        """Return the bias (out,) as int32 steps of the accumulator.
+
+        Raises:
+            CalibrationError: if it is infinite or NaN, or the scales leave no usable step.
+        """
+        try:
+            return quantize_bias(self.bias, scale_x, scale_w)
+        except CalibrationError as error:
+            raise CalibrationError(f"{self.path}: {error}") from None
 
     def extra_repr(self) -> str:
         """Describe shapes and scheme, so that printing a model documents its quantization."""
@@ -153,12 +168,11 @@ class QATLinear(nn.Linear):
         """Simulate the integer layer, without requantization."""
         dtype = compute_dtype()
         with torch.no_grad():
-            scale_w = weight_scale(self.weight, self.slot.weight)
-            w_q = quantize(self.weight, per_row(scale_w)).to(dtype)
+            scale_w = weight_scale(self.weight, self.slot.weight, self.path)
+            w_q = quantize_to(self.weight.detach(), per_row(scale_w), dtype)
             x_q, scale_x = self._quantized_input(x, dtype)
             if self.slot.activation == "ema":
-                bias_i32 = quantize_bias(self.bias, scale_x, scale_w)
-                bias_hat = dequantize_bias(bias_i32, scale_x, scale_w)
+                bias_hat = dequantize_bias(self.bias_i32(scale_x, scale_w), scale_x, scale_w)
             else:
                 bias_hat = self.bias.detach()
         return quantized_linear(
@@ -169,14 +183,14 @@ class QATLinear(nn.Linear):
         """Return (x_q, scale_x); layers that share an input range also share the quantized tensor."""
         if self.slot.activation == "dynamic":
             scale_x = row_scales(x)
-            return quantize(x, scale_x).to(dtype), scale_x
+            return quantize_to(x.detach(), scale_x, dtype), scale_x
         owner = self.input_owner
         if owner is not self:
             recalled = self.context.recall(owner, x)
             if recalled is not None:
                 return recalled
         scale_x = self.range_scale("input")
-        x_q = quantize(x, scale_x).to(dtype)
+        x_q = quantize_to(x.detach(), scale_x, dtype)
         if self.shared:
             self.context.remember(self, x, x_q, scale_x)
         return x_q, scale_x
@@ -187,6 +201,7 @@ class QATLinear(nn.Linear):
         if not bool(torch.isfinite(observed)):
             raise CalibrationError(f"{self.path}: the {name} of this layer is infinite or NaN at step {step}")
         threshold = self.get_buffer(f"{name}_threshold")
+        observed = largest_of_processes(observed)
         threshold.copy_(ema_update(threshold, observed, step, self.ema_decay, self.ema_debias))
 
     def _collect(self, x: Tensor, collectors: dict[RangeName, RangeCollector]) -> Tensor:
@@ -234,10 +249,7 @@ class QATEmbedding(nn.Embedding):
         Raises:
             CalibrationError: if the table is not finite.
         """
-        try:
-            return weight_scale(self.weight, self.slot.weight)
-        except CalibrationError as error:
-            raise CalibrationError(f"{self.path}.weight: {error}") from None
+        return weight_scale(self.weight, self.slot.weight, self.path)
 
     def extra_repr(self) -> str:
         """Describe shapes and scheme."""

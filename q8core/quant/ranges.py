@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Literal, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from q8core.errors import CalibrationError, InputError
 from q8core.quant.arithmetic import QMAX
@@ -60,6 +60,17 @@ def ema_update(threshold: Tensor, observed: Tensor, step: int, decay: float, deb
     """Return the next threshold t - (1 - d) * (t - m); the first observation sets it."""
     keep = decay_at(step, decay, debias)
     return observed if keep == 0 else threshold - (1 - keep) * (threshold - observed)
+
+
+def largest_of_processes(observed: Tensor) -> Tensor:
+    """Return the maximum of a scalar over all processes of a distributed training, itself outside of one.
+
+    Without it each process would train with its own range, and only the first one's would be saved.
+    """
+    if distributed.is_available() and distributed.is_initialized():
+        observed = observed.clone()
+        distributed.all_reduce(observed, op=distributed.ReduceOp.MAX)
+    return observed
 
 
 class RangeCollector(Protocol):

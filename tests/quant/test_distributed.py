@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from q8core.quant.ranges import largest_of_processes
+
+WORKER = """
+import sys
+import torch
+from torch import distributed, nn
+from q8core.quant import QATLinear, SlotScheme, preset
+from q8core.quant.context import ForwardContext
+
+rank = int(sys.argv[1])
+distributed.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2)
+context = ForwardContext(ignore_padding=True)
+layer = QATLinear(nn.Linear(4, 2), path="layer", scheme=preset("q8bert"), slot=SlotScheme(), context=context)
+layer.train()
+for step in range(3):
+    layer(torch.full((1, 4), float(10 * step + rank + 1)))
+print(float(layer.get_buffer("input_threshold")))
+distributed.destroy_process_group()
+"""
+
+
+def test_processes_share_their_ranges(tmp_path: Path) -> None:
+    """In the original each process kept its own statistics, and only the first one's were saved."""
+    command = [sys.executable, "-c", WORKER]
+    workers = [
+        subprocess.Popen([*command, str(rank), str(tmp_path / "rendezvous")], stdout=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    try:
+        printed = [worker.communicate(timeout=270)[0].strip() for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.communicate()
+    assert [worker.returncode for worker in workers] == [0, 0]
+    # the second process saw 2, 12, 22: decays 2/11 and 3/12 after the first
+    second = 2 + (12 - 2) * (1 - 2 / 11)
+    expected = second + (22 - second) * (1 - 3 / 12)
+    assert printed[0] == printed[1]
+    assert abs(float(printed[0]) - expected) < 1e-4
+
+
+def test_one_process_keeps_its_value() -> None:
+    value = torch.tensor(3.0)
+    assert largest_of_processes(value) is value
