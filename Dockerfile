@@ -26,13 +26,13 @@ COPY pyproject.toml README.md LICENSE ./
 COPY q8core q8core
 COPY service service
 # `pip check` refuses an image whose pins do not satisfy pyproject.toml. Afterwards nothing is installed any
-# more, and torch's C++ headers and test programs (180 MB) serve only compilers.
+# more, and torch's C++ headers and test programs (190 MB) serve only compilers.
 RUN pip install --no-deps . \
  && pip check \
  && pip uninstall --yes pip \
- && rm -rf /venv/lib/python3.11/site-packages/torch/include \
-           /venv/lib/python3.11/site-packages/torch/share \
-           /venv/lib/python3.11/site-packages/torch/test
+ && cd /venv/lib/python3.11/site-packages/torch \
+ && rm -rf include share test \
+ && find bin -mindepth 1 ! -name torch_shm_manager -delete
 
 
 FROM python:3.11-slim-bookworm
