@@ -46,7 +46,7 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Order of the data and the new head's weights.")] = None,
     max_steps: Annotated[int | None, typer.Option(help="Stop after so many steps.")] = None,
     evals: Annotated[int | None, typer.Option(help="Evaluations, evenly spread.")] = None,
-    eval_examples: Annotated[int | None, typer.Option(help="Dev examples for all but the last.")] = None,
+    eval_examples: Annotated[int | None, typer.Option(help="Dev examples for these; the result has all.")] = None,
     precision: Annotated[str, typer.Option(help="auto, fp32, or bf16 mixed precision.")] = "auto",
     int8_only: Annotated[bool, typer.Option(help="QAT: leave the float master weights out.")] = False,
 ) -> None:

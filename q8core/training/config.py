@@ -29,9 +29,9 @@ class TrainConfig:
     precision: Precision = "fp32"
     max_steps: int | None = None
     evals: int = 4
-    """How many evaluations, evenly spread, the last one after the last step."""
+    """How many evaluations, evenly spread, the last one after the last step; the best weights are kept."""
     eval_examples: int | None = None
-    """Dev examples for all evaluations but the last; None for all."""
+    """Dev examples of these evaluations; None for all. The finished model is always scored on all."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot train.
@@ -62,10 +62,10 @@ class TrainConfig:
 
 # Defaults per task and start: QAT continues from fine-tuned weights, so it needs less of everything.
 RECIPES: dict[tuple[str, bool], TrainConfig] = {
-    ("sst2", False): TrainConfig(epochs=3, batch_size=32, learning_rate=1e-4),
-    ("sst2", True): TrainConfig(epochs=1, batch_size=32, learning_rate=2e-5),
-    ("squad", False): TrainConfig(epochs=1, batch_size=16, learning_rate=1.5e-4, evals=4, eval_examples=1000),
-    ("squad", True): TrainConfig(epochs=0.15, batch_size=16, learning_rate=2e-5, evals=2, eval_examples=1000),
+    ("sst2", False): TrainConfig(epochs=2, batch_size=64, learning_rate=1e-4),
+    ("sst2", True): TrainConfig(epochs=0.3, batch_size=64, learning_rate=3e-5, evals=2),
+    ("squad", False): TrainConfig(epochs=1, batch_size=16, learning_rate=1.5e-4, eval_examples=1000),
+    ("squad", True): TrainConfig(epochs=0.08, batch_size=16, learning_rate=3e-5, evals=2, eval_examples=1000),
     ("classify", False): TrainConfig(epochs=5, batch_size=32, learning_rate=1e-4),
     ("classify", True): TrainConfig(epochs=1, batch_size=32, learning_rate=2e-5),
 }

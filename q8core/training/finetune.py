@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from q8core.engines import build_engine
+from q8core.evaluate import evaluate_engine
+from q8core.quant import master_weights
 from q8core.tasks.task import Task
 from q8core.tokenizer import copy_tokenizer
 from q8core.training.config import TrainConfig
@@ -33,7 +36,8 @@ def finetune(source: str, task: Task, config: TrainConfig, output: Path, data: s
     identity = {"base": Path(source).name, "scheme": "fp32", "data": data}
     trainer = Trainer(model, task, score, config, output, identity)
     progress = trainer.run(task.train_features())
-    scores = task.score(model_logits(model, task.dev_features(), task.kind, "fp32"))
+    engine = build_engine(model.config, task.kind, master_weights(model), "fp32")
+    scores = evaluate_engine(engine, task)
     save_float(model, Path(model_folder(source)), output)
     record: dict[str, Any] = {
         **identity,

@@ -118,7 +118,7 @@ class Trainer:
                     self._log(step=progress.step, loss=meter.loss, tokens_per_second=round(meter.rate))
                     meter = _Meter()
                 if progress.step in eval_steps:
-                    self._evaluate(progress, last=progress.step == total, best=best)
+                    self._evaluate(progress, best)
                     meter = _Meter()
                 if stopped() or time.monotonic() - saved > SAVE_SECONDS or progress.step in eval_steps:
                     save_state(self.output, self.model, optimizer, progress, identity)
@@ -148,16 +148,14 @@ class Trainer:
         optimizer.zero_grad()
         return loss.item()
 
-    def _evaluate(self, progress: Progress, last: bool, best: Path) -> None:
+    def _evaluate(self, progress: Progress, best: Path) -> None:
         self.model.eval()
-        scores = self.score(self.model, None if last else self.config.eval_examples)
+        scores = self.score(self.model, self.config.eval_examples)
         self.model.train()
         self._log(step=progress.step, scores=scores)
         tqdm.write(f"step {progress.step}: " + ", ".join(f"{k} {v:.4f}" for k, v in scores.items()))
         value = scores[self.task.metric]
-        # Scores of a part of dev and of all of it cannot be compared: then the last weights win.
-        comparable = self.config.eval_examples is None
-        if progress.best_score is None or not comparable or value >= progress.best_score:
+        if progress.best_score is None or value >= progress.best_score:
             progress.best_score, progress.best_step = value, progress.step
             save_file({k: v.detach().clone() for k, v in self.model.state_dict().items()}, best)
 

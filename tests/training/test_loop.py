@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -132,7 +133,7 @@ def test_the_schedule_rises_and_falls() -> None:
     assert max(factors) == factors[10] == 1.0
     assert 0 < factors[0] < 0.1
     assert factors[-1] == pytest.approx(1 / 90)
-    assert all(a < b for a, b in zip(factors[:10], factors[1:11], strict=True))
+    assert all(a < b for a, b in pairwise(factors[:11]))
 
 
 def test_collate_pads_with_a_mask(tiny_classifier: Path) -> None:

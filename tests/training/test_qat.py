@@ -24,9 +24,7 @@ def quantize_tiny(model: Path, output: Path, scheme: str = "static", keep_float:
 
 
 @pytest.mark.parametrize("keep_float", [True, False])
-def test_qat_ends_in_a_checkpoint_that_scores_the_same(
-    tiny_classifier: Path, tmp_path: Path, keep_float: bool
-) -> None:
+def test_qat_ends_in_a_checkpoint_that_scores_the_same(tiny_classifier: Path, tmp_path: Path, keep_float: bool) -> None:
     task = make_task(tiny_classifier)
     config = replace(CONFIG, epochs=12, dropout=0.0)
     scores = train_quantized(str(tiny_classifier), task, config, "q8bert", tmp_path, "made up", keep_float)

@@ -1,0 +1,134 @@
+"""The commands as a user types them: arguments in, files and exit codes out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from q8core.checkpoint.manifest import INT8_FILE
+from service.__main__ import main
+from tests.conftest import save_tiny
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
+    """Run ``q8bert ARGUMENTS`` and return exit code, stdout and stderr."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["q8bert", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        output = capfd.readouterr()
+        return code, output.out, output.err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    rows = ["text,intent"]
+    rows += [f'"a {word}, very {word} film {i}",{label}' for i in range(8) for word, label in
+             (("good", "praise"), ("great", "praise"), ("awful", "blame"), ("boring", "blame"))]  # fmt: skip
+    (folder / "train.csv").write_text("\n".join(rows) + "\n")
+    (folder / "dev.csv").write_text("\n".join(rows[:9]) + "\n")
+    return folder
+
+
+def own_data(folder: Path) -> list[object]:
+    files = ["--train-file", folder / "train.csv", "--dev-file", folder / "dev.csv"]
+    return ["--task", "classify", *files, "--label-column", "intent"]
+
+
+def test_own_data_from_training_to_scores(run, data: Path, tiny_classifier: Path, tmp_path: Path) -> None:
+    fp32, int8, post = tmp_path / "fp32", tmp_path / "int8", tmp_path / "post"
+    common = [*own_data(data), "--precision", "fp32", "--epochs", 12, "--learning-rate", 1e-3, "--batch-size", 4]
+    code, out, err = run("train", "--model", tiny_classifier, "--output", fp32, "--scheme", "fp32", *common)
+    assert code == 0, err
+    assert "accuracy 1.0000" in out
+    code, out, err = run("train", "--model", fp32, "--output", int8, *common[:-6], "--epochs", 1, "--int8-only")
+    assert code == 0, err
+    code, out, err = run("quantize", "--model", fp32, "--output", post, *own_data(data))
+    assert code == 0, err
+    scores = tmp_path / "scores.json"
+    dev = ["--task", "classify", "--dev-file", data / "dev.csv", "--label-column", "intent"]
+    both = ["--backend", "fp32", "--backend", "int8", "--json", scores]
+    for checkpoint in (int8, post):
+        code, out, err = run("evaluate", "--checkpoint", checkpoint, *dev, *both)
+        assert code == 0, err
+        assert json.loads(scores.read_text())["scores"] == {"fp32": {"accuracy": 1.0}, "int8": {"accuracy": 1.0}}
+    code, out, err = run("info", int8)
+    assert code == 0, err
+    card = json.loads(out)
+    assert (card["kind"], card["labels"], card["scheme"]) == ("int8", ["blame", "praise"], "q8bert")
+    assert card["training"]["base_record"]["scores"] == {"accuracy": 1.0}
+    assert "model.safetensors" not in card["files"]
+
+
+def test_squad_from_training_to_scores(run, tiny_qa: Path, tmp_path: Path) -> None:
+    qas = [{"id": str(i), "question": "who sat?", "answers": [{"text": "cat", "answer_start": 4}]} for i in range(4)]
+    document = {"data": [{"paragraphs": [{"context": "the cat sat on the mat. " * 9, "qas": qas}]}]}
+    for name in ("train", "dev"):
+        (tmp_path / f"{name}-v1.1.json").write_text(json.dumps(document))
+    squad = ["--task", "squad", "--data", tmp_path, "--max-length", 40]
+    train = ["--batch-size", 2, "--epochs", 3, "--learning-rate", 2e-3, "--precision", "fp32"]
+    code, out, err = run("train", "--model", tiny_qa, "--output", tmp_path / "int8", *squad, *train)
+    assert code == 0, err
+    assert "f1 100.0000" in out
+    code, out, err = run("evaluate", "--checkpoint", tmp_path / "int8", *squad)
+    assert code == 0, err
+    assert "exact_match 100.0000" in out
+
+
+def test_wrong_arguments_are_one_sentence_and_a_code(run, data: Path, tiny_classifier: Path, tmp_path: Path) -> None:
+    here = ["--model", tiny_classifier, "--output", tmp_path / "x"]
+    for arguments, words in (
+        (["train", *here, "--task", "sst3", "--data", data], "unknown task 'sst3'; allowed: sst2, squad"),
+        (["train", *here, "--task", "sst2"], "needs --data"),
+        (["train", *here, "--task", "sst2", "--data", data], "train.tsv does not exist"),
+        (["train", *here, "--task", "classify"], "--train-file and --dev-file"),
+        (["train", *here, *own_data(data)[:-1], "label"], "no column 'label'; there are: text, intent"),
+        (["train", *here, *own_data(data), "--precision", "fp16"], "allowed: auto, fp32, bf16"),
+        (["train", *here, *own_data(data), "--scheme", "q9"], "q9"),
+        (["train", *here, *own_data(data), "--epochs", "0"], "epochs is 0"),
+        (["train", "--model", tmp_path, "--output", tmp_path / "x", *own_data(data)], "no model at"),
+        (["quantize", *here, *own_data(data), "--scheme", "q8bert"], "allowed: static, dynamic"),
+        (["evaluate", "--checkpoint", tiny_classifier, "--task", "squad", "--data", data], "made for classify"),
+        (["evaluate", "--checkpoint", tiny_classifier, *own_data(data)[:2], "--dev-file", data / "dev.csv",
+          "--label-column", "intent"], "unknown label"),
+    ):  # fmt: skip
+        code, _, err = run(*arguments)
+        assert code == 2, (arguments, err)
+        assert words in err.replace("\n", " ")
+        assert "Traceback" not in err
+        assert not (tmp_path / "x" / "config.json").exists()
+
+
+def test_a_damaged_checkpoint_has_its_own_code(run, tiny_classifier: Path, data: Path, tmp_path: Path) -> None:
+    labels = ("blame", "praise")
+    model = save_tiny(tmp_path / "model", "classify", labels=labels)
+    code, _, err = run("quantize", "--model", model, "--output", tmp_path / "int8", *own_data(data))
+    assert code == 0, err
+    damaged = Path(shutil.copytree(tmp_path / "int8", tmp_path / "damaged"))
+    content = bytearray((damaged / INT8_FILE).read_bytes())
+    content[-5] ^= 255
+    (damaged / INT8_FILE).write_bytes(content)
+    for command in (["info", damaged], ["serve", "--checkpoint", damaged, "--dry-run"]):
+        code, _, err = run(*command)
+        assert code == 3
+        assert "sha256" in err
+        assert "Traceback" not in err
+
+
+def test_int8_of_a_float_folder_names_the_way_out(run, tiny_classifier: Path, data: Path) -> None:
+    dev = ["--task", "classify", "--dev-file", data / "dev.csv", "--label-column", "intent"]
+    code, _, err = run("evaluate", "--checkpoint", tiny_classifier, *dev)
+    assert code in (2, 3)
+    assert "Traceback" not in err
