@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+import urllib.error
 import urllib.parse
 import urllib.request
 from pathlib import Path
@@ -34,8 +35,13 @@ def call(url: str, body: Any = None) -> tuple[Any, dict[str, str]]:
     """GET, or POST with a JSON body; return the JSON answer and the headers in lower case."""
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"content-type": "application/json"} if data else {})
-    with _opener.open(request, timeout=60) as response:
-        return json.load(response), {name.lower(): value for name, value in response.headers.items()}
+    try:
+        with _opener.open(request, timeout=60) as response:
+            return json.load(response), {name.lower(): value for name, value in response.headers.items()}
+    except urllib.error.HTTPError as error:
+        sys.exit(f"{url} answered {error.code}: {error.read(2000).decode(errors='replace')}")
+    except urllib.error.URLError as error:
+        sys.exit(f"{url} does not answer: {error.reason}")
 
 
 def ask_service(service: str) -> None:
