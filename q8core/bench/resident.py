@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -50,7 +50,7 @@ class Resident:
 
 
 @contextmanager
-def random_folder(model: str, task: TaskKind) -> Iterator[Path]:
+def random_folder(model: str, task: TaskKind) -> Generator[Path]:
     """Write a random model of a named shape, float and int8, into a temporary folder that goes away afterwards."""
     config = bench_config(model)
     with TemporaryDirectory(prefix="q8bert-bench-") as name:

@@ -63,11 +63,10 @@ def bench(
     console, machine = Console(), environment()
     console.print(heading(machine, threads), highlight=False)
     report: dict[str, object] = {"environment": machine, "threads": threads, "task": task}
-    kind = cast(TaskKind, task)
     if memory:
-        done = _memory(console, report, names, list(configs), checkpoint, kind, threads)
+        done = _memory(console, report, names, list(configs), checkpoint, task, threads)
     else:
-        done = _speed(console, report, names, list(configs), shapes, kind, threads, repeats)
+        done = _speed(console, report, names, list(configs), shapes, task, threads, repeats)
     if json_file is not None:
         json_file.write_text(json.dumps({**report, "complete": done}, indent=1) + "\n", encoding="utf-8")
     if not done:

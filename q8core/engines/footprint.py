@@ -42,7 +42,10 @@ def _parts(node: object, seen: set[int]) -> Iterator[Tensor | FbgemmLinear]:
     if key in seen:
         return
     seen.add(key)
-    if isinstance(node, (Tensor, FbgemmLinear)):
+    if isinstance(node, FbgemmLinear):
+        yield node
+        yield from _parts(node.bias, seen)
+    elif isinstance(node, Tensor):
         yield node
     elif isinstance(node, tuple):
         for item in cast("tuple[object, ...]", node):

@@ -2,6 +2,8 @@
 
 The operator quantizes float activations itself, but clamps to -128 and adds the zero point before it rounds. So it
 is fed floats that already hold the contract's integers, with a scale of 1: its own rounding then changes nothing.
+It would also fuse the bias into one rounding with the scaling; the bias is added afterwards instead, so that both
+kernels give the same bits and choosing a kernel never changes an answer.
 """
 
 from __future__ import annotations
@@ -25,16 +27,16 @@ _TILE_OUT, _TILE_IN = 32, 4
 
 @dataclass(frozen=True)
 class FbgemmLinear:
-    """A weight (out, in) in fbgemm's tiles. `packed` also holds factors, column sums and bias."""
+    """A weight (out, in) in fbgemm's tiles. `packed` also holds factors and column sums."""
 
     packed: Any
+    bias: Tensor | None
     nbytes: int
 
     def linear(self, x_q: Tensor) -> Tensor:
         """Return y (T, out) float32 for floats x_q (T, in) that hold integers."""
-        return torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default(
-            x_q, 1.0, ZERO_POINT, self.packed
-        )
+        y = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default(x_q, 1.0, ZERO_POINT, self.packed)
+        return y if self.bias is None else y.add_(self.bias)
 
     def linear_add(self, x_q: Tensor, residual: Tensor) -> Tensor:
         """Return y + residual (T, out)."""
@@ -76,7 +78,6 @@ class FbgemmKernel:
                 weight = torch.ops.aten._make_per_channel_quantized_tensor(
                     weight_i8.contiguous(), r.to(torch.float64), zero_points, 0
                 )
-        packed = torch.ops.quantized.linear_prepack(weight, bias)
+        packed = torch.ops.quantized.linear_prepack(weight, None)
         tiles = math.ceil(out / _TILE_OUT) * _TILE_OUT * math.ceil(columns / _TILE_IN) * _TILE_IN
-        vectors = 4 * out * (1 + (bias is not None)) + 8 * r.numel()  # column sums, bias; factors and zero points
-        return FbgemmLinear(packed, tiles + vectors)
+        return FbgemmLinear(packed, bias, tiles + 4 * out + 8 * r.numel())  # column sums; factors and zero points

@@ -1,0 +1,122 @@
+"""The float engine against Hugging Face's own forward pass."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from q8core.engines import build_engine
+from q8core.engines.attention import packed_attention
+from q8core.engines.packing import TokenBatch
+from q8core.errors import CheckpointError, InputError
+from tests.engines.conftest import (
+    VOCABULARY,
+    Float,
+    engine_logits,
+    float_model,
+    largest_difference,
+    random_sequences,
+    reference_logits,
+)
+
+
+def test_logits_equal_hugging_face_packed_against_padded(floats: Float) -> None:
+    engine = build_engine(floats.config, floats.task, floats.model.state_dict(), "fp32")
+    sequences = random_sequences([5, 7, 7, 40, 1, 128, 3])
+    found = engine_logits(engine, sequences)
+    expected = reference_logits(floats.task, floats.model, sequences)
+    assert [logits.shape for logits in found] == [logits.shape for logits in expected]
+    assert largest_difference(found, expected) <= 1e-5
+
+
+def test_bfloat16_files_are_widened(floats: Float) -> None:
+    narrow = {name: tensor.to(torch.bfloat16) for name, tensor in floats.model.state_dict().items()}
+    wide = {name: tensor.float() for name, tensor in narrow.items()}
+    sequences = random_sequences([6, 11])
+    found = [engine_logits(build_engine(floats.config, floats.task, t, "fp32"), sequences) for t in (narrow, wide)]
+    assert largest_difference(*found) == 0
+
+
+def test_equal_lengths_share_a_call_without_changing_a_bit() -> None:
+    torch.manual_seed(0)
+    heads, size, lengths = 3, 16, (33, 33, 33, 200, 200, 7)
+    q, k, v = (torch.randn(sum(lengths), heads * size) for _ in range(3))
+    ids = torch.zeros(sum(lengths), dtype=torch.int64)
+    together = packed_attention(q, k, v, TokenBatch(ids, ids, lengths).runs(), heads, 0.25)
+    start = 0
+    for length in lengths:
+        rows = slice(start, start + length)
+        alone = TokenBatch(ids[rows], ids[rows], (length,)).runs()
+        assert torch.equal(together[rows], packed_attention(q[rows], k[rows], v[rows], alone, heads, 0.25))
+        start += length
+
+
+def test_attention_equals_the_textbook_formula() -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(9, 8, dtype=torch.float32) for _ in range(3))
+    ids = torch.zeros(9, dtype=torch.int64)
+    batch = TokenBatch(ids, ids, (4, 5))
+    found = packed_attention(q, k, v, batch.runs(), 2, 0.3)
+    first = packed_attention(q[batch.first_rows()], k, v, batch.runs(), 2, 0.3, first_only=True)
+    for row, rows in enumerate((range(4), range(4, 9))):
+        for head in (slice(0, 4), slice(4, 8)):
+            own_q, own_k, own_v = (each[list(rows), head].double() for each in (q, k, v))
+            weights = torch.exp(0.3 * own_q @ own_k.T)
+            expected = (weights / weights.sum(1, keepdim=True)) @ own_v
+            torch.testing.assert_close(found[list(rows), head].double(), expected, rtol=0, atol=1e-6)
+            torch.testing.assert_close(first[row, head].double(), expected[0], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("ids", "types", "message"),
+    [
+        ([0, VOCABULARY], [0, 0], f"input_ids holds {VOCABULARY}; allowed: 0 to {VOCABULARY - 1}"),
+        ([0, -1], [0, 0], "input_ids holds -1"),
+        ([0, 1], [0, 2], "token_type_ids holds 2; allowed: 0 to 1"),
+        ([0] * 129, [0] * 129, "129 tokens; this model takes at most 128"),
+    ],
+)
+def test_bad_tokens_are_refused(ids: list[int], types: list[int], message: str) -> None:
+    made = float_model("classify")
+    engine = build_engine(made.config, made.task, made.model.state_dict(), "fp32")
+    with pytest.raises(InputError, match=message):
+        engine.infer(TokenBatch.pack([(ids, types)]))
+
+
+def test_tensors_that_do_not_fit_are_refused() -> None:
+    made = float_model("qa")
+    tensors = made.model.state_dict()
+    with pytest.raises(CheckpointError, match=r"bert\.encoder\.layer\.1\.output\.dense\.bias is missing"):
+        build_engine(made.config, "qa", {k: v for k, v in tensors.items() if "1.output.dense.bias" not in k}, "fp32")
+    with pytest.raises(CheckpointError, match=r"has shape \(3, 32\); needed: \(2, 32\)"):
+        build_engine(made.config, "qa", {**tensors, "qa_outputs.weight": torch.zeros(3, 32)}, "fp32")
+    with pytest.raises(CheckpointError, match=r"fit no part of the model, first: bert\.typo"):
+        build_engine(made.config, "qa", {**tensors, "bert.typo": torch.zeros(1)}, "fp32")
+    unused = {"bert.embeddings.position_ids": torch.arange(5), "bert.pooler.dense.weight": torch.zeros(32, 32)}
+    assert build_engine(made.config, "qa", {**tensors, **unused}, "fp32").backend == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_act": "relu"}, "hidden_act is 'relu'"),
+        ({"is_decoder": True}, "is_decoder"),
+        ({"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key'"),
+    ],
+)
+def test_configs_of_other_models_are_refused(change: dict[str, object], message: str) -> None:
+    made = float_model("qa")
+    for name, value in change.items():
+        setattr(made.config, name, value)
+    with pytest.raises(CheckpointError, match=message):
+        build_engine(made.config, "qa", made.model.state_dict(), "fp32")
+
+
+def test_unknown_names_are_refused() -> None:
+    made = float_model("qa")
+    with pytest.raises(InputError, match="backend is 'int4'; allowed: fp32, int8"):
+        build_engine(made.config, "qa", made.model.state_dict(), "int4")
+    with pytest.raises(InputError, match="kernel is 'mkl'; allowed: auto, fbgemm, onednn"):
+        build_engine(made.config, "qa", made.model.state_dict(), "fp32", "mkl")
+    with pytest.raises(InputError, match="threads is 0; at least 1"):
+        build_engine(made.config, "qa", made.model.state_dict(), "fp32", threads=0)

@@ -1,0 +1,168 @@
+"""The int8 engine against the simulation that training uses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from q8core.engines import build_engine
+from q8core.engines.bert import BertEngine
+from q8core.engines.encoder import StaticFeedForward
+from q8core.engines.int8 import load_int8
+from q8core.engines.kernel_onednn import OnednnKernel
+from q8core.engines.kernel_split import SplitKernel
+from q8core.engines.linear import FloatLinear
+from q8core.engines.shape import ModelShape
+from q8core.engines.source import TensorSource
+from q8core.errors import CheckpointError
+from q8core.quant import PRESETS, Scheme, preset
+from tests.engines.conftest import (
+    KERNELS,
+    LABELS,
+    TASKS,
+    Simulated,
+    engine_logits,
+    largest_difference,
+    random_sequences,
+    reference_logits,
+    simulate,
+)
+from tests.engines.reachable import reachable_tensors
+
+LENGTHS = [5, 12, 12, 1, 90, 3]
+ODD_PATHS: dict[str, dict[str, object]] = {
+    "bert.encoder.layer.0.attention.self.query": {"requantize_output": False},
+    "bert.encoder.layer.0.intermediate.dense": {"enabled": False},
+    "bert.encoder.layer.1.attention.self.value": {"enabled": False},
+    "bert.encoder.layer.1.output.dense": {"activation": "dynamic"},
+    "classifier": {"enabled": False},
+    "qa_outputs": {"weight": "per_tensor"},
+    "bert.embeddings.word_embeddings": {"enabled": False},
+}
+
+
+def odd_scheme(task: str) -> Scheme:
+    """A scheme in which neighbouring layers are of different kinds, so that nothing fuses."""
+    absent = "qa_outputs" if task == "classify" else "classifier"
+    return replace(preset("q8bert"), overrides={k: v for k, v in ODD_PATHS.items() if k != absent})
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("scheme", [*PRESETS, "odd"])
+def test_logits_equal_the_simulation(task: str, scheme: str) -> None:
+    """Sequence by sequence, so that attention adds up in the same order and only rounding of floats is left.
+
+    Every integer agrees; one that did not would move a logit by thousandths.
+    """
+    simulated = simulate(task, odd_scheme(task) if scheme == "odd" else preset(scheme))
+    sequences = random_sequences(LENGTHS)
+    expected = [reference_logits(task, simulated.model, [sequence])[0] for sequence in sequences]
+    assert max(float(logits.abs().max()) for logits in expected) > 0.1
+    for kernel in KERNELS:
+        engine = build_engine(simulated.config, simulated.task, simulated.tensors, "int8", kernel)
+        assert engine.kernel == kernel
+        assert largest_difference(engine_logits(engine, sequences), expected) <= 2e-6
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_padding_of_the_simulation_moves_few_integers(task: str) -> None:
+    """A padded batch adds up attention in another order: a value at a rounding boundary may take the other step."""
+    simulated = simulate(task, preset("q8bert"))
+    sequences = random_sequences(LENGTHS)
+    expected = reference_logits(task, simulated.model, sequences)
+    engine = build_engine(simulated.config, simulated.task, simulated.tensors, "int8", "onednn")
+    found = engine_logits(engine, sequences)
+    assert largest_difference(found, expected) <= 5e-2
+    rows = torch.cat([(a - b).abs().reshape(-1, a.shape[-1]) for a, b in zip(found, expected, strict=True)])
+    assert float((rows.amax(dim=1) <= 1e-5).float().mean()) > 0.5
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("scheme", ["q8bert", "dynamic"])
+def test_both_kernels_give_the_same_bits(task: str, scheme: str) -> None:
+    simulated = simulate(task, preset(scheme))
+    sequences = random_sequences(LENGTHS)
+    found = [
+        engine_logits(build_engine(simulated.config, simulated.task, simulated.tensors, "int8", kernel), sequences)
+        for kernel in KERNELS
+    ]
+    assert largest_difference(*found) == 0
+
+
+def test_split_weights_give_the_same_logits(answerer: Simulated) -> None:
+    shape = ModelShape.of(answerer.config)
+    kernel = SplitKernel(OnednnKernel())
+    model = load_int8(shape, "qa", TensorSource(answerer.tensors), 2, kernel)
+    split = BertEngine("qa", "int8", kernel.name, model)
+    plain = build_engine(answerer.config, "qa", answerer.tensors, "int8", "onednn")
+    sequences = random_sequences(LENGTHS)
+    assert largest_difference(engine_logits(split, sequences), engine_logits(plain, sequences)) == 0
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_no_float_weight_of_a_linear_is_reachable(classifier: Simulated, kernel: str) -> None:
+    engine = build_engine(classifier.config, "classify", classifier.tensors, "int8", kernel)
+    engine.warmup()
+    matrices = [t for t in reachable_tensors(engine) if t.dim() >= 2 and t.dtype.is_floating_point]
+    assert [tuple(t.shape) for t in matrices] == [(2, 32)]  # the token types, which the scheme leaves in float
+    assert isinstance(engine.model.layers[0].feed_forward, StaticFeedForward)
+
+
+def test_a_float_head_is_packed_as_float() -> None:
+    scheme = replace(preset("q8bert"), overrides={"classifier": {"enabled": False}})
+    simulated = simulate("classify", scheme)
+    engine = build_engine(simulated.config, "classify", simulated.tensors, "int8", "onednn")
+    assert isinstance(engine.model.head, FloatLinear)
+    assert engine.model.head.bias.shape == (LABELS,)
+
+
+def broken(tensors: dict[str, torch.Tensor], name: str, value: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    changed = {**tensors}
+    if value is None:
+        del changed[name]
+    else:
+        changed[name] = value
+    return changed
+
+
+LAYER = "bert.encoder.layer.0"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        (f"{LAYER}.output.dense.weight", None, "is missing"),
+        (f"{LAYER}.output.dense.weight_scale", None, r"output\.dense\.weight_scale is missing"),
+        (f"{LAYER}.output.dense.input_scale", None, "int32; needed: torch.float32"),
+        (f"{LAYER}.output.dense.weight_scale", torch.zeros(32), "not a positive finite number"),
+        (f"{LAYER}.output.dense.input_scale", torch.tensor([float("nan")]), "not a positive finite number"),
+        (f"{LAYER}.output.dense.weight_scale", torch.ones(5), r"needed: \(1,\) or \(32,\)"),
+        (f"{LAYER}.output.dense.output_scale", torch.ones(1), "only the outputs of query and key"),
+        (f"{LAYER}.attention.self.value.output_scale", torch.ones(1), "only the outputs of query and key"),
+        ("bert.embeddings.word_embeddings.weight_scale", None, "is missing"),
+        ("bert.encoder.layer.7.output.dense.bias", torch.zeros(1), "fit no part of the model"),
+    ],
+)
+def test_damaged_tensors_are_refused(
+    classifier: Simulated, name: str, value: torch.Tensor | None, message: str
+) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        build_engine(classifier.config, "classify", broken(classifier.tensors, name, value), "int8", "onednn")
+
+
+def test_each_tensor_is_read_once_and_dropped(classifier: Simulated) -> None:
+    """The peak of loading stays low only if nobody keeps what a lazy mapping handed out."""
+    reads: list[str] = []
+
+    class Lazy(dict[str, torch.Tensor]):
+        def __getitem__(self, name: str) -> torch.Tensor:
+            reads.append(name)
+            return super().__getitem__(name).clone()
+
+    engine = build_engine(classifier.config, "classify", Lazy(classifier.tensors), "int8", "onednn")
+    assert sorted(set(reads)) == sorted(classifier.tensors)
+    assert [name for name in set(reads) if reads.count(name) > 1 and name != "classifier.weight"] == []
+    int8 = [t for t in reachable_tensors(engine) if t.dtype == torch.int8 and not t.is_mkldnn]
+    assert sorted(tuple(t.shape) for t in int8) == [(60, 32), (128, 32)]  # the two int8 tables

@@ -1,0 +1,66 @@
+"""What `memory` and `describe` say, against what is there."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from q8core.engines import TokenBatch, build_engine
+from tests.engines.conftest import KERNELS, Float, Simulated, random_sequences
+from tests.engines.reachable import reachable_tensors, storage_bytes
+
+
+def test_fp32_memory_is_that_of_the_tensors(floats: Float) -> None:
+    engine = build_engine(floats.config, floats.task, floats.model.state_dict(), "fp32")
+    memory = engine.memory()
+    assert memory.weights + memory.scales == storage_bytes(reachable_tensors(engine))
+    assert memory.weights >= sum(p.numel() * 4 for p in floats.model.parameters() if p.dim() == 2)
+
+
+def test_onednn_memory_is_that_of_the_tensors(classifier: Simulated) -> None:
+    engine = build_engine(classifier.config, "classify", classifier.tensors, "int8", "onednn")
+    memory = engine.memory()
+    assert memory.weights + memory.scales == storage_bytes(reachable_tensors(engine))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_int8_weights_take_a_byte_each(kernel: str) -> None:
+    """Tiling and compensation add a little; a float copy would add three times as much."""
+    from q8core.bench.models import RandomInt8, bench_config
+
+    config = bench_config("minilm-l6", vocab_size=3000, num_hidden_layers=2)
+    memory = build_engine(config, "classify", RandomInt8(config), "int8", kernel).memory()
+    linears = 2 * (4 * 384 * 384 + 2 * 384 * 1536) + 384 * 384 + 2 * 384
+    parameters = linears + (3000 + 512) * 384 + 4 * 2 * 384
+    assert parameters <= memory.weights <= 1.05 * parameters
+
+
+def test_workspace_follows_the_largest_batch(classifier: Simulated) -> None:
+    engine = build_engine(classifier.config, "classify", classifier.tensors, "int8", "onednn")
+    assert engine.memory().workspace == 0
+    for lengths, tokens in (([10], 10), ([30, 20], 50), ([5], 50)):
+        engine.infer(TokenBatch.pack(random_sequences(lengths)))
+        assert engine.memory().workspace == tokens * 4 * 5 * 32
+    assert engine.memory().total == sum((engine.memory().weights, engine.memory().scales, engine.memory().workspace))
+
+
+def test_describe_is_plain_json(classifier: Simulated) -> None:
+    engine = build_engine(classifier.config, "classify", classifier.tensors, "int8", threads=1, facts={"scheme": "x"})
+    found = engine.describe()
+    assert json.loads(json.dumps(found)) == found
+    assert found["kernel"] in KERNELS
+    assert found["threads"] == 1
+    assert found["scheme"] == "x"
+    assert found["dequantized"] is False
+    timings = found["kernel_microseconds"]
+    assert isinstance(timings, dict)
+    assert set(timings) == set(KERNELS)
+    assert all(set(by) == {"16", "128"} for by in timings.values())
+
+
+def test_warmup_stays_within_the_position_table(classifier: Simulated) -> None:
+    engine = build_engine(classifier.config, "classify", classifier.tensors, "int8", "onednn")
+    engine.warmup()
+    assert torch.isfinite(engine.infer(TokenBatch.pack(random_sequences([128])))).all()
