@@ -104,9 +104,9 @@ class QATLinear(nn.Linear):
             return self._collect(input, self.collectors)
         step = int(self.observed_steps)
         if self.training:
-            self.observed_steps += 1
             if self.slot.activation == "ema" and not self._input_owner:
                 self._observe("input", input, step)
+            self.observed_steps += 1  # only now: a refused batch has set no range
         if self.training and step < self.slot.start_step:
             y = F.linear(input, self.weight, self.bias)
             if self.slot.requantize_output:

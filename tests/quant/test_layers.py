@@ -252,6 +252,8 @@ def test_bad_activations_stop_training(bad: float) -> None:
     x[0, 0] = bad
     with pytest.raises(CalibrationError, match=r"the\.layer: the input of this layer is infinite or NaN at step 0"):
         layer(x)
+    with pytest.raises(CalibrationError, match="never observed"):
+        layer.eval()(random(2, 8))
 
 
 def test_bad_weights_are_named() -> None:
