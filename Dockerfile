@@ -58,7 +58,7 @@ ENV PATH=/venv/bin:$PATH \
 WORKDIR /app
 USER 10001:10001
 EXPOSE 8000
-HEALTHCHECK --interval=5s --timeout=4s --start-period=60s --retries=3 \
+HEALTHCHECK --interval=5s --timeout=4s --start-period=180s --retries=3 \
   CMD ["python", "-I", "/app/healthcheck.py"]
 
 # Exec form: the server is process 1 and gets the SIGTERM that drains it.
