@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 from transformers import BertConfig
 
 from q8core.checkpoint.tensors import TensorFile
@@ -15,9 +13,9 @@ Shape = tuple[int, ...]
 
 def linear_shapes(config: BertConfig, task: TaskKind, labels: int) -> dict[str, tuple[int, int]]:
     """Module path of every linear layer -> ``(out, in)``."""
-    hidden, inner = cast(int, config.hidden_size), cast(int, config.intermediate_size)
+    hidden, inner = config.hidden_size, config.intermediate_size
     shapes: dict[str, tuple[int, int]] = {}
-    for layer in range(cast(int, config.num_hidden_layers)):
+    for layer in range(config.num_hidden_layers):
         path = f"bert.encoder.layer.{layer}"
         for name in ("query", "key", "value"):
             shapes[f"{path}.attention.self.{name}"] = (hidden, hidden)
@@ -34,18 +32,18 @@ def linear_shapes(config: BertConfig, task: TaskKind, labels: int) -> dict[str, 
 
 def embedding_shapes(config: BertConfig) -> dict[str, tuple[int, int]]:
     """Module path of every embedding table -> ``(rows, hidden)``."""
-    hidden = cast(int, config.hidden_size)
+    hidden = config.hidden_size
     return {
-        "bert.embeddings.word_embeddings": (cast(int, config.vocab_size), hidden),
-        "bert.embeddings.position_embeddings": (cast(int, config.max_position_embeddings), hidden),
-        "bert.embeddings.token_type_embeddings": (cast(int, config.type_vocab_size), hidden),
+        "bert.embeddings.word_embeddings": (config.vocab_size, hidden),
+        "bert.embeddings.position_embeddings": (config.max_position_embeddings, hidden),
+        "bert.embeddings.token_type_embeddings": (config.type_vocab_size, hidden),
     }
 
 
 def norm_names(config: BertConfig) -> list[str]:
     """Module path of every LayerNorm."""
     names = ["bert.embeddings.LayerNorm"]
-    for layer in range(cast(int, config.num_hidden_layers)):
+    for layer in range(config.num_hidden_layers):
         path = f"bert.encoder.layer.{layer}"
         names += [f"{path}.attention.output.LayerNorm", f"{path}.output.LayerNorm"]
     return names
@@ -58,7 +56,7 @@ def float_shapes(config: BertConfig, task: TaskKind, labels: int) -> dict[str, S
         shapes[f"{path}.weight"], shapes[f"{path}.bias"] = shape, (shape[0],)
     shapes.update({f"{path}.weight": shape for path, shape in embedding_shapes(config).items()})
     for path in norm_names(config):
-        shapes[f"{path}.weight"] = shapes[f"{path}.bias"] = (cast(int, config.hidden_size),)
+        shapes[f"{path}.weight"] = shapes[f"{path}.bias"] = (config.hidden_size,)
     return shapes
 
 
@@ -90,7 +88,7 @@ def check_int8_layout(file: TensorFile, config: BertConfig, task: TaskKind, labe
             expect(f"{path}.weight_scale", ((1,), (rows,)), ("F32",))
     for path in norm_names(config):
         for part in ("weight", "bias"):
-            expect(f"{path}.{part}", (cast(int, config.hidden_size),), ("F32",))
+            expect(f"{path}.{part}", (config.hidden_size,), ("F32",))
     for path, (out, columns) in linear_shapes(config, task, labels).items():
         expect(f"{path}.weight", (out, columns), ("I8", "F32"))
         if file.dtype(f"{path}.weight") == "F32":

@@ -159,13 +159,13 @@ def _float_facts(path: Path, config: BertConfig, raw: dict[str, Any]) -> tuple[T
     task = _TASK_OF_CLASS[classes[0]]
     names = cast(dict[int, str], config.id2label) if task == "classify" else {}
     labels = tuple(names[i] for i in sorted(names))
-    return task, labels, min(384 if task == "qa" else 128, cast(int, config.max_position_embeddings))
+    return task, labels, min(384 if task == "qa" else 128, config.max_position_embeddings)
 
 
 def _check_facts(path: Path, config: BertConfig, task: TaskKind, labels: tuple[str, ...], max_length: int) -> None:
     if task == "classify" and (len(labels) < 2 or len(set(labels)) != len(labels)):
         raise CheckpointError(f"{path}: labels are {labels}; a classifier needs at least 2 different ones")
-    if not 8 <= max_length <= cast(int, config.max_position_embeddings):
+    if not 8 <= max_length <= config.max_position_embeddings:
         raise CheckpointError(
             f"{path}: max_length is {max_length}; allowed: 8 to {config.max_position_embeddings} (the position table)"
         )

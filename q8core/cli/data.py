@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -60,3 +61,10 @@ class DataOptions:
         columns = Columns(self.text_column, self.pair_column, self.label_column)
         train = self.train_file if with_train else None
         return ClassifyTask(read_classify(train, self.dev_file, columns, labels), tokenizer, self.max_length or 128)
+
+
+def echo_scores(output: Path, scores: Mapping[str, Mapping[str, float]]) -> None:
+    """Print a line for each scored variant of a finished model."""
+    for variant, values in scores.items():
+        line = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+        typer.echo(f"{output} {variant}: {line}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated
 
 import typer
 
@@ -17,9 +17,9 @@ from q8core.cli.data import (
     TaskName,
     TextColumn,
     TrainFile,
+    echo_scores,
 )
 from q8core.errors import InputError
-from q8core.quant.ranges import CalibrationMethod
 from q8core.tokenizer import load_tokenizer
 from q8core.training.model import model_folder, model_labels
 from q8core.training.qat import quantize_trained
@@ -59,7 +59,7 @@ def quantize(
         options.description,
         keep_float=not int8_only,
         calibration_examples=calibration_examples,
-        method=cast(CalibrationMethod, calibration),
+        method=calibration,
         seed=seed,
     )
-    typer.echo(f"{output}: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
+    echo_scores(output, scores)

@@ -17,6 +17,7 @@ from q8core.cli.data import (
     TaskName,
     TextColumn,
     TrainFile,
+    echo_scores,
 )
 from q8core.errors import InputError
 from q8core.tokenizer import load_tokenizer
@@ -74,4 +75,4 @@ def train(
         scores = finetune(model, work, config, output, options.description)
     else:
         scores = train_quantized(model, work, config, scheme, output, options.description, keep_float=not int8_only)
-    typer.echo(f"{output}: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
+    echo_scores(output, scores)

@@ -87,4 +87,4 @@ def postprocess(
     elif function_to_apply != "none":
         raise InputError(f"function_to_apply {function_to_apply!r} is not one of softmax, sigmoid, none")
     order = scores.argsort(descending=True, stable=True)[:top_k]
-    return [LabelScore(labels[i], float(scores[i])) for i in order.tolist()]
+    return [LabelScore(labels[int(i)], float(scores[i])) for i in order]

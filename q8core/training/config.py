@@ -65,7 +65,7 @@ RECIPES: dict[tuple[str, bool], TrainConfig] = {
     ("sst2", False): TrainConfig(epochs=2, batch_size=64, learning_rate=1e-4),
     ("sst2", True): TrainConfig(epochs=0.3, batch_size=64, learning_rate=3e-5, evals=2),
     ("squad", False): TrainConfig(epochs=1, batch_size=16, learning_rate=1.5e-4, eval_examples=1000),
-    ("squad", True): TrainConfig(epochs=0.08, batch_size=16, learning_rate=3e-5, evals=2, eval_examples=1000),
+    ("squad", True): TrainConfig(epochs=0.05, batch_size=16, learning_rate=3e-5, evals=2, eval_examples=1000),
     ("classify", False): TrainConfig(epochs=5, batch_size=32, learning_rate=1e-4),
     ("classify", True): TrainConfig(epochs=1, batch_size=32, learning_rate=2e-5),
 }

@@ -22,7 +22,7 @@ from q8core.training.score import model_logits
 RECORD_FILE = "training.json"
 
 
-def finetune(source: str, task: Task, config: TrainConfig, output: Path, data: str) -> dict[str, float]:
+def finetune(source: str, task: Task, config: TrainConfig, output: Path, data: str) -> dict[str, dict[str, float]]:
     """Train in float and save model, tokenizer and record; returns the scores of the kept weights.
 
     Interrupted runs go on when called again with the same arguments.
@@ -49,7 +49,7 @@ def finetune(source: str, task: Task, config: TrainConfig, output: Path, data: s
     }
     (output / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n")
     trainer.discard_state()
-    return scores
+    return {"fp32": scores}
 
 
 def save_float(model: BertModel, tokenizer_folder: Path, output: Path) -> None:

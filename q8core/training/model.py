@@ -19,6 +19,10 @@ from q8core.errors import InputError
 from q8core.tasks.task import TaskKind
 
 BertModel = BertForSequenceClassification | BertForQuestionAnswering
+HEAD_CLASSES: dict[TaskKind, type[BertForSequenceClassification] | type[BertForQuestionAnswering]] = {
+    "classify": BertForSequenceClassification,
+    "qa": BertForQuestionAnswering,
+}
 
 
 def load_bert(source: str, kind: TaskKind, labels: tuple[str, ...] = (), dropout: float = 0.0) -> BertModel:
@@ -45,7 +49,7 @@ def load_bert(source: str, kind: TaskKind, labels: tuple[str, ...] = (), dropout
         changes["label2id"] = {label: i for i, label in enumerate(labels)}
     # eager attention is the fastest of the three in bf16 training on CPUs, at every length up to 384
     changes["attn_implementation"] = "eager"
-    model_class = BertForSequenceClassification if kind == "classify" else BertForQuestionAnswering
+    model_class = HEAD_CLASSES[kind]
     level = hf_logging.get_verbosity()
     hf_logging.set_verbosity_error()  # a new head is expected, not worth a table of warnings
     hf_logging.disable_progress_bar()
@@ -55,6 +59,12 @@ def load_bert(source: str, kind: TaskKind, labels: tuple[str, ...] = (), dropout
         raise InputError(f"{source!r} cannot be loaded as {model_class.__name__}: {error}") from error
     finally:
         hf_logging.set_verbosity(level)
+
+
+def has_head(source: str, kind: TaskKind) -> bool:
+    """Whether the source was fine-tuned for this kind of task."""
+    config = AutoConfig.from_pretrained(source)
+    return HEAD_CLASSES[kind].__name__ in (config.architectures or [])
 
 
 def model_folder(source: str) -> Path:
@@ -70,5 +80,5 @@ def model_folder(source: str) -> Path:
 
 def model_labels(source: str) -> tuple[str, ...]:
     """Class names of a fine-tuned classifier, by index."""
-    names: dict[int, str] = BertConfig.from_pretrained(source).id2label
-    return tuple(names[i] for i in sorted(names))
+    names = BertConfig.from_pretrained(source).id2label or {}
+    return tuple(str(name) for _, name in sorted((int(index), name) for index, name in names.items()))

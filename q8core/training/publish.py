@@ -31,13 +31,15 @@ class Origin:
     name: str
     folder: Path
     """Folder with the tokenizer of the base model."""
-    training: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    baselines: Mapping[str, dict[str, float]] = field(default_factory=dict[str, dict[str, float]])
+    """Scores of what the checkpoint was made from, to stand beside its own."""
 
 
 def publish(
     prepared: nn.Module, config: BertConfig, scheme: Scheme, task: Task, origin: Origin, output: Path, keep_float: bool
-) -> dict[str, float]:
-    """Convert, run the dev set on the int8 engine, and write the folder; returns the int8 scores.
+) -> dict[str, dict[str, float]]:
+    """Convert, run the dev set on the int8 engine, and write the folder; returns baselines and int8 scores.
 
     Args:
         prepared: the model after training or calibration.
@@ -53,7 +55,7 @@ def publish(
     int8 = build_engine(config, task.kind, tensors, "int8")
     fp32 = build_engine(config, task.kind, floats, "fp32")
     golden = golden_examples({"int8": int8, "fp32": fp32}, task.dev_features())
-    scores = {"metric": task.metric, "int8": evaluate_engine(int8, task)}
+    scores = {**origin.baselines, "int8": evaluate_engine(int8, task)}
     output.mkdir(parents=True, exist_ok=True)
     if keep_float:
         save_file({k: v.contiguous() for k, v in floats.items()}, output / FLOAT_FILE, {"format": "pt"})
@@ -71,9 +73,9 @@ def publish(
         tokenizer_folder=origin.folder,
         golden=golden,
         training=origin.training,
-        scores=scores,
+        scores={"metric": task.metric, **scores},
     )
-    return scores["int8"]
+    return scores
 
 
 def golden_examples(engines: Mapping[str, Engine], features: list[Feature]) -> list[GoldenExample]:

@@ -10,15 +10,17 @@ from typing import Any
 import torch
 from torch import nn
 
+from q8core.engines import build_engine
 from q8core.errors import InputError
-from q8core.quant import calibrate, prepare, preset
+from q8core.evaluate import evaluate_engine
+from q8core.quant import calibrate, convert, master_weights, prepare, preset
 from q8core.quant.ranges import CalibrationMethod
 from q8core.tasks.task import Feature, Task
 from q8core.training.batches import collate
 from q8core.training.config import TrainConfig
 from q8core.training.finetune import RECORD_FILE
 from q8core.training.loop import Trainer
-from q8core.training.model import load_bert, model_folder
+from q8core.training.model import has_head, load_bert, model_folder
 from q8core.training.publish import Origin, publish
 from q8core.training.score import model_logits
 
@@ -27,8 +29,11 @@ CALIBRATION_BATCH = 16
 
 def train_quantized(
     source: str, task: Task, config: TrainConfig, scheme_name: str, output: Path, data: str, keep_float: bool
-) -> dict[str, float]:
-    """QAT from a pretrained or fine-tuned source to an int8 checkpoint; returns the int8 engine's scores.
+) -> dict[str, dict[str, float]]:
+    """QAT from a pretrained or fine-tuned source to an int8 checkpoint; returns scores by name.
+
+    ``int8`` is the finished checkpoint on the int8 engine; a fine-tuned source adds ``fp32`` and ``dynamic``, its
+    own scores in float and quantized without training.
 
     Interrupted runs go on when called again with the same arguments.
     """
@@ -53,7 +58,8 @@ def train_quantized(
         "kept_step": progress.best_step,
         "base_record": base_record(source),
     }
-    origin = Origin(output.name, model_folder(source), record)
+    baselines = baseline_scores(source, task, data, ("fp32", "dynamic"))
+    origin = Origin(output.name, model_folder(source), record, baselines)
     scores = publish(prepared, model.config, scheme, task, origin, output, keep_float)
     trainer.discard_state()
     return scores
@@ -70,7 +76,7 @@ def quantize_trained(
     calibration_examples: int = 512,
     method: CalibrationMethod = "max",
     seed: int = 42,
-) -> dict[str, float]:
+) -> dict[str, dict[str, float]]:
     """Post-training quantization of a fine-tuned model: ``dynamic``, or ``static`` with calibration.
 
     Calibration reads training examples only: the dev set stays unseen.
@@ -84,8 +90,31 @@ def quantize_trained(
         features = sample(task, calibration_examples, seed)
         calibrate(prepared, _batches(features, task), method=method)
         record |= {"calibration": {"examples": len(features), "method": method, "seed": seed}}
-    origin = Origin(output.name, model_folder(source), record)
+    origin = Origin(output.name, model_folder(source), record, baseline_scores(source, task, data, ("fp32",)))
     return publish(prepared, model.config, scheme, task, origin, output, keep_float)
+
+
+def baseline_scores(source: str, task: Task, data: str, names: tuple[str, ...]) -> dict[str, dict[str, float]]:
+    """Scores of a fine-tuned source on our engines: ``fp32``, or ``dynamic`` int8; none for a source without head.
+
+    A source that `q8bert train` made on this data has its fp32 score in its record; it is not computed again.
+    """
+    if not has_head(source, task.kind):
+        return {}
+    scores: dict[str, dict[str, float]] = {}
+    record = base_record(source)
+    for name in names:
+        if name == "fp32" and record.get("data") == data and "scores" in record:
+            scores[name] = record["scores"]
+            continue
+        model = load_bert(source, task.kind, task.labels)
+        if name == "fp32":
+            engine = build_engine(model.config, task.kind, master_weights(model), "fp32")
+        else:
+            tensors = convert(prepare(model.eval(), preset(name)))
+            engine = build_engine(model.config, task.kind, tensors, "int8")
+        scores[name] = evaluate_engine(engine, task)
+    return scores
 
 
 def sample(task: Task, count: int, seed: int) -> list[Feature]:

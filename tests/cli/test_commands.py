@@ -98,7 +98,7 @@ def test_wrong_arguments_are_one_sentence_and_a_code(run, data: Path, tiny_class
         (["train", *here, *own_data(data), "--precision", "fp16"], "allowed: auto, fp32, bf16"),
         (["train", *here, *own_data(data), "--scheme", "q9"], "q9"),
         (["train", *here, *own_data(data), "--epochs", "0"], "epochs is 0"),
-        (["train", "--model", tmp_path, "--output", tmp_path / "x", *own_data(data)], "no model at"),
+        (["train", "--model", "no/such-model", "--output", tmp_path / "x", *own_data(data)], "no/such-model"),
         (["quantize", *here, *own_data(data), "--scheme", "q8bert"], "allowed: static, dynamic"),
         (["evaluate", "--checkpoint", tiny_classifier, "--task", "squad", "--data", data], "made for classify"),
         (["evaluate", "--checkpoint", tiny_classifier, *own_data(data)[:2], "--dev-file", data / "dev.csv",

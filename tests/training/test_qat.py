@@ -30,8 +30,11 @@ def test_qat_ends_in_a_checkpoint_that_scores_the_same(tiny_classifier: Path, tm
     scores = train_quantized(str(tiny_classifier), task, config, "q8bert", tmp_path, "made up", keep_float)
     opened = Checkpoint.open(tmp_path)
     assert opened.manifest is not None
-    assert opened.manifest.scores["int8"] == scores == {"accuracy": 1.0}
-    assert evaluate_engine(load_engine(opened, "int8"), task) == scores
+    assert opened.manifest.scores == {"metric": "accuracy", **scores}
+    assert scores["int8"] == {"accuracy": 1.0}
+    assert scores["fp32"]["accuracy"] < 1  # of the source, before training
+    assert scores.keys() == {"fp32", "dynamic", "int8"}
+    assert evaluate_engine(load_engine(opened, "int8"), task) == scores["int8"]
     _, dequantized = opened.float_tensors()
     assert dequantized is not keep_float
     assert (tmp_path / "model.safetensors").is_file() is keep_float
