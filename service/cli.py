@@ -66,7 +66,7 @@ def _serve(settings: Settings) -> None:
 
     with bind(settings) as listener:
         registry = ModelRegistry.open(settings.checkpoint, settings.backends, settings.kernel, settings.threads)
-        run_server(create_app(settings, registry), listener, settings)
+        run_server(create_app(settings, registry), listener)
 
 
 def _dry_run(settings: Settings) -> None:
@@ -76,9 +76,12 @@ def _dry_run(settings: Settings) -> None:
 
     registry = ModelRegistry.open(settings.checkpoint, settings.backends, settings.kernel, settings.threads)
     service = Service(settings, registry)
-    registry.load()
+    service.start()
+    service.lifecycle.wait_until_settled()
+    if service.lifecycle.failure is not None:
+        raise service.lifecycle.failure
     typer.echo(json.dumps(describe_service(service), indent=2, ensure_ascii=False))
-    service.pipeline.close()
+    service.stop()
 
 
 def _configure_logging(level: str) -> None:

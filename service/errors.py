@@ -191,12 +191,13 @@ def _describe_http(error: HTTPException) -> ErrorAnswer:
     kind = HTTP_KINDS.get(error.status_code)
     if kind is None:
         kind = ErrorKind(error.status_code, "http_error", "refused by the HTTP layer")
+    headers = {name.lower(): value for name, value in (error.headers or {}).items()}
     message = {
         400: "the body cannot be read as JSON (wrong encoding, nested too deep, or a number too long)",
         404: "no such path; GET /docs lists them",
-        405: f"method not allowed here; allowed: {(error.headers or {}).get('allow', 'see /docs')}",
+        405: f"method not allowed here; allowed: {headers.get('allow', 'see /docs')}",
     }.get(error.status_code, str(error.detail))
-    return ErrorAnswer(kind, message, dict(error.headers or {}))
+    return ErrorAnswer(kind, message, headers)
 
 
 def _describe_validation(error: RequestValidationError) -> ErrorAnswer:

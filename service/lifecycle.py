@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from enum import Enum
 
 
@@ -25,13 +24,12 @@ _ORDER = [State.STARTING, State.WARMING, State.READY, State.DRAINING, State.STOP
 
 
 class Lifecycle:
-    """The state, the failure that ended it, and who wants to know."""
+    """The state, and the failure that ended it."""
 
     def __init__(self) -> None:
         self._state = State.STARTING
         self._failure: BaseException | None = None
         self._changed = threading.Condition()
-        self._listeners: list[Callable[[State], None]] = []
 
     @property
     def state(self) -> State:
@@ -43,18 +41,13 @@ class Lifecycle:
         """What led to ``failed``."""
         return self._failure
 
-    def listen(self, listener: Callable[[State], None]) -> None:
-        """Call ``listener`` with every new state, on the thread that caused it."""
-        self._listeners.append(listener)
-
     def advance(self, state: State) -> bool:
         """Move forward; False, without effect, for a step back (a drain wins over a finished warm-up)."""
         with self._changed:
             if self._state is State.FAILED or _ORDER.index(state) <= _ORDER.index(self._state):
                 return False
             self._set(state)
-        self._tell(state)
-        return True
+            return True
 
     def fail(self, error: BaseException) -> None:
         """Record why nothing will work any more; the first failure stays."""
@@ -63,7 +56,6 @@ class Lifecycle:
                 return
             self._failure = error
             self._set(State.FAILED)
-        self._tell(State.FAILED)
 
     def wait_until_settled(self, timeout: float | None = None) -> State:
         """Wait until start-up is over, one way or the other."""
@@ -74,7 +66,3 @@ class Lifecycle:
     def _set(self, state: State) -> None:
         self._state = state
         self._changed.notify_all()
-
-    def _tell(self, state: State) -> None:
-        for listener in self._listeners:
-            listener(state)

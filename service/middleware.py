@@ -99,7 +99,8 @@ class BodyMiddleware:
             await send_error(error, trace, send)
             return
         if body is None:
-            return  # the client left while sending
+            trace.error_type = "client_closed"  # while sending: there is nobody to answer
+            return
         left: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         trace.left = left
         watcher = asyncio.create_task(_watch(receive, left))

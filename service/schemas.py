@@ -131,10 +131,12 @@ class QAParameters(StrictModel):
     """How to search the answer; as in Hugging Face's question-answering task."""
 
     top_k: int = Field(default=1, ge=1, le=20, description="How many answers to return at most.")
-    doc_stride: int = Field(default=128, ge=0, description="Tokens that neighbouring windows share.")
+    doc_stride: Annotated[int, Field(ge=0)] | None = Field(
+        default=None, description="Tokens that neighbouring windows share; default: 128, at most half a window."
+    )
     max_answer_len: int = Field(default=15, ge=1, description="Longest answer in tokens.")
-    max_seq_len: int | None = Field(
-        default=None, ge=1, description="Window size in tokens; default: 384 or what the model takes."
+    max_seq_len: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="Window size in tokens; default: 384 or what the model takes."
     )
     max_question_len: int = Field(default=64, ge=1, description="Longer questions are cut.")
     handle_impossible_answer: bool = Field(default=False, description="Also consider 'no answer'.")

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import threading
 from collections.abc import Generator
 from types import FrameType
 
@@ -64,6 +65,9 @@ class DrainingServer(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
         """Handle SIGINT and SIGTERM without raising them again at the end."""
+        if threading.current_thread() is not threading.main_thread():  # only the main thread gets signals
+            yield
+            return
         numbers = (signal.SIGINT, signal.SIGTERM)
         before = {number: signal.signal(number, self.handle_exit) for number in numbers}
         try:
@@ -90,13 +94,8 @@ class DrainingServer(uvicorn.Server):
         return await super().on_tick(counter)
 
 
-def run_server(app: FastAPI, listener: socket.socket, settings: Settings) -> None:
-    """Serve until a signal or a failure.
-
-    Raises:
-        Q8Error: what the start-up failed with, or EngineError when the engine died later.
-    """
-    service: Service = app.state.service
+def create_server(app: FastAPI) -> DrainingServer:
+    """Configure uvicorn for the application: our own logging, no web sockets, no second queue."""
     config = uvicorn.Config(
         app,
         lifespan="on",
@@ -107,12 +106,21 @@ def run_server(app: FastAPI, listener: socket.socket, settings: Settings) -> Non
         server_header=False,
         timeout_graceful_shutdown=_CONNECTION_GRACE_S,
     )
-    server = DrainingServer(config, service)
+    return DrainingServer(config, app.state.service)
+
+
+def run_server(app: FastAPI, listener: socket.socket) -> None:
+    """Serve until a signal or a failure.
+
+    Raises:
+        Q8Error: what the start-up failed with, or EngineError when the engine died later.
+    """
+    service: Service = app.state.service
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     log.info("listening on http://%s:%d, loading %s", shown, port, ", ".join(service.registry.models))
-    server.run([listener])
-    if service.worker.is_alive():
+    create_server(app).run([listener])
+    if not service.stop(_CONNECTION_GRACE_S):  # has ended already, unless a second signal cut the first short
         # torch aborts when the interpreter ends under a computing thread
         log.error("the engine thread did not stop in time")
         os._exit(EngineError.exit_code)

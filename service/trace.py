@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -64,10 +65,11 @@ class RequestTrace:
         ):
             if value is not None:
                 values[name] = str(value)
-        # a folder's name may hold any character, a header only latin-1
-        return [(name.encode(), value.encode("latin-1", "replace")) for name, value in values.items()]
+        return [(name.encode(), _UNPRINTABLE.sub("?", value).encode()) for name, value in values.items()]
 
 
+# a model's name may hold any character, a header may not
+_UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
 _STAGE_HEADERS = {"x-tokenization-time": "tokenize", "x-queue-time": "queue", "x-inference-time": "infer"}
 
 

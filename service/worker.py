@@ -19,11 +19,13 @@ from q8core.engines.packing import TokenBatch
 from q8core.errors import Q8Error
 from service.admission import Throughput
 from service.batcher import Batch, BatchQueue, Lane
-from service.errors import EngineDead, InferenceFailed
+from service.errors import EngineDead, InferenceFailed, ServiceError
 from service.lifecycle import Lifecycle, State
 from service.metrics import ServiceMetrics
 
 log = logging.getLogger(__name__)
+
+_DEAD = "the engine has stopped; restart the server"
 
 
 class Infers(Protocol):
@@ -93,7 +95,7 @@ class EngineThread(threading.Thread):
             log.exception("the engine thread died")
             self._lifecycle.fail(error)
         finally:
-            self._queue.close(EngineDead("the engine has stopped; restart the server"), drop_waiting=True)
+            self._queue.close(EngineDead(_DEAD), drop_waiting=True)
 
     def _check_stop(self) -> None:
         if self._stop_requested.is_set():
@@ -108,10 +110,11 @@ class EngineThread(threading.Thread):
             parts = packed.split(engine.infer(packed))
         except Exception:
             log.exception("%s on %s failed for a batch of %d sequences", *batch.lane, len(batch.entries))
-            error = InferenceFailed("the engine failed on this request's batch; the server's log has the details")
-            for ticket in {entry.ticket for entry in batch.entries}:
-                self._queue.abandon(ticket, error)
+            self._fail(batch, InferenceFailed("the engine failed on this batch; the server's log has the details"))
             return
+        except BaseException:  # ends the thread, and with it this batch, which is in no queue any more
+            self._fail(batch, EngineDead(_DEAD))
+            raise
         finally:
             self._busy_since = None
         seconds = time.monotonic() - begin
@@ -119,3 +122,7 @@ class EngineThread(threading.Thread):
             entry.ticket.resolve(entry.place, logits)
         self._throughput.observe(batch.lane, batch.tokens, seconds)
         self._metrics.engines.observe_batch(batch, seconds, time.process_time() - cpu_begin, time.time())
+
+    def _fail(self, batch: Batch, error: ServiceError) -> None:
+        for ticket in {entry.ticket for entry in batch.entries}:
+            self._queue.abandon(ticket, error)

@@ -1,0 +1,209 @@
+"""Texts to sequences for an engine, and logits back to predictions: everything of a request that needs no queue.
+
+Plain functions of a model and a request; the pipeline runs them in its text threads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from q8core.errors import InputError
+from q8core.tasks.classify import Encoded, FunctionToApply, encode_text, postprocess
+from q8core.tasks.qa import Window, best_answers, encode_windows
+from service import schemas
+from service.batcher import WorkItem
+from service.errors import BadInput, InputTooLong, TooManyTokens
+from service.registry import Model
+
+DEFAULT_WINDOW = 384
+DEFAULT_STRIDE = 128
+
+
+@dataclass(frozen=True)
+class EncodedRequest:
+    """A request as sequences, with what its headers report."""
+
+    items: list[WorkItem]
+    truncated: int
+    windows: int | None = None
+
+
+class ClassifyWork:
+    """One /classify request."""
+
+    def __init__(
+        self, model: Model, items: Sequence[tuple[str, str | None]], parameters: schemas.ClassifyParameters
+    ) -> None:
+        self._model = model
+        self._items = items
+        self._parameters = parameters
+
+    def encode(self) -> EncodedRequest:
+        """Encode every input.
+
+        Raises:
+            InputTooLong: one does not fit and truncation is off.
+        """
+        model, limit = self._model, self._model.checkpoint.max_length
+        encoded = [encode_text(model.tokenizer, text, pair, limit) for text, pair in self._items]
+        if not self._parameters.truncation:
+            for place, one in enumerate(encoded):
+                if one.truncated:
+                    raise self._too_long(place, limit)
+        return EncodedRequest([_work_item(one) for one in encoded], sum(one.truncated for one in encoded))
+
+    def finish(self, logits: list[Tensor]) -> schemas.ClassifyResponse:
+        """Turn each row of logits, shape ``(labels,)``, into scored labels."""
+        function = self._parameters.function_to_apply or default_function(self._model)
+        labels, top_k = self._model.checkpoint.labels, self._parameters.top_k
+        rows = (postprocess(row, labels, function, top_k) for row in logits)
+        return [[schemas.LabelScore(label=s.label, score=s.score) for s in row] for row in rows]
+
+    def _too_long(self, place: int, limit: int) -> InputTooLong:
+        text, pair = self._items[place]
+        tokens = len(encode_text(self._model.tokenizer, text, pair, max_length=2**31).input_ids)
+        return InputTooLong(
+            f"inputs[{place}] has {tokens} tokens, the model takes at most {limit}; "
+            "shorten it or set parameters.truncation to true"
+        )
+
+
+class QAWork:
+    """One /qa request.
+
+    Args:
+        model: the QA model.
+        items: questions and contexts.
+        parameters: how to window and search.
+        listed: whether the client sent a list, and so gets one.
+        max_tokens: more tokens than these, over all windows, are refused before any window is built.
+
+    Raises:
+        BadInput: the window is larger than the model takes.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        items: Sequence[schemas.QAInput],
+        parameters: schemas.QAParameters,
+        *,
+        listed: bool,
+        max_tokens: int,
+    ) -> None:
+        longest = model.checkpoint.config.max_position_embeddings
+        self._size = parameters.max_seq_len or min(DEFAULT_WINDOW, model.checkpoint.max_length)
+        if self._size > longest:
+            raise BadInput(f"parameters.max_seq_len is {self._size}; the model takes at most {longest} tokens")
+        stride = parameters.doc_stride
+        self._stride = min(self._size // 2, DEFAULT_STRIDE) if stride is None else stride
+        self._model = model
+        self._items = items
+        self._parameters = parameters
+        self._listed = listed
+        self._max_tokens = max_tokens
+        self._windows: list[list[Window]] = []
+
+    def encode(self) -> EncodedRequest:
+        """Cut every context into windows.
+
+        Raises:
+            BadInput: an empty question or context, or no room for context.
+            TooManyTokens: together the windows exceed what one request may hold.
+        """
+        expected = 0
+        for place, item in enumerate(self._items):
+            expected += self._expected_tokens(item, self._max_tokens - expected)
+            if expected > self._max_tokens:
+                raise TooManyTokens(
+                    f"the windows of this request hold more than {self._max_tokens} tokens; send it in parts, or "
+                    "with larger windows or a smaller doc_stride"
+                )
+            self._windows.append(self._encode_one(place, item))
+        truncated = sum(self._question_is_cut(item, own) for item, own in zip(self._items, self._windows, strict=True))
+        flat = [_work_item(window) for own in self._windows for window in own]
+        return EncodedRequest(flat, truncated, len(flat))
+
+    def finish(self, logits: list[Tensor]) -> schemas.QAResponse:
+        """Search the answers of each context in the logits of its windows, each of shape ``(length, 2)``."""
+        rest = iter(logits)
+        found = [
+            self._search(item, own, [next(rest) for _ in own])
+            for item, own in zip(self._items, self._windows, strict=True)
+        ]
+        if self._parameters.top_k > 1:
+            return found if self._listed else found[0]
+        best = [spans[0] for spans in found]
+        return best if self._listed else best[0]
+
+    def _encode_one(self, place: int, item: schemas.QAInput) -> list[Window]:
+        try:
+            return encode_windows(
+                self._model.tokenizer,
+                item.question,
+                item.context,
+                max_seq_len=self._size,
+                doc_stride=self._stride,
+                max_question_len=self._parameters.max_question_len,
+            )
+        except InputError as error:
+            raise BadInput(f"inputs[{place}]: {error}" if self._listed else str(error)) from error
+
+    def _expected_tokens(self, item: schemas.QAInput, allowed: int) -> int:
+        """Tokens of all windows, from above; exact, by tokenizing, only where the characters alone look like too many.
+
+        Windows overlap, so that a small one with a large stride could make gigabytes out of a modest context.
+        """
+        longest_question = self._parameters.max_question_len
+        by_characters = self._window_tokens(min(len(item.question), longest_question), len(item.context))
+        if by_characters <= allowed:
+            return by_characters
+        question, context = (
+            len(self._model.tokenizer.encode(text, add_special_tokens=False).ids)
+            for text in (item.question, item.context)
+        )
+        return self._window_tokens(min(question, longest_question), context)
+
+    def _window_tokens(self, question: int, context: int) -> int:
+        """Tokens of all windows of a context of this many tokens."""
+        room = max(1, self._size - question - 3)
+        step = max(1, room - self._stride)
+        return (1 + math.ceil(max(0, context - room) / step)) * self._size
+
+    def _question_is_cut(self, item: schemas.QAInput, windows: Sequence[Window]) -> bool:
+        longest = self._parameters.max_question_len
+        if windows[0].context_start - 2 < longest:  # [CLS] and [SEP] stand around the question
+            return False
+        return len(self._model.tokenizer.encode(item.question, add_special_tokens=False).ids) > longest
+
+    def _search(self, item: schemas.QAInput, windows: list[Window], logits: list[Tensor]) -> list[schemas.AnswerSpan]:
+        found = best_answers(
+            windows,
+            logits,
+            item.context,
+            top_k=self._parameters.top_k,
+            max_answer_len=self._parameters.max_answer_len,
+            handle_impossible=self._parameters.handle_impossible_answer,
+            align_to_words=self._parameters.align_to_words,
+        )
+        spans = [schemas.AnswerSpan(answer=a.answer, score=a.score, start=a.start, end=a.end) for a in found]
+        # a very small max_answer_len may leave no span; clients still expect one element
+        return spans or [schemas.AnswerSpan(answer="", score=0.0, start=0, end=0)]
+
+
+def default_function(model: Model) -> FunctionToApply:
+    """The function of the problem the model was trained for, as Hugging Face's pipeline chooses it."""
+    problem = getattr(model.checkpoint.config, "problem_type", None)
+    if problem == "regression":
+        return "none"
+    if problem == "multi_label_classification" or len(model.checkpoint.labels) == 1:
+        return "sigmoid"
+    return "softmax"
+
+
+def _work_item(encoded: Encoded | Window) -> WorkItem:
+    return WorkItem(encoded.input_ids, encoded.token_type_ids)

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import re
+
+from fastapi.testclient import TestClient
+
+from service.errors import ERROR_KINDS, HTTP_KINDS
+
+
+def test_inference_routes_document_every_status_they_give(client: TestClient) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    for path in ("/classify", "/qa"):
+        responses = paths[path]["post"]["responses"]
+        assert set(responses) == {"200", "400", "404", "413", "415", "422", "429", "500", "503", "504"}
+        for status in set(responses) - {"200"}:
+            schema = responses[status]["content"]["application/json"]["schema"]
+            assert schema == {"$ref": "#/components/schemas/ErrorBody"}
+
+
+def test_every_error_type_is_described(client: TestClient) -> None:
+    responses = client.get("/openapi.json").json()["paths"]["/classify"]["post"]["responses"]
+    described = {slug for answer in responses.values() for slug in re.findall(r"`(\w+)`:", answer["description"])}
+    known = {kind.error_type for kind in (*ERROR_KINDS.values(), HTTP_KINDS[400], HTTP_KINDS[415])}
+    assert described == known - {"client_closed"}
+
+
+def test_pages_and_info(client: TestClient) -> None:
+    root = client.get("/", follow_redirects=False)
+    assert (root.status_code, root.headers["location"]) == (307, "/docs")
+    assert client.get("/docs").status_code == 200
+    info = client.get("/info").json()
+    assert set(info["models"]) == {"classify", "qa"}
+    assert info["models"]["classify"]["backends"]["fp32"]["dequantized"] is False
+    assert info["limits"]["payload_limit"] == 200_000
+    assert info["state"] == "ready"

@@ -1,0 +1,106 @@
+"""Tiny random BERT checkpoints, made by the project's own quantization, writer and engines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from string import ascii_lowercase, digits, punctuation
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import BertConfig, BertForQuestionAnswering, BertForSequenceClassification
+
+from q8core.checkpoint import GoldenExample, write_checkpoint
+from q8core.checkpoint.manifest import FLOAT_FILE
+from q8core.engines import TokenBatch, build_engine
+from q8core.quant import calibrate, convert, master_weights, prepare, preset
+
+WORDS = [
+    "the",
+    "a",
+    "film",
+    "is",
+    "not",
+    "good",
+    "bad",
+    "who",
+    "wrote",
+    "it",
+    "was",
+    "written",
+    "by",
+    "ada",
+    "in",
+    "paris",
+    "where",
+    "book",
+    "very",
+]
+LABELS = ("NEGATIVE", "NEUTRAL", "POSITIVE")
+POSITIONS = 64
+
+
+def make_tokenizer(folder: Path) -> None:
+    """An uncased WordPiece that covers every ASCII word, and é and an emoji."""
+    pieces = [*ascii_lowercase, *digits, *punctuation, "é", "😀"]
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *pieces, *(f"##{p}" for p in pieces)]
+    ids = {token: place for place, token in enumerate(dict.fromkeys(vocabulary))}
+    tokenizer = Tokenizer(models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=100))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True, strip_accents=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def make_checkpoint(folder: Path, task: str, *, seed: int = 0, golden_shift: float = 0.0) -> Path:
+    """Write a calibrated int8 checkpoint with float weights and golden outputs; a shift makes the latter wrong."""
+    make_tokenizer(folder)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=POSITIONS,
+        num_labels=len(LABELS) if task == "classify" else 2,
+        initializer_range=0.4,  # large enough for answers that differ between inputs
+        id2label=dict(enumerate(LABELS)) if task == "classify" else None,
+    )
+    model_class: Any = BertForSequenceClassification if task == "classify" else BertForQuestionAnswering
+    config.architectures = [model_class.__name__]
+    scheme = preset("static")
+    prepared = prepare(model_class(config).eval(), scheme)
+    ids = torch.randint(5, config.vocab_size, (16, 32))
+    calibrate(prepared, [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}])
+    tensors, floats = convert(prepared), master_weights(prepared)
+    save_file({name: value.contiguous() for name, value in floats.items()}, folder / FLOAT_FILE, {"format": "pt"})
+    write_checkpoint(
+        folder,
+        name=f"tiny-{task}",
+        config=config,
+        task=task,  # type: ignore[arg-type]
+        labels=LABELS if task == "classify" else (),
+        max_length=POSITIONS,
+        scheme=scheme,
+        tensors=tensors,
+        tokenizer_folder=folder,
+        golden=_golden(config, task, {"int8": tensors, "fp32": floats}, golden_shift),
+    )
+    return folder
+
+
+def _golden(config: BertConfig, task: str, tensors: dict[str, Any], shift: float) -> list[GoldenExample]:
+    examples = []
+    for length in (4, 9):
+        ids = [2, *range(10, 8 + length), 3]
+        logits = {}
+        for backend, weights in tensors.items():
+            engine = build_engine(config, task, weights, backend, kernel="fbgemm")  # type: ignore[arg-type]
+            found = engine.infer(TokenBatch.pack([(ids, [0] * length)]))
+            logits[backend] = ((found[0] if task == "classify" else found) + shift).tolist()
+        examples.append(GoldenExample(ids, [0] * length, logits))
+    return examples
