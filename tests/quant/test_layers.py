@@ -55,6 +55,8 @@ def test_evaluation_equals_int64_bit_for_bit(size: int, granularity: str) -> Non
     y = acc.astype(np.float32) * r + b_q.astype(np.float32) * r
     y_q = np.clip(np.rint(y * (np.float32(1) / sy)), -127, 127).astype(np.float32)
     assert np.array_equal(layer(x).detach().numpy(), y_q * sy)
+    layer.slot = replace(layer.slot, requantize_output=False)
+    assert np.array_equal(layer(x).detach().numpy(), y)
 
 
 def test_blocks_of_a_large_tensor_change_nothing() -> None:

@@ -198,6 +198,8 @@ def test_sharing_starts_at_the_first_layer_with_a_range(batch: Batch) -> None:
 def test_a_copy_is_independent(batch: Batch) -> None:
     model = prepare(make_classifier(), preset("q8bert")).train()
     model(**batch)
+    model.bert(**batch)  # not through the model's own hooks: the last shared input is still held
+    assert linear(model, QUERY).context.shared is not None
     twin = copy.deepcopy(model)
     assert linear(twin, KEY).input_owner is linear(twin, QUERY)
     assert linear(twin, KEY).context is linear(twin, QUERY).context
@@ -206,7 +208,7 @@ def test_a_copy_is_independent(batch: Batch) -> None:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     twin.train()(**make_batch(seed=5))
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
-    assert linear(twin, QUERY).observed_steps == 2
+    assert linear(twin, QUERY).observed_steps == 3
 
 
 def test_a_training_state_resumes_exactly() -> None:
