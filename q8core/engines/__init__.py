@@ -5,7 +5,6 @@ checkpoint -> ``load_engine`` -> ``self_test`` -> ``warmup`` -> ``infer(TokenBat
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -107,7 +106,6 @@ def build_engine(
             model = load_fp32(shape, task, source, labels)
             source.finish(_UNUSED_FLOAT if task == "classify" else (*_UNUSED_FLOAT, "bert.pooler."))
             name, state_bytes = FP32_KERNEL, 4
-    gc.collect()
     return BertEngine(task, backend, name, model, state_bytes, threads, known)
 
 
