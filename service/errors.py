@@ -8,7 +8,7 @@ ServiceError
  ├── EmptyInput         an empty list of inputs
  ├── InputTooLong       a text has more tokens than the model takes, and truncation is off
  ├── UnknownBackend     no such backend for this task
- ├── UnknownTask        no checkpoint for this task is loaded
+ ├── UnknownModel       no checkpoint for this task is loaded
  ├── BodyTooLarge       more bytes than the payload limit
  ├── TooManyTokens      one request alone exceeds the queue
  ├── QueueFull          the server has as much work as it can finish in time
@@ -60,7 +60,7 @@ class UnknownBackend(ServiceError):
     """Raised when body or header name a backend that is not loaded for the task."""
 
 
-class UnknownTask(ServiceError):
+class UnknownModel(ServiceError):
     """Raised when the server holds no checkpoint for the task."""
 
 
@@ -122,7 +122,7 @@ INTERNAL = ErrorKind(500, "internal", "a fault in the server; the request id fin
 ERROR_KINDS: Mapping[type[Exception], ErrorKind] = {
     EmptyInput: ErrorKind(400, "empty_input", "the list of inputs is empty"),
     UnknownBackend: ErrorKind(404, "unknown_backend", "no such backend is loaded for this task"),
-    UnknownTask: ErrorKind(404, "unknown_task", "no checkpoint for this task is loaded"),
+    UnknownModel: ErrorKind(404, "unknown_model", "no checkpoint for this task is loaded"),
     BodyTooLarge: ErrorKind(413, "body_too_large", "the body exceeds the payload limit"),
     TooManyTokens: ErrorKind(413, "too_many_tokens", "one request holds more tokens than the queue"),
     BadInput: ErrorKind(422, "validation", "a field is missing, unknown, or has a wrong type or value"),
@@ -145,6 +145,10 @@ HTTP_KINDS: Mapping[int, ErrorKind] = {
     415: ErrorKind(415, "unsupported_media_type", "the Content-Type is not application/json"),
     422: ErrorKind(422, "validation", "a field is missing, unknown, or has a wrong type or value"),
 }
+
+
+UNION_MARK = "|"
+"""Begins the names of union members in validation paths, which are nothing that a client sent."""
 
 
 @dataclass(frozen=True)
@@ -227,6 +231,8 @@ def _field_path(location: Sequence[str | int]) -> str:
     """``("body", "inputs", 3)`` -> ``inputs[3]``; the body itself is ``body``."""
     path = ""
     for part in location[1:]:
+        if isinstance(part, str) and part.startswith(UNION_MARK):
+            continue
         path += f"[{part}]" if isinstance(part, int) else f".{part}"
     return _printable(path.removeprefix(".") or str(location[0]))
 

@@ -27,7 +27,7 @@ from service.errors import (
     NotReady,
     QueueFull,
     UnknownBackend,
-    UnknownTask,
+    UnknownModel,
 )
 from service.lifecycle import Lifecycle, State
 from service.metrics import ServiceMetrics
@@ -108,7 +108,7 @@ class Pipeline:
         self.check_ready()
         model = self._registry.models.get(task)
         if model is None:
-            raise UnknownTask(f"no checkpoint for {task} is loaded; loaded: {', '.join(self._registry.models)}")
+            raise UnknownModel(f"no checkpoint for {task} is loaded; loaded: {', '.join(self._registry.models)}")
         if body is not None and header is not None and body != header:
             raise BadInput(f"the body asks for backend {body!r}, the header x-q8bert-backend for {header!r}")
         asked = body if body is not None else header

@@ -4,34 +4,36 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from q8core.tasks.classify import FunctionToApply
+from service.errors import UNION_MARK
 
 
 def _valid_unicode(text: str) -> str:
     """Refuse lone surrogates: JSON can escape them (half an emoji), but they are no text."""
-    for place, character in enumerate(text):
-        if "\ud800" <= character <= "\udfff":
-            raise PydanticCustomError(
-                "invalid_unicode",
-                "the text holds half a surrogate pair at character {place}; it was probably cut inside an emoji",
-                {"place": place},
-            )
-    return text
-
-
-def _fast_valid_unicode(text: str) -> str:
-    """Check by encoding, which is fast; search for the place only in bad texts."""
     try:
         text.encode("utf-8")
-    except UnicodeEncodeError:
-        return _valid_unicode(text)
+    except UnicodeEncodeError as error:
+        raise PydanticCustomError(
+            "invalid_unicode",
+            "the text holds half a surrogate pair at character {place}; it was probably cut inside an emoji",
+            {"place": error.start},
+        ) from error
     return text
 
 
-Text = Annotated[str, AfterValidator(_fast_valid_unicode)]
+Text = Annotated[str, AfterValidator(_valid_unicode)]
 
 
 class StrictModel(BaseModel):
@@ -56,25 +58,31 @@ class StrictModel(BaseModel):
 def _check_classify_inputs(value: Any) -> Any:
     """Say in one sentence what a union of three shapes would say in many."""
     if isinstance(value, str):
-        return value
+        return _valid_unicode(value)
     if not isinstance(value, list):
-        raise _inputs_error("", value)
-    pairs: list[Any] = []
-    for place, item in enumerate(value):
-        if isinstance(item, str):
-            pairs.append(item)
-        elif isinstance(item, list | tuple) and len(item) == 2 and all(isinstance(part, str) for part in item):
-            pairs.append(tuple(item))
-        else:
-            raise _inputs_error(f"[{place}]", item)
-    return pairs
+        raise _inputs_error("inputs", value)
+    return [_check_classify_input(f"inputs[{place}]", item) for place, item in enumerate(value)]
+
+
+def _check_classify_input(place: str, item: Any) -> str | tuple[str, ...]:
+    texts = [item] if isinstance(item, str) else item
+    if not isinstance(texts, list) or len(texts) != (1 if texts is not item else 2):
+        raise _inputs_error(place, item)
+    for text in texts:
+        if not isinstance(text, str):
+            raise _inputs_error(place, item)
+        try:
+            _valid_unicode(text)
+        except PydanticCustomError as error:
+            raise PydanticCustomError(error.type, f"{place}: {error.message()}") from error  # type: ignore[arg-type]
+    return item if isinstance(item, str) else tuple(texts)
 
 
 def _inputs_error(place: str, value: Any) -> PydanticCustomError:
     names = {dict: "an object", list: "a list of another shape", type(None): "null", bool: "a boolean"}
     return PydanticCustomError(
         "inputs_type",
-        "inputs must be a text, a list of texts, or a list of [text, text_pair] pairs; inputs{place} is {got}",
+        "a text, a list of texts, or a list of [text, text_pair] pairs is expected; {place} is {got}",
         {"place": place, "got": names.get(type(value), "a number")},
     )
 
@@ -97,7 +105,7 @@ class ClassifyParameters(StrictModel):
 class ClassifyRequest(StrictModel):
     """One text, several texts, or several pairs of texts."""
 
-    inputs: Annotated[Text | list[Text | tuple[Text, Text]], BeforeValidator(_check_classify_inputs)] = Field(
+    inputs: Annotated[str | list[str | tuple[str, str]], BeforeValidator(_check_classify_inputs)] = Field(
         description="A text, a list of texts, or a list of [text, text_pair] pairs. Empty texts are valid.",
         examples=["a gripping, beautifully acted film"],
     )
@@ -127,6 +135,21 @@ class QAInput(StrictModel):
     context: Text
 
 
+def _shape_of_qa_inputs(value: Any) -> str | None:
+    """Choose the member of the union by shape, so that a problem is told once, not once for each member."""
+    return {list: f"{UNION_MARK}list", dict: f"{UNION_MARK}one", QAInput: f"{UNION_MARK}one"}.get(type(value))
+
+
+_QAInputs = Annotated[
+    Annotated[QAInput, Tag(f"{UNION_MARK}one")] | Annotated[list[QAInput], Tag(f"{UNION_MARK}list")],
+    Discriminator(
+        _shape_of_qa_inputs,
+        custom_error_type="inputs_type",
+        custom_error_message="an object with question and context, or a list of them, is expected",
+    ),
+]
+
+
 class QAParameters(StrictModel):
     """How to search the answer; as in Hugging Face's question-answering task."""
 
@@ -146,7 +169,7 @@ class QAParameters(StrictModel):
 class QARequest(StrictModel):
     """``inputs`` with one pair or several, or the flat form with ``question`` and ``context`` on top."""
 
-    inputs: QAInput | list[QAInput] | None = Field(
+    inputs: _QAInputs | None = Field(
         default=None,
         examples=[{"question": "Who wrote it?", "context": "It was written by Ada Lovelace in 1843."}],
     )

@@ -8,11 +8,11 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx2 as httpx
 from fastapi import FastAPI
 
 from service.container import Service
@@ -42,9 +42,11 @@ def running_server(app: FastAPI) -> Iterator[str]:
 
 
 def answers(url: str) -> bool:
+    # urllib, because it is polled: an httpx client reads a certificate store each time it is made
     try:
-        return httpx.get(url).status_code == 200
-    except httpx.TransportError:
+        with urllib.request.urlopen(url, timeout=60) as answer:
+            return answer.status == 200
+    except OSError:  # refused, or an error status
         return False
 
 
@@ -53,7 +55,7 @@ def wait_until(condition: object, seconds: float = 240) -> None:
     until = time.monotonic() + seconds
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < until, "waited in vain"
-        time.sleep(0.02)
+        time.sleep(0.05)
 
 
 def start_command(*arguments: str | Path, **environment: str) -> subprocess.Popen[str]:

@@ -28,6 +28,8 @@ def check(answer: object, status: int, error_type: str, words: str) -> dict[str,
     assert body["request_id"] == answer.headers["x-request-id"]  # type: ignore[attr-defined]
     assert words in body["error"]
     assert "Traceback" not in answer.text  # type: ignore[attr-defined]
+    for internal in ("function-", "union", "|", "QAInput"):
+        assert internal not in answer.text  # type: ignore[attr-defined]
     return body
 
 
@@ -64,7 +66,9 @@ CASES = [
     ("/qa", {"inputs": {**QA, "question": ""}}, 422, "validation", "the question is empty"),
     ("/qa", {"inputs": [QA, {**QA, "context": ""}]}, 422, "validation", "inputs[1]: the context is empty"),
     ("/qa", {"inputs": {"question": "who?"}}, 422, "validation", "context"),
-    ("/qa", {"inputs": "who?"}, 422, "validation", "inputs"),
+    ("/qa", {"inputs": "who?"}, 422, "validation", "inputs: an object with question and context, or a list of them"),
+    ("/qa", {"inputs": [QA, {"question": "x"}]}, 422, "validation", "inputs[1].context: Field required"),
+    ("/qa", {"inputs": {**QA, "id": 1}}, 422, "validation", "inputs: unknown field 'id'; allowed: question, context"),
     ("/qa", {"question": "who?"}, 422, "validation", "both question and context"),
     ("/qa", {**QA, "inputs": QA}, 422, "validation", "either inputs"),
     ("/qa", {"inputs": QA, "parameters": {"max_seq_len": 4}}, 422, "validation", "max_seq_len"),
@@ -90,7 +94,13 @@ RAW = [
     (b'{"inputs": NaN}', 422, "validation", "inputs is a number"),
     (b'{"inputs": "x", "parameters": {"top_k": Infinity}}', 422, "validation", "top_k"),
     (b'{"inputs": "\\ud83d"}', 422, "validation", "half a surrogate pair at character 0"),
-    (b'{"inputs": ["ok", "x\\ude00"]}', 422, "validation", "surrogate pair at character 1"),
+    (
+        b'{"inputs": ["ok", "x\\ude00"]}',
+        422,
+        "validation",
+        "inputs[1]: the text holds half a surrogate pair at character 1",
+    ),
+    (b'{"inputs": [["ok", "\\ude00"]]}', 422, "validation", "inputs[0]: the text holds half a surrogate"),
     (b'{"inputs": "x", "\\ud83d": 1}', 422, "validation", "unknown field"),
     (b'{"inputs": "x", "backend": "\\ud83d"}', 422, "validation", "surrogate"),
     (b'"text"', 422, "validation", "body"),
@@ -142,3 +152,9 @@ def test_more_tokens_than_the_queue(client: TestClient, service: Service, monkey
     monkeypatch.setattr(service.queue, "_limits", limits)
     check(client.post("/classify", json={"inputs": ["good " * 60] * 2}), 413, "too_many_tokens", "124 tokens")
     check(client.post("/classify", json={"inputs": ["good"] * 60}), 413, "too_many_tokens", "at most 100")
+
+
+def test_half_an_emoji_in_a_context(client: TestClient) -> None:
+    content = b'{"inputs": {"question": "who?", "context": "ada \\ud83d"}}'
+    answer = client.post("/qa", content=content, headers={"content-type": "application/json"})
+    check(answer, 422, "validation", "inputs.context: the text holds half a surrogate pair at character 4")

@@ -73,7 +73,7 @@ def test_dead_engine_thread_shows_in_the_probes_and_leaves_nobody_waiting(classi
 def test_task_without_a_checkpoint_is_unknown(classify_folder: Path) -> None:
     with poisoned_client(classify_folder, RuntimeError()) as (client, _):
         answer = client.post("/qa", json={"question": "who?", "context": "ada"})
-        assert (answer.status_code, answer.json()["error_type"]) == (404, "unknown_task")
+        assert (answer.status_code, answer.json()["error_type"]) == (404, "unknown_model")
         answer = client.post("/classify", json={"inputs": "good", "backend": "fp32"})
         assert (answer.status_code, answer.json()["error_type"]) == (404, "unknown_backend")
 
