@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from transformers import BertConfig
 
 from q8core.checkpoint.manifest import FLOAT_FILE, INT8_FILE, MANIFEST_FILE, GoldenExample, Manifest, file_entry
+from q8core.checkpoint.tensors import write_tensors
 from q8core.quant import Scheme
 from q8core.tasks.task import TaskKind
 from q8core.tokenizer import TOKENIZER_FILES, copy_tokenizer
@@ -40,7 +40,7 @@ def write_checkpoint(
     (folder / MANIFEST_FILE).unlink(missing_ok=True)
     copy_tokenizer(tokenizer_folder, folder)
     config.save_pretrained(folder)
-    save_file({key: value.contiguous() for key, value in tensors.items()}, folder / INT8_FILE, {"format": "pt"})
+    write_tensors(folder / INT8_FILE, tensors)
     names = [INT8_FILE, FLOAT_FILE, "config.json", *TOKENIZER_FILES]
     manifest = Manifest(
         name=name,

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 from transformers import BertConfig
 
 from q8core.checkpoint import GoldenExample, write_checkpoint
 from q8core.checkpoint.manifest import FLOAT_FILE
+from q8core.checkpoint.tensors import write_tensors
 from q8core.engines import Engine, TokenBatch, build_engine
 from q8core.evaluate import evaluate_engine
 from q8core.quant import Scheme, convert, dequantized_tensors, master_weights
@@ -58,7 +58,7 @@ def publish(
     scores = {**origin.baselines, "int8": evaluate_engine(int8, task)}
     output.mkdir(parents=True, exist_ok=True)
     if keep_float:
-        save_file({k: v.contiguous() for k, v in floats.items()}, output / FLOAT_FILE, {"format": "pt"})
+        write_tensors(output / FLOAT_FILE, floats)
     else:
         (output / FLOAT_FILE).unlink(missing_ok=True)
     write_checkpoint(

@@ -54,6 +54,10 @@ def test_it_opens_and_replays_its_golden_answers(checkpoint: Path) -> None:
         assert result.labels_equal
 
 
+def test_its_files_can_be_read_by_a_service_under_another_user(checkpoint: Path) -> None:
+    assert {oct(file.stat().st_mode & 0o044) for file in checkpoint.iterdir()} == {"0o44"}
+
+
 def test_truncated(copy: Path) -> None:
     file = copy / INT8_FILE
     file.write_bytes(file.read_bytes()[:-100])
