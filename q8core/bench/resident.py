@@ -23,7 +23,7 @@ from q8core.tasks.task import TaskKind
 
 @dataclass(frozen=True)
 class Resident:
-    """Bytes that one engine added to a fresh process, beyond what importing everything took.
+    """Bytes that one engine added to a fresh process, beyond what imports and the libraries' code took.
 
     Attributes:
         loaded_rss: resident set after loading.
