@@ -269,3 +269,14 @@ def test_drain_time_adds_up_the_lanes() -> None:
     waiting: Mapping[Lane, int] = {LANES[0]: 2000, LANES[1]: 300, LANES[2]: 0}
     assert throughput.drain_seconds(waiting) == pytest.approx(5.0)
     assert throughput.drain_seconds({LANES[2]: 1}) is None
+
+
+def test_answers_that_come_after_the_client_left_are_dropped() -> None:
+    queue = make_queue(Clock())
+    ticket = make_ticket(LANES[0], (5, 5))
+    queue.put(ticket)
+    batch = queue.take(0)
+    assert batch is not None
+    queue.abandon(ticket, ClientClosed("left"))
+    answer(batch)
+    assert isinstance(ticket.future.exception(0), ClientClosed)
