@@ -16,7 +16,7 @@ from q8core.bench.contenders import build_contender, check_contenders
 from q8core.bench.environment import environment, usable_cpus
 from q8core.bench.models import bench_config
 from q8core.bench.resident import Resident, measurable, measure_resident, random_folder
-from q8core.bench.tables import heading, memory_table, timing_table
+from q8core.bench.tables import heading, memory_table, timing_tables
 from q8core.bench.timing import Shape, Timing, take_turns
 from q8core.checkpoint import Checkpoint
 from q8core.errors import InputError
@@ -61,7 +61,7 @@ def bench(
         if longest > int(config.max_position_embeddings):
             raise InputError(f"--shape has {longest} tokens; {name} takes at most {config.max_position_embeddings}")
     console, machine = Console(), environment()
-    console.print(heading(machine, threads), highlight=False)
+    console.print(heading(machine, threads), highlight=False, soft_wrap=True)
     report: dict[str, object] = {"environment": machine, "threads": threads, "task": task}
     if memory:
         done = _memory(console, report, names, list(configs), checkpoint, task, threads)
@@ -102,8 +102,8 @@ def _speed(
                     )
         except KeyboardInterrupt:
             complete = False
-    if timings:
-        console.print(timing_table(timings, f"{repeats} rounds, engines taking turns; task {task}, random weights"))
+    for table in timing_tables(timings, f"{repeats} rounds, engines taking turns, task {task}, random weights"):
+        console.print(table)
     report["timings"] = [timing.to_dict() for timing in timings]
     return complete
 

@@ -69,13 +69,15 @@ class FbgemmKernel:
     def pack(self, weight_i8: Tensor, r: Tensor, bias: Tensor | None) -> FbgemmLinear:
         """Copy weight_i8 (out, in) into fbgemm's layout."""
         out, columns = weight_i8.shape
+        # Through torch.ops the deprecation would be printed by C++, out of reach of a filter.
+        make: Any = torch
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=r".*quantized tensor creation functions.*deprecated")
             if r.numel() == 1:
-                weight = torch.ops.aten._make_per_tensor_quantized_tensor(weight_i8.contiguous(), float(r), 0)
+                weight = make._make_per_tensor_quantized_tensor(weight_i8.contiguous(), float(r), 0)
             else:
                 zero_points = torch.zeros(out, dtype=torch.int64)
-                weight = torch.ops.aten._make_per_channel_quantized_tensor(
+                weight = make._make_per_channel_quantized_tensor(
                     weight_i8.contiguous(), r.to(torch.float64), zero_points, 0
                 )
         packed = torch.ops.quantized.linear_prepack(weight, None)
