@@ -17,7 +17,7 @@ from q8core.engines.autoselect import choose_kernel
 from q8core.engines.bert import BertEngine
 from q8core.engines.fp32 import KERNEL as FP32_KERNEL
 from q8core.engines.fp32 import head_path, load_fp32
-from q8core.engines.heap import release_freed_memory
+from q8core.engines.heap import loading_weights
 from q8core.engines.int8 import load_int8
 from q8core.engines.packing import TokenBatch
 from q8core.engines.protocol import Backend, Engine, EngineMemory, KernelName, check_backend, check_kernel
@@ -95,7 +95,7 @@ def build_engine(
         torch.set_num_threads(threads)
     shape, source = ModelShape.of(config), TensorSource(tensors)
     known: dict[str, object] = {"scheme": None, "dequantized": False, **(facts or {})}
-    with torch.inference_mode():
+    with loading_weights(), torch.inference_mode():
         labels = _head_rows(source, task)
         if backend == "int8":
             choice = choose_kernel(kernel, shape)
@@ -107,7 +107,6 @@ def build_engine(
             model = load_fp32(shape, task, source, labels)
             source.finish(_UNUSED_FLOAT if task == "classify" else (*_UNUSED_FLOAT, "bert.pooler."))
             name, state_bytes = FP32_KERNEL, 4
-    release_freed_memory()
     return BertEngine(task, backend, name, model, state_bytes, threads, known)
 
 
