@@ -48,7 +48,13 @@ class TensorFile(Mapping[str, torch.Tensor]):
     def __getitem__(self, name: str) -> torch.Tensor:
         if name not in self._names:
             raise KeyError(name)
-        return self._file.get_tensor(name)
+        # Pages that were read stay resident while their mapping lives: a mapping for each tensor gives them back.
+        with safe_open(self.path, "pt") as file:
+            return file.get_tensor(name).clone()
+
+    def __contains__(self, name: object) -> bool:
+        # Mapping's own would read the tensor to find out
+        return name in self._names
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
