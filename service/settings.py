@@ -37,8 +37,8 @@ class Settings(BaseSettings):
     default_backend: Backend | None = Field(
         default=None, description="Backend of requests that name none; default: int8 where loaded."
     )
-    kernel: Literal["auto", "fbgemm", "onednn"] = Field(
-        default="auto", description="int8 kernel; auto measures both on this CPU at start and keeps the faster."
+    kernel: Literal["auto", "native", "onednn", "fbgemm"] = Field(
+        default="auto", description="int8 kernel; auto measures them on this CPU at start and keeps the fastest."
     )
     threads: int | None = Field(
         default=None, ge=1, description="CPU threads of the engines; default: the CPUs this process may use."

@@ -12,11 +12,12 @@ from typer.testing import CliRunner
 from q8core.bench import models
 from q8core.bench.contenders import CONTENDERS, build_contender
 from q8core.bench.environment import environment
-from q8core.bench.models import RandomFloat, RandomInt8, bench_config
+from q8core.bench.models import bench_config
 from q8core.bench.resident import random_folder
 from q8core.bench.timing import Shape, Timing, take_turns
 from q8core.cli import app
 from q8core.engines import build_engine
+from q8core.engines.random_weights import RandomFloat, RandomInt8
 from q8core.errors import InputError
 
 TINY = {

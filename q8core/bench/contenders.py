@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from transformers import BertConfig, BertForQuestionAnswering, BertForSequenceClassification
 
-from q8core.bench.models import RandomFloat, RandomInt8
 from q8core.engines import Engine, TokenBatch, build_engine
+from q8core.engines.random_weights import RandomFloat, RandomInt8
 from q8core.errors import InputError
 from q8core.tasks.task import TaskKind
 
 STOCK = "transformers"
-CONTENDERS = (STOCK, "fp32", "int8-fbgemm", "int8-onednn")
+CONTENDERS = (STOCK, "fp32", "int8-fbgemm", "int8-onednn", "int8-native")
 """Stock transformers in fp32 first: all ratios are to it."""
 
 

@@ -1,22 +1,13 @@
-"""The shapes that are benchmarked, and random weights for them, made when asked for.
-
-Speed and memory do not depend on what the weights are, so nothing has to be downloaded. Scales are of the size that
-trained models have, so that integers use their range and no value is denormal.
-"""
+"""The shapes that are benchmarked."""
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import torch
-from torch import Tensor
 from transformers import BertConfig
 
-from q8core.checkpoint.layout import embedding_shapes, linear_shapes, norm_names
+from q8core.engines.random_weights import LABELS
 from q8core.errors import InputError
-from q8core.tasks.task import TaskKind
 
 _SIZES: dict[str, dict[str, int]] = {
     "bert-base": {},  # Hugging Face's defaults
@@ -35,12 +26,6 @@ _SIZES: dict[str, dict[str, int]] = {
 }
 MODEL_NAMES = tuple(_SIZES)
 
-LABELS = 2
-_WEIGHT_STD = 0.02  # BERT's initialisation, and about what training leaves
-_UNIFORM_STD = 127 / 3**0.5  # of integers spread evenly over +-127
-_WEIGHT_SCALE = _WEIGHT_STD / _UNIFORM_STD
-_INPUT_SCALE, _QK_SCALE = 5 / 127, 4 / 127
-
 
 def bench_config(name: str, **changes: int) -> BertConfig:
     """Return the config of a named shape, with `changes` to its fields.
@@ -52,77 +37,3 @@ def bench_config(name: str, **changes: int) -> BertConfig:
         raise InputError(f"model is {name!r}; allowed: {', '.join(MODEL_NAMES)}")
     values: dict[str, Any] = {**_SIZES[name], "num_labels": LABELS, **changes}
     return BertConfig(**values)
-
-
-class _Made(Mapping[str, Tensor]):
-    """Tensors that are made anew, and alike, on each access."""
-
-    def __init__(self, makers: dict[str, Callable[[torch.Generator], Tensor]]) -> None:
-        self._makers = makers
-
-    def __getitem__(self, name: str) -> Tensor:
-        make = self._makers[name]
-        return make(torch.Generator().manual_seed(zlib.crc32(name.encode())))
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._makers)
-
-    def __len__(self) -> int:
-        return len(self._makers)
-
-
-class RandomInt8(_Made):
-    """The tensors of a random int8 checkpoint in the `q8bert` scheme."""
-
-    def __init__(self, config: BertConfig, task: TaskKind = "classify") -> None:
-        makers: dict[str, Callable[[torch.Generator], Tensor]] = _norms(config)
-        for path, (rows, columns) in embedding_shapes(config).items():
-            if path.endswith("token_type_embeddings"):
-                makers[f"{path}.weight"] = _normal(rows, columns)
-            else:
-                makers[f"{path}.weight"] = _integers(rows, columns)
-                makers[f"{path}.weight_scale"] = _constant(_WEIGHT_SCALE, rows)
-        for path, (out, columns) in linear_shapes(config, task, LABELS).items():
-            makers[f"{path}.weight"] = _integers(out, columns)
-            makers[f"{path}.weight_scale"] = _constant(_WEIGHT_SCALE, out)
-            makers[f"{path}.input_scale"] = _constant(_INPUT_SCALE, 1)
-            makers[f"{path}.bias"] = _biases(out)
-            if path.endswith((".query", ".key")):
-                makers[f"{path}.output_scale"] = _constant(_QK_SCALE, 1)
-        super().__init__(makers)
-
-
-class RandomFloat(_Made):
-    """The tensors of a random float checkpoint under Hugging Face's names."""
-
-    def __init__(self, config: BertConfig, task: TaskKind = "classify") -> None:
-        makers = _norms(config)
-        for path, shape in {**embedding_shapes(config), **linear_shapes(config, task, LABELS)}.items():
-            makers[f"{path}.weight"] = _normal(*shape)
-        for path, (out, _) in linear_shapes(config, task, LABELS).items():
-            makers[f"{path}.bias"] = _constant(0.01, out)
-        super().__init__(makers)
-
-
-def _norms(config: BertConfig) -> dict[str, Callable[[torch.Generator], Tensor]]:
-    makers: dict[str, Callable[[torch.Generator], Tensor]] = {}
-    for path in norm_names(config):
-        makers[f"{path}.weight"] = _constant(1.0, int(config.hidden_size))
-        makers[f"{path}.bias"] = _constant(0.0, int(config.hidden_size))
-    return makers
-
-
-def _constant(value: float, size: int) -> Callable[[torch.Generator], Tensor]:
-    return lambda _: torch.full((size,), value)
-
-
-def _normal(rows: int, columns: int) -> Callable[[torch.Generator], Tensor]:
-    return lambda generator: torch.randn(rows, columns, generator=generator) * _WEIGHT_STD
-
-
-def _integers(rows: int, columns: int) -> Callable[[torch.Generator], Tensor]:
-    return lambda generator: torch.randint(-127, 128, (rows, columns), dtype=torch.int8, generator=generator)
-
-
-def _biases(size: int) -> Callable[[torch.Generator], Tensor]:
-    return lambda generator: torch.randint(-20000, 20000, (size,), dtype=torch.int32, generator=generator)

@@ -15,8 +15,9 @@ from tempfile import TemporaryDirectory
 from safetensors.torch import save_file
 
 from q8core.bench.contenders import STOCK
-from q8core.bench.models import RandomFloat, RandomInt8, bench_config
+from q8core.bench.models import bench_config
 from q8core.checkpoint.manifest import FLOAT_FILE, INT8_FILE
+from q8core.engines.random_weights import RandomFloat, RandomInt8
 from q8core.errors import EngineError
 from q8core.tasks.task import TaskKind
 

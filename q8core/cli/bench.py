@@ -36,7 +36,7 @@ def bench(
     ] = None,
     engine: Annotated[
         list[str] | None,
-        typer.Option(help="transformers, fp32, int8-fbgemm or int8-onednn; repeatable. [default: all]"),
+        typer.Option(help="transformers, fp32, int8-native, int8-onednn or int8-fbgemm; repeatable. [default: all]"),
     ] = None,
     task: Annotated[
         str, typer.Option(help="qa: every token goes through every layer; classify: ours cut the last layer short.")

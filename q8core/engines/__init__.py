@@ -14,11 +14,10 @@ from transformers import BertConfig
 
 from q8core.checkpoint import Checkpoint
 from q8core.engines.autoselect import choose_kernel
-from q8core.engines.bert import BertEngine
+from q8core.engines.bert import BertEngine, Forward
 from q8core.engines.fp32 import KERNEL as FP32_KERNEL
 from q8core.engines.fp32 import head_path, load_fp32
 from q8core.engines.heap import loading_weights
-from q8core.engines.int8 import load_int8
 from q8core.engines.packing import TokenBatch
 from q8core.engines.protocol import Backend, Engine, EngineMemory, KernelName, check_backend, check_kernel
 from q8core.engines.self_test import SelfTestResult, self_test
@@ -51,7 +50,7 @@ def load_engine(
     Args:
         checkpoint: an opened checkpoint, or its folder.
         backend: fp32 or int8.
-        kernel: the int8 kernel: fbgemm, onednn, or auto to measure both. The fp32 backend has one kernel.
+        kernel: the int8 kernel: native, onednn, fbgemm, or auto to measure them. The fp32 backend has one kernel.
         threads: CPU threads; None leaves torch's setting.
 
     Raises:
@@ -98,16 +97,16 @@ def build_engine(
     with loading_weights(), torch.inference_mode():
         labels = _head_rows(source, task)
         if backend == "int8":
-            choice = choose_kernel(kernel, shape)
-            model = load_int8(shape, task, source, labels, choice.kernel)
+            choice = choose_kernel(kernel, shape, task, source)
+            model: Forward = choice.kernel.load(shape, task, source, labels)
             source.finish()
-            name, state_bytes = choice.kernel.name, choice.kernel.carrier_bytes
+            name = choice.kernel.name
             known.update(choice.facts())
         else:
             model = load_fp32(shape, task, source, labels)
             source.finish(_UNUSED_FLOAT if task == "classify" else (*_UNUSED_FLOAT, "bert.pooler."))
-            name, state_bytes = FP32_KERNEL, 4
-    return BertEngine(task, backend, name, model, state_bytes, threads, known)
+            name = FP32_KERNEL
+    return BertEngine(task, backend, name, model, threads, known)
 
 
 def _head_rows(source: TensorSource, task: TaskKind) -> int:

@@ -1,18 +1,23 @@
-"""Choosing the int8 kernel by measuring both on this CPU, on the model's own matrix sizes."""
+"""Choosing the int8 kernel by measuring those that work on this CPU, on a layer of the model's own sizes."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
+from transformers import BertConfig
 
-from q8core.engines.kernel import LinearKernel
-from q8core.engines.kernels import KERNEL_NAMES, exactness, proven_kernel
+from q8core.engines.bert import Forward
+from q8core.engines.kernels import KERNEL_NAMES, Int8Kernel, proven_kernel
+from q8core.engines.packing import TokenBatch
+from q8core.engines.random_weights import RandomInt8
 from q8core.engines.shape import ModelShape
+from q8core.engines.source import TensorSource
 from q8core.errors import EngineError
+from q8core.tasks.task import TaskKind
 
 ROWS = (16, 128)
 """Token counts that are timed: a short sentence, and a small batch."""
@@ -27,25 +32,25 @@ class Choice:
 
     Attributes:
         kernel: proven on this CPU.
-        microseconds: kernel -> token count -> median time of one layer's linears; empty if the user chose.
+        microseconds: kernel -> token count -> median time of a model of one layer; empty if there was no choice.
         refused: kernel -> why it cannot be used here.
     """
 
-    kernel: LinearKernel
+    kernel: Int8Kernel
     microseconds: dict[str, dict[int, float]] = field(default_factory=dict[str, dict[int, float]])
     refused: dict[str, str] = field(default_factory=dict[str, str])
 
     def facts(self) -> dict[str, object]:
         """Return the choice as plain values for `describe`."""
         return {
-            "exactness": exactness(self.kernel),
+            **self.kernel.facts,
             "kernel_microseconds": {k: {str(rows): t for rows, t in v.items()} for k, v in self.microseconds.items()},
             "kernels_refused": self.refused,
         }
 
 
-def choose_kernel(name: str, shape: ModelShape) -> Choice:
-    """Return the kernel `name`, or for "auto" the faster of those that work here.
+def choose_kernel(name: str, shape: ModelShape, task: TaskKind, source: TensorSource) -> Choice:
+    """Return the kernel `name`, or for "auto" the fastest of those that work here and compute this scheme.
 
     Raises:
         EngineError: if the kernel, or for "auto" every kernel, cannot be used; says why.
@@ -53,32 +58,41 @@ def choose_kernel(name: str, shape: ModelShape) -> Choice:
     sizes = {columns for _, columns in shape.linear_shapes}
     if name != "auto":
         return Choice(proven_kernel(name, sizes))
-    usable: dict[str, LinearKernel] = {}
+    usable: dict[str, Int8Kernel] = {}
     refused: dict[str, str] = {}
     for each in KERNEL_NAMES:
         try:
-            usable[each] = proven_kernel(each, sizes)
+            kernel = proven_kernel(each, sizes)
         except (EngineError, RuntimeError, AttributeError) as error:  # an operator that this build of torch lacks
             refused[each] = str(error)
+            continue
+        refusal = kernel.refused(shape, task, source)
+        if refusal is None:
+            usable[each] = kernel
+        else:
+            refused[each] = refusal
     if not usable:
         raise EngineError("no int8 kernel works on this machine: " + "; ".join(f"{k}: {v}" for k, v in refused.items()))
+    if len(usable) == 1:
+        return Choice(next(iter(usable.values())), refused=refused)
     times = measure_layer(usable, shape)
     best = min(usable, key=lambda each: math.prod(times[each].values()))
     return Choice(usable[best], times, refused)
 
 
-def measure_layer(kernels: dict[str, LinearKernel], shape: ModelShape) -> dict[str, dict[int, float]]:
-    """Return kernel -> rows -> median microseconds of one encoder layer's linears, the kernels taking turns."""
-    runs = {name: _layer_runner(kernel, shape) for name, kernel in kernels.items()}
+def measure_layer(kernels: Mapping[str, Int8Kernel], shape: ModelShape) -> dict[str, dict[int, float]]:
+    """Return kernel -> tokens -> median microseconds of a one-layer model of this shape, the kernels taking turns."""
+    models = {name: _one_layer(kernel, shape) for name, kernel in kernels.items()}
     times: dict[str, dict[int, list[float]]] = {name: {rows: [] for rows in ROWS} for name in kernels}
     deadline = time.monotonic() + _BUDGET_SECONDS
+    zeros = torch.zeros(max(ROWS), dtype=torch.int64)
+    batches = {rows: TokenBatch(zeros[:rows], zeros[:rows], (rows,)) for rows in ROWS}
     with torch.inference_mode():
-        inputs = {rows: torch.randn(rows, shape.hidden) for rows in ROWS}
         for turn in range(1 + _ROUNDS):  # the first turn warms up
-            for rows, x in inputs.items():
-                for name, run in runs.items():
+            for rows, batch in batches.items():
+                for name, model in models.items():
                     begin = time.perf_counter()
-                    run(x)
+                    model.logits(batch)
                     if turn:
                         times[name][rows].append((time.perf_counter() - begin) * 1e6)
             if turn and time.monotonic() > deadline:
@@ -86,23 +100,14 @@ def measure_layer(kernels: dict[str, LinearKernel], shape: ModelShape) -> dict[s
     return {name: {rows: round(sorted(t)[len(t) // 2], 1) for rows, t in by.items()} for name, by in times.items()}
 
 
-def _layer_runner(kernel: LinearKernel, shape: ModelShape) -> Callable[[torch.Tensor], object]:
-    """Return a function that computes a layer's linears on x (rows, hidden), with the quantization between."""
-    generator = torch.Generator().manual_seed(0)
-    qkv, out, inner, outer = (
-        kernel.pack(
-            torch.randint(-127, 128, size, dtype=torch.int8, generator=generator),
-            torch.full((size[0],), 1e-4),
-            torch.zeros(size[0]),
-        )
-        for size in shape.linear_shapes
+def _one_layer(kernel: Int8Kernel, shape: ModelShape) -> Forward:
+    config = BertConfig(
+        vocab_size=16,
+        hidden_size=shape.hidden,
+        num_hidden_layers=1,
+        num_attention_heads=shape.heads,
+        intermediate_size=shape.inner,
+        max_position_embeddings=max(ROWS),
+        layer_norm_eps=shape.norm_epsilon,
     )
-    scale = torch.tensor([0.05])
-
-    def run(x: torch.Tensor) -> None:
-        x_q = kernel.quantize(x, scale)
-        qkv.linear(x_q)
-        y = out.linear_add(x_q, x.clone())
-        outer.linear_add(inner.linear_gelu_quantize(kernel.quantize(y, scale), scale), y)
-
-    return run
+    return kernel.load(ModelShape.of(config), "qa", TensorSource(RandomInt8(config, "qa")), 2)

@@ -6,6 +6,7 @@ import math
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -20,15 +21,52 @@ from q8core.errors import InputError
 from q8core.tasks.task import TaskKind
 
 
+class Forward(Protocol):
+    """A loaded model that can run."""
+
+    @property
+    def shape(self) -> ModelShape:
+        """Its sizes."""
+        ...
+
+    def logits(self, batch: TokenBatch) -> Tensor:
+        """Return float32 logits: (B, labels) for classify, (T, 2) for qa."""
+        ...
+
+    def workspace_bytes(self, tokens: int) -> int:
+        """Return the bytes of activations for the largest batch so far, of `tokens` tokens, at their peak."""
+        ...
+
+
 @dataclass(frozen=True)
 class Model:
-    """All that was loaded: `pooler` is None for question answering."""
+    """A model computed layer by layer: `pooler` is None for question answering.
+
+    `state_bytes` are those of one value of the inner feed-forward state.
+    """
 
     shape: ModelShape
     embeddings: Embeddings
     layers: tuple[EncoderLayer, ...]
     pooler: Linear | None
     head: Linear
+    state_bytes: int = 4
+
+    def logits(self, batch: TokenBatch) -> Tensor:
+        """Return float32 logits: (B, labels) with a pooler, else (T, 2)."""
+        runs, hidden = batch.runs(), self.embeddings(batch)
+        for layer in self.layers[:-1]:
+            hidden = layer(hidden, runs)
+        if self.pooler is None:
+            return self.head(self.layers[-1](hidden, runs))
+        # Only the first tokens reach the head, so the last layer computes nothing else after its attention.
+        return self.head(self.pooler(self.layers[-1](hidden, runs, batch.first_rows())).tanh_())
+
+    def workspace_bytes(self, tokens: int) -> int:
+        """Return the bytes of activations of `tokens` tokens, at their peak in a layer."""
+        attention = 4 * (1 + 3 + 1) * self.shape.hidden  # residual, q k v, context
+        feed_forward = 4 * 2 * self.shape.hidden + self.state_bytes * self.shape.inner
+        return tokens * max(attention, feed_forward)
 
 
 @dataclass
@@ -36,15 +74,13 @@ class BertEngine:
     """A loaded model; satisfies the `Engine` protocol.
 
     Attributes:
-        state_bytes: bytes of one value of the inner feed-forward state, for the workspace.
         facts: what `describe` adds to the shapes.
     """
 
     task: TaskKind
     backend: Backend
     kernel: str
-    model: Model
-    state_bytes: int = 4
+    model: Forward
     threads: int | None = None
     facts: Mapping[str, object] = field(default_factory=dict[str, object])
     _most_tokens: int = 0
@@ -60,7 +96,7 @@ class BertEngine:
         if self.threads is not None and torch.get_num_threads() != self.threads:
             torch.set_num_threads(self.threads)
         with torch.inference_mode():
-            logits = self._classify(batch) if self.task == "classify" else self._answer(batch)
+            logits = self.model.logits(batch)
         self._most_tokens = max(self._most_tokens, batch.tokens)
         return logits
 
@@ -74,10 +110,7 @@ class BertEngine:
     def memory(self) -> EngineMemory:
         """Return the resident bytes; the workspace is computed from the largest batch so far."""
         weights, scales = footprint(self.model)
-        shape = self.model.shape
-        attention = 4 * (1 + 3 + 1) * shape.hidden  # residual, q k v, context
-        feed_forward = 4 * 2 * shape.hidden + self.state_bytes * shape.inner
-        return EngineMemory(weights, scales, self._most_tokens * max(attention, feed_forward))
+        return EngineMemory(weights, scales, self.model.workspace_bytes(self._most_tokens))
 
     def describe(self) -> dict[str, object]:
         """Return kernel, instruction set, shapes, threads and what loading found out."""
@@ -97,24 +130,6 @@ class BertEngine:
             "positions": shape.positions,
             **self.facts,
         }
-
-    def _classify(self, batch: TokenBatch) -> Tensor:
-        """Only the first tokens reach the head, so the last layer computes nothing else after its attention."""
-        runs, first = batch.runs(), batch.first_rows()
-        hidden = self.model.embeddings(batch)
-        for layer in self.model.layers[:-1]:
-            hidden = layer(hidden, runs)
-        hidden = self.model.layers[-1](hidden, runs, first)
-        if self.model.pooler is not None:
-            hidden = self.model.pooler(hidden).tanh_()
-        return self.model.head(hidden)
-
-    def _answer(self, batch: TokenBatch) -> Tensor:
-        runs = batch.runs()
-        hidden = self.model.embeddings(batch)
-        for layer in self.model.layers:
-            hidden = layer(hidden, runs)
-        return self.model.head(hidden)
 
     def _check(self, batch: TokenBatch) -> None:
         shape = self.model.shape

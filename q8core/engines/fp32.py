@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from q8core.engines.bert import Model, score_scale
 from q8core.engines.encoder import (
@@ -16,6 +15,7 @@ from q8core.engines.encoder import (
     ProjectionPart,
 )
 from q8core.engines.linear import FloatLinear
+from q8core.engines.linear_tensors import own
 from q8core.engines.shape import ModelShape
 from q8core.engines.source import TensorSource
 from q8core.tasks.task import TaskKind
@@ -58,11 +58,6 @@ def load_norm(source: TensorSource, path: str, shape: ModelShape) -> Norm:
 def load_float_linear(source: TensorSource, path: str, out: int, columns: int) -> FloatLinear:
     """Load and pack one float linear (out, columns)."""
     return _pack_side_by_side(source, (path,), out, columns)
-
-
-def own(tensor: Tensor) -> Tensor:
-    """Return a copy in memory of its own: a view would keep the whole mapped file resident."""
-    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _pack_side_by_side(source: TensorSource, paths: tuple[str, ...], out: int, columns: int) -> FloatLinear:

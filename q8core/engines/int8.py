@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -24,34 +22,15 @@ from q8core.engines.encoder import (
     StaticFeedForward,
     Table,
 )
-from q8core.engines.fp32 import head_path, load_norm, own
+from q8core.engines.fp32 import head_path, load_norm
 from q8core.engines.kernel import LinearKernel
 from q8core.engines.linear import DynamicLinear, FloatLinear, StaticLinear
+from q8core.engines.linear_tensors import LinearTensors, own, take_linear
 from q8core.engines.shape import ModelShape
 from q8core.engines.source import TensorSource
 from q8core.errors import CheckpointError
 from q8core.quant.arithmetic import dequantize_bias, rescale_factor
 from q8core.tasks.task import TaskKind
-
-Kind = Literal["static", "dynamic", "float"]
-
-
-@dataclass(frozen=True)
-class LinearTensors:
-    """The tensors of one linear as a checkpoint holds them."""
-
-    weight: Tensor
-    bias: Tensor
-    weight_scale: Tensor | None = None
-    input_scale: Tensor | None = None
-    output_scale: Tensor | None = None
-
-    @property
-    def kind(self) -> Kind:
-        """How the layer computes: by what it came with."""
-        if self.weight_scale is None:
-            return "float"
-        return "dynamic" if self.input_scale is None else "static"
 
 
 def load_int8(shape: ModelShape, task: TaskKind, source: TensorSource, labels: int, kernel: LinearKernel) -> Model:
@@ -71,7 +50,7 @@ def load_int8(shape: ModelShape, task: TaskKind, source: TensorSource, labels: i
     layers = tuple(_layer(source, shape, kernel, n, own_query=n == last) for n in range(shape.layers))
     pooler = _linear(source, kernel, "bert.pooler.dense", h, h) if task == "classify" else None
     head = _linear(source, kernel, head_path(task), labels, h)
-    return Model(shape, embeddings, layers, pooler, head)
+    return Model(shape, embeddings, layers, pooler, head, kernel.carrier_bytes)
 
 
 def _table(source: TensorSource, name: str, rows: int, columns: int) -> Table:
@@ -111,8 +90,10 @@ def _projection(
     source: TensorSource, shape: ModelShape, kernel: LinearKernel, path: str, *, own_query: bool
 ) -> Projection:
     h = shape.hidden
-    tensors = {name: _take(source, f"{path}.{name}", h, h) for name in ("query", "key", "value")}
-    _refuse_output_scale(f"{path}.value", tensors["value"])
+    tensors = {
+        name: take_linear(source, f"{path}.{name}", h, h, requantized=name != "value")
+        for name in ("query", "key", "value")
+    }
     groups = (("query",), ("key", "value")) if own_query else (("query", "key", "value"),)
     if not all(_fit_together([tensors[name] for name in group]) for group in groups):
         groups = (("query",), ("key",), ("value",))
@@ -150,27 +131,7 @@ def _grid(output_scales: Sequence[Tensor | None], columns: int) -> Grid | None:
 def _linear(
     source: TensorSource, kernel: LinearKernel, path: str, out: int, columns: int
 ) -> StaticLinear | DynamicLinear | FloatLinear:
-    tensors = _take(source, path, out, columns)
-    _refuse_output_scale(path, tensors)
-    return _pack(kernel, [tensors])
-
-
-def _refuse_output_scale(path: str, tensors: LinearTensors) -> None:
-    if tensors.output_scale is not None:
-        raise CheckpointError(f"{path}.output_scale: only the outputs of query and key are requantized")
-
-
-def _take(source: TensorSource, path: str, out: int, columns: int) -> LinearTensors:
-    weight = source.take(f"{path}.weight", (out, columns), dtypes=(torch.int8, torch.float32))
-    if weight.dtype == torch.float32:
-        return LinearTensors(weight, own(source.take(f"{path}.bias", (out,))))
-    weight_scale = own(source.scale(f"{path}.weight_scale", (1,), (out,)))
-    if f"{path}.input_scale" not in source:
-        return LinearTensors(weight, own(source.take(f"{path}.bias", (out,))), weight_scale)
-    bias = source.take(f"{path}.bias", (out,), dtypes=(torch.int32,))
-    input_scale = own(source.scale(f"{path}.input_scale", (1,)))
-    output = own(source.scale(f"{path}.output_scale", (1,))) if f"{path}.output_scale" in source else None
-    return LinearTensors(weight, bias, weight_scale, input_scale, output)
+    return _pack(kernel, [take_linear(source, path, out, columns)])
 
 
 def _pack(kernel: LinearKernel, layers: Sequence[LinearTensors]) -> StaticLinear | DynamicLinear | FloatLinear:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol, cast, get_args
 
 from torch import Tensor
 
@@ -12,7 +12,7 @@ from q8core.errors import InputError
 from q8core.tasks.task import TaskKind
 
 Backend = Literal["fp32", "int8"]
-KernelName = Literal["auto", "fbgemm", "onednn"]
+KernelName = Literal["auto", "native", "onednn", "fbgemm"]
 
 BACKENDS: tuple[str, ...] = get_args(Backend)
 KERNELS: tuple[str, ...] = get_args(KernelName)
@@ -94,6 +94,6 @@ def check_kernel(kernel: str) -> KernelName:
     Raises:
         InputError: naming the allowed ones.
     """
-    if kernel == "auto" or kernel == "fbgemm" or kernel == "onednn":
-        return kernel
+    if kernel in KERNELS:
+        return cast(KernelName, kernel)
     raise InputError(f"kernel is {kernel!r}; allowed: {', '.join(KERNELS)}")

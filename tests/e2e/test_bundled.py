@@ -97,7 +97,7 @@ def test_the_fp32_engine_equals_hugging_face(bundled: Checkpoint) -> None:
         assert float((ours - theirs).abs().max()) < 1e-4
 
 
-@pytest.mark.parametrize("kernel", ["fbgemm", "onednn"])
+@pytest.mark.parametrize("kernel", ["fbgemm", "onednn", "native"])
 def test_the_int8_engine_equals_its_simulation(bundled: Checkpoint, kernel: str) -> None:
     features = sample_features(bundled)
     simulated = model_logits(simulation(bundled), features, bundled.task)

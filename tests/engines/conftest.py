@@ -18,7 +18,8 @@ from tests.conftest import tiny_config
 VOCABULARY = 60
 LABELS = 3
 TASKS = ("classify", "qa")
-KERNELS = ("fbgemm", "onednn")
+TORCH_KERNELS = ("fbgemm", "onednn")
+KERNELS = ("native", *TORCH_KERNELS)
 
 Sequences = Sequence[tuple[Sequence[int], Sequence[int]]]
 

@@ -116,7 +116,7 @@ def test_unknown_names_are_refused() -> None:
     made = float_model("qa")
     with pytest.raises(InputError, match="backend is 'int4'; allowed: fp32, int8"):
         build_engine(made.config, "qa", made.model.state_dict(), "int4")
-    with pytest.raises(InputError, match="kernel is 'mkl'; allowed: auto, fbgemm, onednn"):
+    with pytest.raises(InputError, match="kernel is 'mkl'; allowed: auto, native, onednn, fbgemm"):
         build_engine(made.config, "qa", made.model.state_dict(), "fp32", "mkl")
     with pytest.raises(InputError, match="threads is 0; at least 1"):
         build_engine(made.config, "qa", made.model.state_dict(), "fp32", threads=0)

@@ -28,7 +28,8 @@ def test_onednn_memory_is_that_of_the_tensors(classifier: Simulated) -> None:
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_int8_weights_take_a_byte_each(kernel: str) -> None:
     """Tiling and compensation add a little; a float copy would add three times as much."""
-    from q8core.bench.models import RandomInt8, bench_config
+    from q8core.bench.models import bench_config
+    from q8core.engines.random_weights import RandomInt8
 
     config = bench_config("minilm-l6", vocab_size=3000, num_hidden_layers=2)
     memory = build_engine(config, "classify", RandomInt8(config), "int8", kernel).memory()

@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 from q8core.engines import build_engine
 from q8core.engines.bert import BertEngine
 from q8core.quant import preset
-from tests.engines.conftest import engine_logits, float_model, largest_difference, random_sequences, simulate
+from tests.engines.conftest import (
+    KERNELS,
+    TORCH_KERNELS,
+    engine_logits,
+    float_model,
+    largest_difference,
+    random_sequences,
+    simulate,
+)
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +31,7 @@ def engines() -> dict[str, BertEngine]:
         built[f"{task} fp32"] = build_engine(made.config, made.task, made.model.state_dict(), "fp32")
         for scheme in ("q8bert", "dynamic"):
             simulated = simulate(task, preset(scheme))
-            for kernel in ("fbgemm", "onednn"):
+            for kernel in KERNELS if scheme == "q8bert" else TORCH_KERNELS:
                 built[f"{task} {scheme} {kernel}"] = build_engine(
                     simulated.config, simulated.task, simulated.tensors, "int8", kernel
                 )

@@ -1,0 +1,72 @@
+"""The tensors of one linear layer as an int8 checkpoint holds them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from q8core.engines.source import TensorSource
+from q8core.errors import CheckpointError
+
+Kind = Literal["static", "dynamic", "float"]
+
+
+@dataclass(frozen=True)
+class LinearTensors:
+    """What a linear layer (in) -> (out) came with.
+
+    Attributes:
+        weight: (out, in), int8 or, where the scheme leaves the layer alone, float32.
+        bias: (out,), int32 of a static layer, else float32.
+        weight_scale: (1,) or (out,), if the weight is int8.
+        input_scale: (1,) of a static layer.
+        output_scale: (1,) where the output is requantized.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    weight_scale: Tensor | None = None
+    input_scale: Tensor | None = None
+    output_scale: Tensor | None = None
+
+    @property
+    def kind(self) -> Kind:
+        """How the layer computes: by what it came with."""
+        if self.weight_scale is None:
+            return "float"
+        return "dynamic" if self.input_scale is None else "static"
+
+
+def take_linear(source: TensorSource, path: str, out: int, columns: int, *, requantized: bool = False) -> LinearTensors:
+    """Take the tensors of the layer at `path`.
+
+    Args:
+        source: where they are.
+        path: the module's path.
+        out: outputs.
+        columns: inputs.
+        requantized: whether an output scale may be there (queries and keys).
+
+    Raises:
+        CheckpointError: if one is missing, does not fit, or has no business here.
+    """
+    if not requantized and f"{path}.output_scale" in source:
+        raise CheckpointError(f"{path}.output_scale: only the outputs of query and key are requantized")
+    weight = source.take(f"{path}.weight", (out, columns), dtypes=(torch.int8, torch.float32))
+    if weight.dtype == torch.float32:
+        return LinearTensors(weight, own(source.take(f"{path}.bias", (out,))))
+    weight_scale = own(source.scale(f"{path}.weight_scale", (1,), (out,)))
+    if f"{path}.input_scale" not in source:
+        return LinearTensors(weight, own(source.take(f"{path}.bias", (out,))), weight_scale)
+    bias = source.take(f"{path}.bias", (out,), dtypes=(torch.int32,))
+    input_scale = own(source.scale(f"{path}.input_scale", (1,)))
+    output = own(source.scale(f"{path}.output_scale", (1,))) if f"{path}.output_scale" in source else None
+    return LinearTensors(weight, bias, weight_scale, input_scale, output)
+
+
+def own(tensor: Tensor) -> Tensor:
+    """Return a copy in memory of its own: a view would keep the whole mapped file resident."""
+    return tensor.clone(memory_format=torch.contiguous_format)

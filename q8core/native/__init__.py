@@ -1,0 +1,8 @@
+"""The native kernel: the int8 forward pass in C++, for AMX, AVX-512 VNNI, AVX2 and any other CPU.
+
+Compiled when the package is installed (``build_hook.py``); the engines work without it, on torch's own kernels.
+"""
+
+from q8core.native.library import load_library, variants
+
+__all__ = ["load_library", "variants"]

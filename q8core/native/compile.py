@@ -1,0 +1,78 @@
+"""Compiling the library. Needs only the standard library: the package's build runs it before anything is installed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+LIBRARY = "libq8bert.so"
+_SOURCES = Path(__file__).with_name("src")
+
+_AVX512 = ("f", "bw", "vl", "dq", "vnni")
+_AVX512_FLAGS = (*(f"-mavx512{part}" for part in _AVX512), "-mfma", "-mprefer-vector-width=512")
+_VARIANTS: dict[str, tuple[str, ...]] = {
+    "amx": (*_AVX512_FLAGS, "-mamx-tile", "-mamx-int8"),
+    "avx512_vnni": _AVX512_FLAGS,
+    "avx2": ("-mavx2", "-mfma"),
+    "portable": (),
+}
+# No contraction of products and sums, which is for the compiler to choose: all variants give the same bits.
+_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fopenmp", "-ffp-contract=off", "-fno-math-errno", "-fno-exceptions")
+_QUIET = ("-fno-rtti", "-fno-threadsafe-statics", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi")
+
+
+class CannotCompile(Exception):
+    """There is no usable compiler, or it failed; the message says which and how."""
+
+
+def source_digest() -> str:
+    """Return a digest of the sources, by which a library that is older than they are is found out."""
+    digest = hashlib.sha256()
+    for path in sorted(_SOURCES.iterdir()):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def compile_library(folder: Path) -> Path:
+    """Compile the library into `folder` and return its path.
+
+    Raises:
+        CannotCompile: if this is not Linux, there is no g++, or it fails.
+    """
+    if not sys.platform.startswith("linux"):
+        raise CannotCompile(f"the native kernel is for Linux, this is {sys.platform}")
+    name = os.environ.get("CXX", "g++")
+    compiler = shutil.which(name)
+    if compiler is None:
+        raise CannotCompile(f"there is no C++ compiler {name!r} here")
+    names = tuple(_VARIANTS) if platform.machine() == "x86_64" else ("portable",)
+    with tempfile.TemporaryDirectory() as build:
+        jobs = {name: ("variant.cpp", (*_VARIANTS[name], f"-DQ8_VARIANT={name}")) for name in names}
+        jobs["library"] = ("library.cpp", (f'-DQ8_DIGEST="{source_digest()}"',))
+
+        def compile_one(name: str) -> str:
+            source, flags = jobs[name]
+            target = str(Path(build, f"{name}.o"))
+            _run(compiler, *_FLAGS, *_QUIET, *flags, "-c", str(_SOURCES / source), "-o", target)
+            return target
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            objects = list(pool.map(compile_one, jobs))
+        # Not linked with an OpenMP runtime: the one that torch brings is there already, and two would fight for CPUs.
+        _run(compiler, "-shared", "-Wl,--as-needed", *objects, "-o", str(Path(build, LIBRARY)))
+        # Moved, not overwritten: a process that runs the old library keeps it.
+        shutil.move(str(Path(build, LIBRARY)), folder / LIBRARY)
+    return folder / LIBRARY
+
+
+def _run(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise CannotCompile(f"{Path(command[0]).name} failed: {done.stderr.strip()[-2000:]}")

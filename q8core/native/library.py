@@ -1,0 +1,62 @@
+"""Finding and loading the compiled library, and the functions that it exports."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+from ctypes import POINTER, c_char_p, c_int, c_int64, c_void_p
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from q8core.errors import EngineError
+from q8core.native.compile import LIBRARY, source_digest
+from q8core.native.structs import Batch, Linear, Model
+
+
+@cache
+def load_library() -> Any:
+    """Return the library, its functions typed.
+
+    Raises:
+        EngineError: if it was not built, cannot be loaded, or was built from other sources.
+    """
+    path = Path(__file__).with_name(LIBRARY)
+    if not path.exists():
+        raise EngineError(
+            "the native kernel was not built: installing q8bert on Linux with g++ at hand builds it (Debian: apt "
+            "install g++, then pip install again)"
+        )
+    importlib.import_module("torch")  # its OpenMP runtime must be there first: the library shares its threads
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise EngineError(f"the native kernel cannot be loaded: {error}") from error
+    library.q8_digest.restype = c_char_p
+    if library.q8_digest().decode() != source_digest():
+        raise EngineError("the native kernel was built from other sources than these: pip install q8bert again")
+    for name, result, arguments in (
+        ("q8_variant", c_void_p, (c_int,)),
+        ("q8_variant_name", c_char_p, (c_void_p,)),
+        ("q8_packed_bytes", c_int64, (c_int64, c_int64)),
+        ("q8_pack", None, (c_void_p, c_int64, c_int64, c_void_p, c_void_p)),
+        ("q8_workspace_bytes", c_int64, (POINTER(Model), POINTER(Batch), c_int)),
+        ("q8_forward", None, (c_void_p, POINTER(Model), POINTER(Batch), c_void_p, c_void_p, c_int)),
+        ("q8_accumulate", None, (c_void_p, POINTER(Linear), c_void_p, c_int64, c_void_p)),
+    ):
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    return library
+
+
+@cache
+def variants() -> dict[str, int]:
+    """Return the variants that this CPU can run, best first: name -> address.
+
+    Raises:
+        EngineError: if there is no library.
+    """
+    library, found = load_library(), dict[str, int]()
+    while address := library.q8_variant(len(found)):
+        found[library.q8_variant_name(address).decode()] = address
+    return found

@@ -1,0 +1,240 @@
+// The whole forward pass: embeddings, encoder layers and head, in one team of threads.
+#pragma once
+
+#include <omp.h>
+
+#include <cmath>
+
+#include "attention.h"
+
+namespace {
+
+// Hands out aligned pieces of a block of memory; without a block it only counts.
+struct Arena {
+  char* base;
+  int64_t used = 0;
+
+  template <class T>
+  T* take(int64_t count) {
+    char* place = base + used;
+    used += up(count * static_cast<int64_t>(sizeof(T)), 64);
+    return reinterpret_cast<T*>(place);
+  }
+};
+
+// Everything that a forward pass writes, apart from the logits.
+struct Workspace {
+  float *hidden, *some;           // hidden state of all tokens; of the first tokens, in the last layer
+  uint8_t *input[3], *some_input; // quantized for query, key and value; for the last layer's queries
+  uint8_t *context, *attended, *inner;
+  Heads heads;
+  Span* spans;
+  char* scratch;
+  int64_t scratch_bytes, bytes;
+
+  Workspace(const Model& model, int64_t tokens, int64_t sequences, int64_t longest, int threads, char* base) {
+    Arena arena{base};
+    // Whole blocks of rows are read, and prefetched a little further.
+    const int64_t rows = up(tokens, kRows) + 2 * kRows, some_rows = up(sequences, kRows) + 2 * kRows;
+    const int64_t pitch = up(model.hidden, 16), depth = up(model.hidden, kDepth);
+    hidden = arena.take<float>(rows * pitch);
+    some = arena.take<float>(some_rows * pitch);
+    for (auto& each : input) each = arena.take<uint8_t>(rows * depth);
+    some_input = arena.take<uint8_t>(some_rows * depth);
+    context = arena.take<uint8_t>(rows * depth);
+    attended = arena.take<uint8_t>(rows * depth);
+    inner = arena.take<uint8_t>(rows * up(model.inner, kDepth));
+    heads.size = model.hidden / model.heads;
+    heads.kb = up(heads.size, kDepth) / kDepth;
+    heads.pitch = up(heads.size, 16);
+    heads.q_rows = heads.rows = rows + kPanel;
+    heads.q = arena.take<uint8_t>(model.heads * heads.kb * heads.rows * kDepth);
+    heads.k = arena.take<int8_t>(model.heads * heads.kb * heads.rows * kDepth);
+    heads.v = arena.take<float>(model.heads * heads.rows * heads.pitch);
+    spans = arena.take<Span>(2 * sequences);
+    scratch_bytes = AttentionScratch::bytes(longest, heads.kb, heads.pitch);
+    scratch = arena.take<char>(threads * scratch_bytes);
+    bytes = arena.used;
+  }
+};
+
+inline int64_t longest_of(const Batch& batch) {
+  int64_t longest = 0;
+  for (int64_t s = 0; s < batch.sequences; s++)
+    if (batch.lengths[s] > longest) longest = batch.lengths[s];
+  return longest;
+}
+
+inline Floats table_row(const Table& table, int64_t row, int64_t column, int64_t columns) {
+  const int64_t count = lesser(16, columns - column);
+  Floats x{};
+  if (table.f) {
+    const float* from = table.f + row * columns + column;
+    if (count == 16) return load(from);
+    for (int64_t i = 0; i < count; i++) x[i] = from[i];
+    return x;
+  }
+  const int8_t* from = table.q + row * columns + column;
+  for (int64_t i = 0; i < count; i++) x[i] = from[i];
+  return x * table.scale[table.scale_per_row ? row : 0];
+}
+
+// x = LayerNorm(x) over `columns`, and quantized for each target.
+inline void normalize(float* x, int64_t columns, const Norm& norm, float epsilon, int64_t row, const Target* targets,
+                      int count) {
+  Floats total{};
+  for (int64_t i = 0; i < columns; i += 16) total += load(x + i);  // the padding holds zeros
+  const float mean = sum(total) / static_cast<float>(columns);
+  Floats squares{};
+  for (int64_t i = 0; i < columns; i += 16) {
+    const Floats centered = first(load(x + i) - mean, static_cast<int>(columns - i));
+    squares = fma(centered, centered, squares);
+  }
+  const float inverse = 1.f / std::sqrt(sum(squares) / static_cast<float>(columns) + epsilon);
+  for (int64_t i = 0; i < columns; i += 16) {
+    const Floats y = fma((load(x + i) - mean) * inverse, load(norm.weight + i), load(norm.bias + i));
+    store(x + i, y);
+    for (int t = 0; t < count; t++) quantize(targets[t], row, i, y);
+  }
+}
+
+inline void normalize_rows(float* x, int64_t rows, int64_t columns, const Norm& norm, float epsilon,
+                           const Target* targets, int count) {
+#pragma omp for schedule(dynamic, 8)
+  for (int64_t row = 0; row < rows; row++)
+    normalize(x + row * up(columns, 16), columns, norm, epsilon, row, targets, count);
+}
+
+// The quantized inputs of a layer's projections: one if they share their scale, as the default scheme has it.
+struct Inputs {
+  Target targets[3];
+  const uint8_t *query, *key, *value;
+  int count;
+
+  Inputs(const Layer& layer, const Workspace& space) {
+    const Linear* readers[3] = {&layer.query, &layer.key, &layer.value};
+    const uint8_t* read[3];
+    count = 0;
+    for (int i = 0; i < 3; i++) {
+      int t = 0;
+      while (t < count && targets[t].inverse != readers[i]->input_inverse) t++;
+      if (t == count) targets[count++] = {space.input[t], readers[i]->input_inverse, readers[i]->kb};
+      read[i] = targets[t].to;
+    }
+    query = read[0], key = read[1], value = read[2];
+  }
+};
+
+inline void embed(const Model& model, const Batch& batch, const Workspace& space, const Inputs& inputs) {
+  const int64_t pitch = up(model.hidden, 16);
+#pragma omp for schedule(dynamic)
+  for (int64_t s = 0; s < batch.sequences; s++)
+    for (int64_t position = 0; position < space.spans[s].length; position++) {
+      const int64_t token = space.spans[s].first + position;
+      float* x = space.hidden + token * pitch;
+      for (int64_t i = 0; i < model.hidden; i += 16)
+        store(x + i, table_row(model.words, batch.ids[token], i, model.hidden) +
+                         table_row(model.types, batch.types[token], i, model.hidden) +
+                         table_row(model.positions, position, i, model.hidden));
+      normalize(x, model.hidden, model.embedding_norm, model.epsilon, token, inputs.targets, inputs.count);
+    }
+}
+
+// Copy the first token of every sequence: the residual, and the input of its query.
+inline void gather_first(const Model& model, const Batch& batch, const Workspace& space, const uint8_t* input) {
+  const int64_t pitch = up(model.hidden, 16), kb = up(model.hidden, kDepth) / kDepth;
+#pragma omp for schedule(static)
+  for (int64_t s = 0; s < batch.sequences; s++) {
+    const int64_t token = space.spans[s].first;
+    std::memcpy(space.some + s * pitch, space.hidden + token * pitch, pitch * sizeof(float));
+    for (int64_t i = 0; i < kb * kDepth; i += kDepth)
+      std::memcpy(space.some_input + at(s, i, kb), input + at(token, i, kb), kDepth);
+  }
+}
+
+// One layer, from quantized inputs to the normalized hidden state x of `rows` rows, quantized for `targets`.
+inline void encode(const Model& model, const Layer& layer, const Workspace& space, const Inputs& inputs,
+                   const uint8_t* query_input, const Batch& batch, const Span* spans, int64_t longest, float* x,
+                   int64_t rows, const Target* targets, int count) {
+  const int64_t pitch = up(model.hidden, 16);
+  project_queries(layer, query_input, rows, space.heads);
+  project_keys(layer, inputs.key, batch.tokens, space.heads);
+  project_values(layer, inputs.value, batch.tokens, space.heads);
+#pragma omp barrier
+  const AttentionScratch scratch(space.scratch + omp_get_thread_num() * space.scratch_bytes, longest, space.heads.kb);
+  attention(space.heads, model.heads, spans, batch.sequences, longest, layer.score_scale, scratch,
+            {space.context, layer.output.input_inverse, layer.output.kb});
+  linear_add(layer.output, space.context, rows, x, pitch);
+  const Target inner{space.attended, layer.inner.input_inverse, layer.inner.kb};
+  normalize_rows(x, rows, model.hidden, layer.output_norm, model.epsilon, &inner, 1);
+  linear_gelu(layer.inner, space.attended, rows, space.inner, layer.outer);
+  linear_add(layer.outer, space.inner, rows, x, pitch);
+  normalize_rows(x, rows, model.hidden, layer.final_norm, model.epsilon, targets, count);
+}
+
+inline void pool_and_classify(const Model& model, const Batch& batch, const Workspace& space, float* logits) {
+  const int64_t pitch = up(model.hidden, 16);
+  linear_floats(model.pooler, space.attended, batch.sequences, space.some, pitch);
+  const Target head{space.context, model.head.input_inverse, model.head.kb};
+#pragma omp for schedule(static)
+  for (int64_t s = 0; s < batch.sequences; s++)
+    for (int64_t i = 0; i < model.hidden; i += 16) {
+      float* x = space.some + s * pitch + i;
+      for (int64_t j = 0; j < lesser(16, model.hidden - i); j++) x[j] = std::tanh(x[j]);
+      quantize(head, s, i, load(x));
+    }
+  linear_floats(model.head, space.context, batch.sequences, logits, model.head.n);
+}
+
+inline void forward(const Model& model, const Batch& batch, char* memory, float* logits, int threads) {
+  const int64_t longest = longest_of(batch);
+  const Workspace space(model, batch.tokens, batch.sequences, longest, threads, memory);
+  Span* first_only = space.spans + batch.sequences;
+  for (int64_t s = 0, first = 0; s < batch.sequences; first += batch.lengths[s++]) {
+    space.spans[s] = {first, batch.lengths[s], first, batch.lengths[s]};
+    first_only[s] = {first, batch.lengths[s], s, 1};
+  }
+#pragma omp parallel num_threads(threads)
+  {
+    const TileConfig tiles;
+    (void)tiles;
+    embed(model, batch, space, Inputs(model.layer[0], space));
+    for (int32_t n = 0; n < model.layers; n++) {
+      const Inputs inputs(model.layer[n], space);
+      const bool last = n + 1 == model.layers;
+      if (last && model.classify) {
+        gather_first(model, batch, space, inputs.query);
+        const Target pooler{space.attended, model.pooler.input_inverse, model.pooler.kb};
+        encode(model, model.layer[n], space, inputs, space.some_input, batch, first_only, longest, space.some,
+               batch.sequences, &pooler, 1);
+        pool_and_classify(model, batch, space, logits);
+      } else if (last) {
+        const Target head{space.attended, model.head.input_inverse, model.head.kb};
+        encode(model, model.layer[n], space, inputs, inputs.query, batch, space.spans, longest, space.hidden,
+               batch.tokens, &head, 1);
+        linear_floats(model.head, space.attended, batch.tokens, logits, model.head.n);
+      } else {
+        const Inputs next(model.layer[n + 1], space);
+        encode(model, model.layer[n], space, inputs, inputs.query, batch, space.spans, longest, space.hidden,
+               batch.tokens, next.targets, next.count);
+      }
+    }
+  }
+}
+
+// The sums of a layer for activations (rows, 64 * kb) in plain row order, (rows, np): for checks.
+inline void accumulate(const Linear& layer, const uint8_t* a, int64_t rows, int32_t* sums) {
+  const TileConfig tiles;
+  (void)tiles;
+  for (int64_t row = 0; row < rows; row += kRows)
+    for (int64_t column = 0; column < layer.np; column += kPanel) {
+      alignas(64) int32_t block[2 * kRows * 16];
+      const uint8_t* blocks[1] = {a + at(row, 0, layer.kb)};
+      const uint8_t* weights[2] = {layer.w + column * layer.kb * kDepth, layer.w + (column + 16) * layer.kb * kDepth};
+      multiply<1>(blocks, kBlock, weights, layer.kb, layer.comp + column, block);
+      for (int64_t m = 0; m < lesser(kRows, rows - row); m++)
+        for (int64_t n = 0; n < kPanel; n++) sums[(row + m) * layer.np + column + n] = block[n / 16 * 256 + m * 16 + n % 16];
+    }
+}
+
+}  // namespace

@@ -1,0 +1,175 @@
+// Products of 8-bit matrices with 32-bit sums, a block of 32 or 16 rows by 32 columns at a time.
+//
+// Activations are u8 with zero point 128, in blocks of 16 rows x 64 columns, 1 KiB each. Weights are s8 in blocks of
+// 64 inputs x 16 outputs: 16 lines of 16 outputs x 4 neighbouring inputs, which is what the dot product instructions
+// of AVX-512 VNNI and AMX read. Padding in weights is zero, so whatever activations meet it add nothing.
+#pragma once
+
+#include "model.h"
+#include "vec.h"
+
+namespace {
+
+constexpr int kRows = 16, kDepth = 64, kBlock = kRows * kDepth, kPanel = 32;
+
+// Not those of <algorithm>: the linker would keep one copy of a standard template for all variants, which might be one
+// that this CPU cannot run. Everything here has internal linkage.
+inline int64_t lesser(int64_t a, int64_t b) { return a < b ? a : b; }
+
+inline int64_t up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
+
+// Where row `row`, column `column` of activations of `kb` blocks per row is.
+inline int64_t at(int64_t row, int64_t column, int64_t kb) {
+  return ((row / kRows) * kb + column / kDepth) * kBlock + (row % kRows) * kDepth + column % kDepth;
+}
+
+// Add up 16 * Tiles rows x 32 columns into sums[tile][column / 16][row][column % 16].
+// `rows`: the first block of each 16 rows; `step`: bytes to the same rows' next block of depth;
+// `columns`: the first weight block of each 16 columns, the others follow; `comp` (32): where the sums begin.
+template <int Tiles>
+inline void multiply(const uint8_t* const* rows, int64_t step, const uint8_t* const* columns, int64_t kb,
+                     const int32_t* comp, int32_t* sums);
+
+#if defined(__AMX_INT8__)
+
+// The compiler does not know that tile instructions read memory: what was written must be there by now.
+inline void written() { __asm__ volatile("" ::: "memory"); }
+
+struct TileConfig {
+  struct __attribute__((packed)) {
+    uint8_t palette = 1, start = 0, reserved[14] = {};
+    uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+  } eight_full_tiles;
+  TileConfig() {
+    written();
+    _tile_loadconfig(&eight_full_tiles);
+  }
+  ~TileConfig() { _tile_release(); }
+};
+
+constexpr int kAhead = 4 * kBlock;  // far enough for the second level cache, near enough to still be there
+
+template <int Tiles>
+inline void multiply(const uint8_t* const* rows, int64_t step, const uint8_t* const* columns, int64_t kb,
+                     const int32_t* comp, int32_t* sums) {
+  const uint8_t *a0 = rows[0], *a1 = rows[Tiles - 1], *b0 = columns[0], *b1 = columns[1];
+  written();
+  _tile_loadd(0, comp, 0);  // stride 0: the same line for every row
+  _tile_loadd(1, comp + 16, 0);
+  if (Tiles == 2) {
+    _tile_loadd(2, comp, 0);
+    _tile_loadd(3, comp + 16, 0);
+  }
+  for (int64_t k = 0; k < kb; k++) {
+    for (int line = 0; line < kBlock; line += 64) {
+      _mm_prefetch(reinterpret_cast<const char*>(a0 + kAhead + line), _MM_HINT_T0);
+      if (Tiles == 2) _mm_prefetch(reinterpret_cast<const char*>(a1 + kAhead + line), _MM_HINT_T0);
+    }
+    _tile_loadd(6, b0, 64);
+    _tile_loadd(4, a0, 64);
+    _tile_dpbusd(0, 4, 6);
+    _tile_loadd(7, b1, 64);
+    _tile_dpbusd(1, 4, 7);
+    if (Tiles == 2) {
+      _tile_loadd(5, a1, 64);
+      _tile_dpbusd(2, 5, 6);
+      _tile_dpbusd(3, 5, 7);
+    }
+    a0 += step, a1 += step, b0 += kBlock, b1 += kBlock;
+  }
+  _tile_stored(0, sums, 64);
+  _tile_stored(1, sums + 256, 64);
+  if (Tiles == 2) {
+    _tile_stored(2, sums + 512, 64);
+    _tile_stored(3, sums + 768, 64);
+  }
+}
+
+#else
+
+struct TileConfig {};
+
+// Rows x 32 columns of one block of 16 rows.
+template <int Rows>
+inline void multiply_rows(const uint8_t* a, int64_t step, const uint8_t* const* columns, int64_t kb,
+                          const int32_t* comp, int32_t* sums) {
+#if defined(__AVX512VNNI__)
+  __m512i sum[2][Rows];
+  for (int n = 0; n < 2; n++)
+    for (int m = 0; m < Rows; m++) sum[n][m] = _mm512_loadu_si512(comp + 16 * n);
+  for (int64_t k = 0; k < kb; k++, a += step)
+    for (int line = 0; line < 16; line++) {
+      const __m512i b0 = _mm512_loadu_si512(columns[0] + k * kBlock + line * 64);
+      const __m512i b1 = _mm512_loadu_si512(columns[1] + k * kBlock + line * 64);
+#pragma GCC unroll 16
+      for (int m = 0; m < Rows; m++) {
+        int32_t four;
+        std::memcpy(&four, a + m * kDepth + line * 4, 4);
+        const __m512i broadcast = _mm512_set1_epi32(four);
+        sum[0][m] = _mm512_dpbusd_epi32(sum[0][m], broadcast, b0);
+        sum[1][m] = _mm512_dpbusd_epi32(sum[1][m], broadcast, b1);
+      }
+    }
+  for (int n = 0; n < 2; n++)
+    for (int m = 0; m < Rows; m++) _mm512_storeu_si512(sums + n * 256 + m * 16, sum[n][m]);
+#elif defined(__AVX2__)
+  // vpmaddubsw adds two products in 16 bits. With |a| <= 128 and the sign moved to the weight they fit:
+  // 2 * 128 * 127 = 32512; with u8 activations they would saturate.
+  const __m256i flip = _mm256_set1_epi8(-128), ones = _mm256_set1_epi16(1);
+  (void)comp;  // signed activations need no correction
+  for (int n = 0; n < 2; n++) {
+    __m256i sum[2][Rows];
+    for (auto& half : sum)
+      for (auto& each : half) each = _mm256_setzero_si256();
+    const uint8_t* x = a;
+    for (int64_t k = 0; k < kb; k++, x += step)
+      for (int line = 0; line < 16; line++) {
+        const uint8_t* w = columns[n] + k * kBlock + line * 64;
+        const __m256i b0 = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w));
+        const __m256i b1 = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w + 32));
+#pragma GCC unroll 4
+        for (int m = 0; m < Rows; m++) {
+          int32_t four;
+          std::memcpy(&four, x + m * kDepth + line * 4, 4);
+          const __m256i value = _mm256_xor_si256(_mm256_set1_epi32(four), flip), size = _mm256_abs_epi8(value);
+          const __m256i pairs0 = _mm256_maddubs_epi16(size, _mm256_sign_epi8(b0, value));
+          const __m256i pairs1 = _mm256_maddubs_epi16(size, _mm256_sign_epi8(b1, value));
+          sum[0][m] = _mm256_add_epi32(sum[0][m], _mm256_madd_epi16(pairs0, ones));
+          sum[1][m] = _mm256_add_epi32(sum[1][m], _mm256_madd_epi16(pairs1, ones));
+        }
+      }
+    for (int half = 0; half < 2; half++)
+      for (int m = 0; m < Rows; m++)
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums + n * 256 + m * 16 + half * 8), sum[half][m]);
+  }
+#else
+  for (int n = 0; n < 2; n++)
+    for (int m = 0; m < Rows; m++) {
+      Ints sum = load(comp + 16 * n);
+      for (int64_t k = 0; k < kb; k++)
+        for (int line = 0; line < 16; line++)
+          for (int i = 0; i < 64; i++)
+            sum[i / 4] += a[k * step + m * kDepth + line * 4 + i % 4] *
+                          reinterpret_cast<const int8_t*>(columns[n])[k * kBlock + line * 64 + i];
+      std::memcpy(sums + n * 256 + m * 16, &sum, sizeof sum);
+    }
+#endif
+}
+
+template <int Tiles>
+inline void multiply(const uint8_t* const* rows, int64_t step, const uint8_t* const* columns, int64_t kb,
+                     const int32_t* comp, int32_t* sums) {
+#if defined(__AVX512VNNI__)
+  constexpr int kGroup = 8;
+#else
+  constexpr int kGroup = 4;
+#endif
+  for (int tile = 0; tile < Tiles; tile++)
+    for (int m = 0; m < kRows; m += kGroup)
+      multiply_rows<kGroup>(rows[tile] + m * kDepth, step, columns, kb, comp, sums + tile * 512 + m * 16);
+}
+
+#endif
+
+}  // namespace

@@ -1,0 +1,86 @@
+// What Python calls (through ctypes): choosing a variant, packing weights, running.
+#include "encoder.h"
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+extern const Variant variant_portable;
+#if defined(__x86_64__)
+extern const Variant variant_amx, variant_avx512_vnni, variant_avx2;
+#endif
+
+namespace {
+
+#if defined(__x86_64__)
+// The kernel grants the tile registers on request only, to the whole process.
+bool amx_granted() {
+#if defined(__linux__)
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
+bool has_avx512_vnni() {
+  return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+}
+#endif
+
+}  // namespace
+
+#define Q8_EXPORT extern "C" __attribute__((visibility("default")))
+
+// A digest of the sources.
+Q8_EXPORT const char* q8_digest() { return Q8_DIGEST; }
+
+// The variants that this CPU can run, the best first; null after the last.
+Q8_EXPORT const Variant* q8_variant(int place) {
+  static const Variant* usable[5] = {};
+  static const bool found = [] {
+    int count = 0;
+#if defined(__x86_64__)
+    if (has_avx512_vnni() && __builtin_cpu_supports("amx-int8") && amx_granted()) usable[count++] = &variant_amx;
+    if (has_avx512_vnni()) usable[count++] = &variant_avx512_vnni;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) usable[count++] = &variant_avx2;
+#endif
+    usable[count] = &variant_portable;
+    return true;
+  }();
+  return found && place >= 0 && place < 4 ? usable[place] : nullptr;
+}
+
+Q8_EXPORT const char* q8_variant_name(const Variant* variant) { return variant->name; }
+
+// Bytes of a packed weight (n, k).
+Q8_EXPORT int64_t q8_packed_bytes(int64_t n, int64_t k) { return up(n, kPanel) * up(k, kDepth); }
+
+// Pack a weight (n, k) into `packed`, which must be zeros, and its corrections into comp (n rounded up to 32).
+Q8_EXPORT void q8_pack(const int8_t* weight, int64_t n, int64_t k, uint8_t* packed, int32_t* comp) {
+  const int64_t kb = up(k, kDepth) / kDepth;
+  for (int64_t row = 0; row < n; row++) {
+    int32_t total = 0;
+    for (int64_t i = 0; i < k; i++) {
+      const int8_t w = weight[row * k + i];
+      total += w;
+      packed[(row / 16 * kb + i / kDepth) * kBlock + i % kDepth / 4 * 64 + row % 16 * 4 + i % 4] = static_cast<uint8_t>(w);
+    }
+    comp[row] = -128 * total;
+  }
+}
+
+Q8_EXPORT int64_t q8_workspace_bytes(const Model* model, const Batch* batch, int threads) {
+  return Workspace(*model, batch->tokens, batch->sequences, longest_of(*batch), threads, nullptr).bytes;
+}
+
+Q8_EXPORT void q8_forward(const Variant* variant, const Model* model, const Batch* batch, char* workspace,
+                          float* logits, int threads) {
+  variant->forward(*model, *batch, workspace, logits, threads);
+}
+
+Q8_EXPORT void q8_accumulate(const Variant* variant, const Linear* layer, const uint8_t* a, int64_t rows,
+                             int32_t* sums) {
+  variant->accumulate(*layer, a, rows, sums);
+}

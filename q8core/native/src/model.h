@@ -1,0 +1,60 @@
+// What Python hands over: plain structures of pointers into tensors that Python owns. `structs.py` mirrors them.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+// An int8 linear layer (k -> n): y = float(sum_k (a - 128) * w) * r + bias, a being u8 with zero point 128.
+struct Linear {
+  const uint8_t* w;      // packed, see gemm.h
+  const int32_t* comp;   // (np): -128 * sum_k w, takes the zero point out of the sums
+  const float* r;        // (np): input scale * weight scale, 0 in the padding
+  const float* bias;     // (np), 0 in the padding
+  float input_inverse;   // 1 / input scale
+  int32_t n, np, kb;     // outputs, outputs rounded up to 32, blocks of 64 inputs
+};
+
+// Rows of 8-bit integers with scales, or of floats.
+struct Table {
+  const int8_t* q;
+  const float* f;
+  const float* scale;
+  int32_t scale_per_row;
+};
+
+// LayerNorm; both arrays are padded to a multiple of 16 with zeros.
+struct Norm {
+  const float* weight;
+  const float* bias;
+};
+
+struct Layer {
+  Linear query, key, value, output, inner, outer;
+  float query_inverse, key_inverse;  // 1 / output scale: queries and keys are requantized
+  float score_scale;                 // of the integer products of queries and keys
+  Norm output_norm, final_norm;
+};
+
+struct Model {
+  int32_t hidden, heads, inner, layers;
+  float epsilon;
+  int32_t classify;  // 1: pooler and head on each first token; 0: head on every token
+  Table words, positions, types;
+  Norm embedding_norm;
+  const Layer* layer;
+  Linear pooler, head;
+};
+
+// Sequences one after another, without padding.
+struct Batch {
+  int64_t tokens, sequences;
+  const int64_t *ids, *types;
+  const int32_t* lengths;
+};
+
+// One build of the engine: a row in the table that the CPU's features choose from.
+struct Variant {
+  const char* name;
+  void (*forward)(const Model&, const Batch&, char* workspace, float* logits, int threads);
+  void (*accumulate)(const Linear&, const uint8_t* a, int64_t rows, int32_t* sums);
+};

@@ -1,0 +1,112 @@
+// Sixteen floats at a time, on every instruction set with the same operations in the same order: the variants of the
+// engine give the same bits. The compiler splits a vector where registers are narrower.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+constexpr int kLanes = 16;
+
+typedef float Floats __attribute__((vector_size(64)));
+typedef int32_t Ints __attribute__((vector_size(64)));
+typedef uint8_t Bytes __attribute__((vector_size(16)));
+typedef float FloatsAnywhere __attribute__((vector_size(64), aligned(4), may_alias));
+typedef int32_t IntsAnywhere __attribute__((vector_size(64), aligned(4), may_alias));
+typedef uint8_t BytesAnywhere __attribute__((vector_size(16), aligned(1), may_alias));
+
+inline Floats load(const float* from) { return *reinterpret_cast<const FloatsAnywhere*>(from); }
+inline void store(float* to, Floats x) { *reinterpret_cast<FloatsAnywhere*>(to) = x; }
+inline Ints load(const int32_t* from) { return *reinterpret_cast<const IntsAnywhere*>(from); }
+inline void store(uint8_t* to, Bytes x) { *reinterpret_cast<BytesAnywhere*>(to) = x; }
+inline Floats all(float x) { return x - Floats{}; }
+inline Floats to_floats(Ints x) { return __builtin_convertvector(x, Floats); }
+
+// x * y + z, rounded once.
+inline Floats fma(Floats x, Floats y, Floats z) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<Floats>(_mm512_fmadd_ps((__m512)x, (__m512)y, (__m512)z));
+#elif defined(__FMA__)
+  __m256 a[2], b[2], c[2];
+  std::memcpy(a, &x, 64), std::memcpy(b, &y, 64), std::memcpy(c, &z, 64);
+  a[0] = _mm256_fmadd_ps(a[0], b[0], c[0]), a[1] = _mm256_fmadd_ps(a[1], b[1], c[1]);
+  std::memcpy(&x, a, 64);
+  return x;
+#else
+  for (int i = 0; i < kLanes; i++) x[i] = __builtin_fmaf(x[i], y[i], z[i]);
+  return x;
+#endif
+}
+
+inline Floats least(Floats x, Floats y) { return x < y ? x : y; }
+inline Floats greatest(Floats x, Floats y) { return x > y ? x : y; }
+inline Floats magnitude(Floats x) { return reinterpret_cast<Floats>(reinterpret_cast<Ints>(x) & 0x7fffffff); }
+
+// The first `count` lanes of x, zeros (or `other`) in the rest.
+inline Floats first(Floats x, int count, Floats other = Floats{}) {
+  const Ints lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  return lane < count ? x : other;
+}
+
+template <class Reduce>
+inline float across(Floats x, Reduce reduce) {
+  for (int half = kLanes / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; i++) x[i] = reduce(x[i], x[i + half]);
+  return x[0];
+}
+inline float sum(Floats x) {
+  return across(x, [](float a, float b) { return a + b; });
+}
+inline float maximum(Floats x) {
+  return across(x, [](float a, float b) { return a > b ? a : b; });
+}
+
+// clamp(round_half_even(x), -127, 127) + 128. Adding 1.5 * 2^23 rounds, and leaves the integer in the low bits.
+inline Bytes to_bytes(Floats x) {
+  x = greatest(least(x, all(127.f)), all(-127.f)) + all(0x1.8p23f + 128.f);
+#if defined(__AVX512F__)
+  return reinterpret_cast<Bytes>(_mm512_cvtepi32_epi8((__m512i)x));
+#else
+  return __builtin_convertvector(reinterpret_cast<Ints>(x), Bytes);
+#endif
+}
+
+// The polynomial of x with these coefficients, the highest power's first.
+template <int N>
+inline Floats polynomial(Floats x, const float (&terms)[N]) {
+  Floats p = all(terms[0]);
+#pragma GCC unroll 16
+  for (int i = 1; i < N; i++) p = fma(p, x, all(terms[i]));
+  return p;
+}
+
+// exp(x) for x <= 0, to about an ulp; exp(-87) below that. exp(n ln 2 + f) = 2^n exp(f), the latter by Taylor's series.
+inline Floats exp_negative(Floats x) {
+  x = greatest(x, all(-87.f));
+  const Floats n = (x * 0x1.715476p0f + 0x1.8p23f) - 0x1.8p23f;
+  Floats f = fma(n, all(-0x1.62e4p-1f), x);  // ln 2 in two parts: n times the first is exact
+  f = fma(n, all(-0x1.7f7d1cp-20f), f);
+  constexpr float kTerms[] = {1.f / 5040, 1.f / 720, 1.f / 120, 1.f / 24, 1.f / 6, 1.f / 2, 1.f, 1.f};
+  const Floats p = polynomial(f, kTerms);
+  return p * reinterpret_cast<Floats>((__builtin_convertvector(n, Ints) + 127) << 23);
+}
+
+// erfc(t) for t >= 0, off by at most 1e-7: exp(-t Q(t)), Q fitted to -log(erfc(t)) / t on [0, 4.2].
+inline Floats erfc_positive(Floats t) {
+  t = least(t, all(4.2f));
+  constexpr float kTerms[] = {-0x1.0de79ep-17f, 0x1.bcb538p-14f, -0x1.34418cp-11f, 0x1.9d56dep-10f, -0x1.ed272ap-15f,
+                              -0x1.3ada84p-6f,  0x1.a510c8p-4f,  0x1.45f28cp-1f,   0x1.20dd78p0f};
+  return exp_negative(-(polynomial(t, kTerms) * t));
+}
+
+// x * Phi(x) = x / 2 * (1 + erf(x / sqrt(2))), the GELU of BERT (Hendrycks & Gimpel, 2016).
+inline Floats gelu(Floats x) {
+  const Floats tail = erfc_positive(magnitude(x) * 0x1.6a09e6p-1f);
+  return x * 0.5f * (x > 0.f ? 2.f - tail : tail);
+}
+
+}  // namespace

@@ -1,0 +1,152 @@
+"""The native library: exact sums on every variant, the same bits from all of them, and what it refuses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import BertConfig
+
+from q8core.engines import TokenBatch, build_engine
+from q8core.engines.kernels import accumulate, extreme_operands, proven_native
+from q8core.engines.native import load_native
+from q8core.engines.random_weights import RandomInt8
+from q8core.engines.shape import ModelShape
+from q8core.engines.source import TensorSource
+from q8core.errors import EngineError
+from q8core.native import compile, library, variants
+from q8core.quant import preset
+from tests.engines.conftest import TASKS, Simulated, simulate
+
+EACH_VARIANT = pytest.mark.parametrize("variant", ["amx", "avx512_vnni", "avx2", "portable"])
+
+
+@pytest.fixture(autouse=True)
+def skip_what_this_cpu_cannot_run(request: pytest.FixtureRequest) -> None:
+    variant = request.node.callspec.params.get("variant") if hasattr(request.node, "callspec") else None
+    if variant is not None and variant not in variants():
+        pytest.skip(f"this CPU has no {variant}")
+
+
+@EACH_VARIANT
+@pytest.mark.parametrize("size", [384, 768, 1536, 3072])
+@pytest.mark.parametrize("values", ["extreme", "random"])
+def test_accumulators_equal_int64_sums(variant: str, size: int, values: str) -> None:
+    generator = torch.Generator().manual_seed(size)
+    x, weight = (
+        extreme_operands(size)
+        if values == "extreme"
+        else (torch.randint(-127, 128, (rows, size), generator=generator) for rows in (33, 16))
+    )
+    assert torch.equal(accumulate(variant, x, weight).long(), x @ weight.T)
+
+
+@settings(max_examples=30, deadline=None)
+@given(rows=st.integers(1, 40), out=st.integers(1, 70), size=st.integers(1, 200), seed=st.integers(0, 99))
+def test_any_size_is_padded_without_a_trace(rows: int, out: int, size: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randint(-127, 128, (rows, size), generator=generator)
+    weight = torch.randint(-127, 128, (out, size), generator=generator)
+    for variant in variants():
+        assert torch.equal(accumulate(variant, x, weight).long(), x @ weight.T)
+
+
+def logits_of(config: BertConfig, task: Any, variant: str, lengths: tuple[int, ...]) -> torch.Tensor:
+    model = load_native(ModelShape.of(config), task, TensorSource(RandomInt8(config, task)), 2, variant)
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(config.vocab_size, (sum(lengths),), generator=generator)
+    return model.logits(TokenBatch(ids, ids % 2, lengths))
+
+
+# Head sizes of 64, 32, 80, 20 and 13 columns; 52 and 40 are no multiple of a vector.
+SIZES = [(128, 2, 512), (64, 2, 96), (160, 2, 320), (40, 2, 72), (52, 4, 100)]
+
+
+@EACH_VARIANT
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize(("hidden", "heads", "inner"), SIZES)
+def test_every_variant_and_torch_agree(variant: str, task: Any, hidden: int, heads: int, inner: int) -> None:
+    """Against torch's kernels: an integer that fell to the other side would move logits by hundredths."""
+    config = BertConfig(
+        vocab_size=50,
+        hidden_size=hidden,
+        num_attention_heads=heads,
+        intermediate_size=inner,
+        num_hidden_layers=2,
+        max_position_embeddings=200,
+    )
+    lengths = (5, 33, 1, 64, 130, 16)
+    found = logits_of(config, task, variant, lengths)
+    assert torch.equal(found, logits_of(config, task, "portable", lengths))
+    reference = build_engine(config, task, RandomInt8(config, task), "int8", "onednn")
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(50, (sum(lengths),), generator=generator)
+    difference = (found - reference.infer(TokenBatch(ids, ids % 2, lengths))).abs().amax(dim=1)
+    assert float((difference <= 1e-5).float().mean()) >= 0.8
+    assert float(difference.max()) <= 0.05
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+def test_the_number_of_threads_does_not_matter(answerer: Simulated, threads: int) -> None:
+    batch = TokenBatch(torch.arange(150) % 50, torch.zeros(150, dtype=torch.int64), (100, 7, 43))
+    engines = [
+        build_engine(answerer.config, "qa", answerer.tensors, "int8", "native", threads=count) for count in (1, threads)
+    ]
+    try:
+        assert torch.equal(*(engine.infer(batch) for engine in engines))
+    finally:
+        torch.set_num_threads(2)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        ({"*.layer.1.output.dense": {"activation": "dynamic"}}, r"layer\.1\.output\.dense has no input_scale"),
+        ({"classifier": {"enabled": False}}, "classifier has no input_scale"),
+        ({"*.layer.0.attention.self.key": {"requantize_output": False}}, r"self\.key has no output_scale"),
+    ],
+)
+def test_other_schemes_are_refused_and_auto_takes_another_kernel(overrides: Any, reason: str) -> None:
+    simulated = simulate("classify", replace(preset("q8bert"), overrides=overrides))
+    arguments: Any = (simulated.config, "classify", simulated.tensors, "int8")
+    with pytest.raises(EngineError, match=reason):
+        build_engine(*arguments, "native")
+    engine = build_engine(*arguments, "auto")
+    assert engine.kernel in ("onednn", "fbgemm")
+    refused: Any = engine.describe()["kernels_refused"]
+    assert "static" in refused["native"] or "requantized" in refused["native"]
+
+
+def test_a_variant_that_cannot_run_is_refused(answerer: Simulated) -> None:
+    with pytest.raises(EngineError, match=r"'neon' cannot run here; usable: .*portable"):
+        load_native(ModelShape.of(answerer.config), "qa", TensorSource(answerer.tensors), 2, "neon")
+
+
+def test_wrong_sums_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("q8core.engines.kernels.accumulate", lambda *_: torch.zeros(8, 16))
+    with pytest.raises(EngineError, match=r"native kernel \(portable\) does not compute exact"):
+        proven_native("portable", [64])
+
+
+def test_a_missing_library_is_said_with_the_way_to_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(library, "__file__", str(tmp_path / "library.py"))
+    with pytest.raises(EngineError, match=r"was not built.*g\+\+"):
+        library.load_library.__wrapped__()
+
+
+def test_a_library_of_other_sources_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "source_digest", lambda: "other")
+    with pytest.raises(EngineError, match="other sources"):
+        library.load_library.__wrapped__()
+
+
+def test_compiling_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(compile.CannotCompile, match=r"no C\+\+ compiler 'no-such-compiler'"):
+        compile.compile_library(tmp_path)
+    assert list(tmp_path.iterdir()) == []
