@@ -12,7 +12,11 @@ ARG TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
 ENV PIP_NO_CACHE_DIR=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_ROOT_USER_ACTION=ignore
-RUN python -m venv /venv
+# For the native kernel, which the package's build compiles; the final image has no compiler.
+RUN apt-get update \
+ && apt-get install --yes --no-install-recommends g++ \
+ && rm -rf /var/lib/apt/lists/* \
+ && python -m venv /venv
 ENV PATH=/venv/bin:$PATH
 WORKDIR /build
 
@@ -28,6 +32,7 @@ COPY service service
 # `pip check` refuses an image whose pins do not satisfy pyproject.toml. Afterwards nothing is installed any
 # more, and torch's C++ headers and test programs (190 MB) serve only compilers.
 RUN pip install --no-deps . \
+ && test -s /venv/lib/python3.11/site-packages/q8core/native/libq8bert.so \
  && pip check \
  && pip uninstall --yes pip \
  && cd /venv/lib/python3.11/site-packages/torch \

@@ -76,45 +76,58 @@ inline void project_values(const Layer& layer, const uint8_t* a, int64_t rows, c
 
 // Lay out a sequence's keys as the weights of a linear layer with `length` outputs, with their corrections.
 inline void pack_keys(const Heads& heads, int64_t head, const Span& span, uint8_t* packed, int32_t* comp) {
-  for (int64_t key = 0; key < up(span.length, kPanel); key++) {
-    int32_t total = 0;
+  const int64_t keys = up(span.length, kPanel), columns = up(heads.size, 4);
+  std::memset(packed, 0, keys * heads.kb * kDepth);
+  for (int64_t key = 0; key < span.length; key++) {
     uint8_t* to = packed + key / 16 * heads.kb * kBlock + key % 16 * 4;
-    for (int64_t column = 0; column < heads.kb * kDepth; column += 4) {
-      int8_t four[4] = {};
-      const int64_t left = lesser(4, heads.size - column);
-      if (key < span.length && left == 4)
-        std::memcpy(four, heads.key(head, span.first + key, column), 4);
-      else if (key < span.length && left > 0)
-        std::memcpy(four, heads.key(head, span.first + key, column), left);
-      total += four[0] + four[1] + four[2] + four[3];
-      std::memcpy(to + column / kDepth * kBlock + column % kDepth * 16, four, 4);
+    for (int64_t column = 0; column < columns; column += 4)
+      std::memcpy(to + column / kDepth * kBlock + column % kDepth * 16, heads.key(head, span.first + key, column), 4);
+  }
+  const Ints in_use = heads.size % 4 ? Ints{} + ((1 << heads.size % 4 * 8) - 1) : Ints{} - 1;
+  for (int64_t key = 0; key < keys; key += 16, packed += heads.kb * kBlock) {
+    Ints total{};
+    for (int64_t column = 0; column < columns; column += 4) {
+      int32_t* line = reinterpret_cast<int32_t*>(packed + column / kDepth * kBlock + column % kDepth * 16);
+      Ints four = load(line);
+      if (column + 4 > heads.size) store(line, four &= in_use);
+      total += (four << 24 >> 24) + (four << 16 >> 24) + (four << 8 >> 24) + (four >> 24);
     }
-    comp[key] = -128 * total;
+    store(comp + key, -128 * total);
   }
 }
 
-// Replace a row of `length` scores by exp(score - highest); return their sum. Scores up to the next 32 are set to 0.
-inline float soften(float* scores, int64_t length) {
-  const int64_t padded = up(length, 16);
-  Floats highest = all(-__builtin_inff());
-  for (int64_t i = 0; i < padded; i += 16)
-    highest = greatest(first(load(scores + i), static_cast<int>(length - i), all(-__builtin_inff())), highest);
-  const Floats top = all(maximum(highest));
+// From a row of `length` integer scores make exp(scale * (score - highest)), in place; return their sum.
+inline float soften(float* row, int64_t length, float scale) {
+  const int32_t* scores = reinterpret_cast<const int32_t*>(row);
+  const int64_t whole = length / 16 * 16;
+  const int rest = static_cast<int>(length - whole);
+  Ints highest = Ints{} + INT32_MIN;
+  if (rest) highest = first(load(scores + whole), rest, highest);
+  for (int64_t i = 0; i < whole; i += 16) highest = greatest(load(scores + i), highest);
+  const Floats top = all(static_cast<float>(maximum(highest)) * scale);
   Floats total{};
-  for (int64_t i = 0; i < padded; i += 16) {
-    const Floats e = first(exp_negative(load(scores + i) - top), static_cast<int>(length - i));
-    store(scores + i, e);
+  for (int64_t i = 0; i < whole; i += 16) {
+    const Floats e = exp_negative(to_floats(load(scores + i)) * scale - top);
+    store(row + i, e);
+    total += e;
+  }
+  if (rest) {
+    const Floats e = first(exp_negative(to_floats(load(scores + whole)) * scale - top), rest);
+    store(row + whole, e);
     total += e;
   }
   return sum(total);
 }
 
-// Rows x 16 * Vectors of P V, each sum over the keys in their order.
+// Rows x 16 * Vectors of P V, for the keys from `begin` to `end` on top of what `to` holds from those before.
 template <int Rows, int Vectors>
-inline void weigh(const float* p, int64_t p_pitch, const float* v, int64_t v_pitch, int64_t length, float* to,
-                  int64_t to_pitch) {
+inline void weigh(const float* p, int64_t p_pitch, const float* v, int64_t v_pitch, int64_t begin, int64_t end,
+                  float* to, int64_t to_pitch) {
   Floats sums[Rows][Vectors] = {};
-  for (int64_t key = 0; key < length; key++) {
+  if (begin > 0)
+    for (int m = 0; m < Rows; m++)
+      for (int n = 0; n < Vectors; n++) sums[m][n] = load(to + m * to_pitch + 16 * n);
+  for (int64_t key = begin; key < end; key++) {
     Floats value[Vectors];
 #pragma GCC unroll 4
     for (int n = 0; n < Vectors; n++) value[n] = load(v + key * v_pitch + 16 * n);
@@ -131,15 +144,19 @@ template <int Vectors>
 inline void weigh_rows(int64_t rows, const float* p, int64_t p_pitch, const float* v, int64_t v_pitch, int64_t length,
                        float* to, int64_t to_pitch) {
 #if defined(__AVX512F__)
-  constexpr int kAtOnce = Vectors == 4 ? 6 : 8;  // accumulators that fit into 32 registers
+  constexpr int kAtOnce = Vectors == 4 ? 4 : 8;  // enough sums in flight, and they fit into 32 registers
 #else
   constexpr int kAtOnce = Vectors == 4 ? 1 : 2;
 #endif
-  int64_t row = 0;
-  for (; row + kAtOnce <= rows; row += kAtOnce)
-    weigh<kAtOnce, Vectors>(p + row * p_pitch, p_pitch, v, v_pitch, length, to + row * to_pitch, to_pitch);
-  for (; row < rows; row++)
-    weigh<1, Vectors>(p + row * p_pitch, p_pitch, v, v_pitch, length, to + row * to_pitch, to_pitch);
+  constexpr int64_t kKeys = 128;  // their values stay in the first level cache for all rows
+  for (int64_t begin = 0; begin < length; begin += kKeys) {
+    const int64_t end = lesser(length, begin + kKeys);
+    int64_t row = 0;
+    for (; row + kAtOnce <= rows; row += kAtOnce)
+      weigh<kAtOnce, Vectors>(p + row * p_pitch, p_pitch, v, v_pitch, begin, end, to + row * to_pitch, to_pitch);
+    for (; row < rows; row++)
+      weigh<1, Vectors>(p + row * p_pitch, p_pitch, v, v_pitch, begin, end, to + row * to_pitch, to_pitch);
+  }
 }
 
 // What one thread needs for a sequence of `longest` tokens.
@@ -166,22 +183,18 @@ inline void attend(const Heads& heads, int64_t head, const Span& span, int64_t q
                    const AttentionScratch& scratch, const Target& output) {
   const int64_t count = lesser(span.queries - query, 2 * kRows), row = span.first_query + query;
   const int64_t pitch = up(span.length, kPanel);
-  alignas(64) int32_t sums[2 * 2 * kRows * 16];
+  int32_t* scores = reinterpret_cast<int32_t*>(scratch.scores);
   const uint8_t* blocks[2] = {heads.query(head, row, 0), heads.query(head, row + kRows, 0)};
   for (int64_t key = 0; key < span.length; key += kPanel) {
     const uint8_t* columns[2] = {scratch.keys + key / 16 * heads.kb * kBlock,
                                  scratch.keys + (key / 16 + 1) * heads.kb * kBlock};
     if (count > kRows)
-      multiply<2>(blocks, heads.q_rows * kDepth, columns, heads.kb, scratch.comp + key, sums);
+      multiply<2>(blocks, heads.q_rows * kDepth, columns, heads.kb, scratch.comp + key, scores + key, pitch);
     else
-      multiply<1>(blocks, heads.q_rows * kDepth, columns, heads.kb, scratch.comp + key, sums);
-    for (int64_t m = 0; m < count; m++)
-      for (int n = 0; n < 2; n++)
-        store(scratch.scores + m * pitch + key + 16 * n,
-              to_floats(load(sums + m / kRows * 512 + n * 256 + m % kRows * 16)) * scale);
+      multiply<1>(blocks, heads.q_rows * kDepth, columns, heads.kb, scratch.comp + key, scores + key, pitch);
   }
   float total[2 * kRows];
-  for (int64_t m = 0; m < count; m++) total[m] = soften(scratch.scores + m * pitch, span.length);
+  for (int64_t m = 0; m < count; m++) total[m] = soften(scratch.scores + m * pitch, span.length, scale);
   const float* v = heads.value(head, span.first);
   for (int64_t column = 0; column < heads.pitch;) {
     const int64_t left = (heads.pitch - column) / 16;

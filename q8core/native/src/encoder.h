@@ -228,12 +228,12 @@ inline void accumulate(const Linear& layer, const uint8_t* a, int64_t rows, int3
   (void)tiles;
   for (int64_t row = 0; row < rows; row += kRows)
     for (int64_t column = 0; column < layer.np; column += kPanel) {
-      alignas(64) int32_t block[2 * kRows * 16];
+      alignas(64) int32_t block[kRows][kPanel];
       const uint8_t* blocks[1] = {a + at(row, 0, layer.kb)};
       const uint8_t* weights[2] = {layer.w + column * layer.kb * kDepth, layer.w + (column + 16) * layer.kb * kDepth};
-      multiply<1>(blocks, kBlock, weights, layer.kb, layer.comp + column, block);
+      multiply<1>(blocks, kBlock, weights, layer.kb, layer.comp + column, block[0], kPanel);
       for (int64_t m = 0; m < lesser(kRows, rows - row); m++)
-        for (int64_t n = 0; n < kPanel; n++) sums[(row + m) * layer.np + column + n] = block[n / 16 * 256 + m * 16 + n % 16];
+        for (int64_t n = 0; n < kPanel; n++) sums[(row + m) * layer.np + column + n] = block[m][n];
     }
 }
 

@@ -19,16 +19,16 @@ inline int64_t lesser(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 
 // Where row `row`, column `column` of activations of `kb` blocks per row is.
-inline int64_t at(int64_t row, int64_t column, int64_t kb) {
+inline uint64_t at(uint64_t row, uint64_t column, uint64_t kb) {
   return ((row / kRows) * kb + column / kDepth) * kBlock + (row % kRows) * kDepth + column % kDepth;
 }
 
-// Add up 16 * Tiles rows x 32 columns into sums[tile][column / 16][row][column % 16].
+// Add up 16 * Tiles rows x 32 columns into sums[row][column], `pitch` numbers from row to row.
 // `rows`: the first block of each 16 rows; `step`: bytes to the same rows' next block of depth;
 // `columns`: the first weight block of each 16 columns, the others follow; `comp` (32): where the sums begin.
 template <int Tiles>
 inline void multiply(const uint8_t* const* rows, int64_t step, const uint8_t* const* columns, int64_t kb,
-                     const int32_t* comp, int32_t* sums);
+                     const int32_t* comp, int32_t* sums, int64_t pitch);
 
 #if defined(__AMX_INT8__)
 
@@ -52,7 +52,7 @@ constexpr int kAhead = 4 * kBlock;  // far enough for the second level cache, ne
 
 template <int Tiles>
 inline void multiply(const uint8_t* const* rows, int64_t step, const uint8_t* const* columns, int64_t kb,
-                     const int32_t* comp, int32_t* sums) {
+                     const int32_t* comp, int32_t* sums, int64_t pitch) {
   const uint8_t *a0 = rows[0], *a1 = rows[Tiles - 1], *b0 = columns[0], *b1 = columns[1];
   written();
   _tile_loadd(0, comp, 0);  // stride 0: the same line for every row
@@ -78,11 +78,11 @@ inline void multiply(const uint8_t* const* rows, int64_t step, const uint8_t* co
     }
     a0 += step, a1 += step, b0 += kBlock, b1 += kBlock;
   }
-  _tile_stored(0, sums, 64);
-  _tile_stored(1, sums + 256, 64);
+  _tile_stored(0, sums, 4 * pitch);
+  _tile_stored(1, sums + 16, 4 * pitch);
   if (Tiles == 2) {
-    _tile_stored(2, sums + 512, 64);
-    _tile_stored(3, sums + 768, 64);
+    _tile_stored(2, sums + kRows * pitch, 4 * pitch);
+    _tile_stored(3, sums + kRows * pitch + 16, 4 * pitch);
   }
 }
 
@@ -93,7 +93,7 @@ struct TileConfig {};
 // Rows x 32 columns of one block of 16 rows.
 template <int Rows>
 inline void multiply_rows(const uint8_t* a, int64_t step, const uint8_t* const* columns, int64_t kb,
-                          const int32_t* comp, int32_t* sums) {
+                          const int32_t* comp, int32_t* sums, int64_t pitch) {
 #if defined(__AVX512VNNI__)
   __m512i sum[2][Rows];
   for (int n = 0; n < 2; n++)
@@ -112,7 +112,7 @@ inline void multiply_rows(const uint8_t* a, int64_t step, const uint8_t* const* 
       }
     }
   for (int n = 0; n < 2; n++)
-    for (int m = 0; m < Rows; m++) _mm512_storeu_si512(sums + n * 256 + m * 16, sum[n][m]);
+    for (int m = 0; m < Rows; m++) _mm512_storeu_si512(sums + m * pitch + n * 16, sum[n][m]);
 #elif defined(__AVX2__)
   // vpmaddubsw adds two products in 16 bits. With |a| <= 128 and the sign moved to the weight they fit:
   // 2 * 128 * 127 = 32512; with u8 activations they would saturate.
@@ -141,7 +141,7 @@ inline void multiply_rows(const uint8_t* a, int64_t step, const uint8_t* const* 
       }
     for (int half = 0; half < 2; half++)
       for (int m = 0; m < Rows; m++)
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums + n * 256 + m * 16 + half * 8), sum[half][m]);
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums + m * pitch + n * 16 + half * 8), sum[half][m]);
   }
 #else
   for (int n = 0; n < 2; n++)
@@ -152,14 +152,14 @@ inline void multiply_rows(const uint8_t* a, int64_t step, const uint8_t* const* 
           for (int i = 0; i < 64; i++)
             sum[i / 4] += a[k * step + m * kDepth + line * 4 + i % 4] *
                           reinterpret_cast<const int8_t*>(columns[n])[k * kBlock + line * 64 + i];
-      std::memcpy(sums + n * 256 + m * 16, &sum, sizeof sum);
+      std::memcpy(sums + m * pitch + n * 16, &sum, sizeof sum);
     }
 #endif
 }
 
 template <int Tiles>
 inline void multiply(const uint8_t* const* rows, int64_t step, const uint8_t* const* columns, int64_t kb,
-                     const int32_t* comp, int32_t* sums) {
+                     const int32_t* comp, int32_t* sums, int64_t pitch) {
 #if defined(__AVX512VNNI__)
   constexpr int kGroup = 8;
 #else
@@ -167,7 +167,7 @@ inline void multiply(const uint8_t* const* rows, int64_t step, const uint8_t* co
 #endif
   for (int tile = 0; tile < Tiles; tile++)
     for (int m = 0; m < kRows; m += kGroup)
-      multiply_rows<kGroup>(rows[tile] + m * kDepth, step, columns, kb, comp, sums + tile * 512 + m * 16);
+      multiply_rows<kGroup>(rows[tile] + m * kDepth, step, columns, kb, comp, sums + (tile * kRows + m) * pitch, pitch);
 }
 
 #endif

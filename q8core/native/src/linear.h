@@ -19,19 +19,20 @@ inline void linear_nowait(const Linear& layer, const uint8_t* a, int64_t rows, F
   const int64_t panels = layer.np / kPanel, chunks = (rows + kChunk - 1) / kChunk, kb = layer.kb;
 #pragma omp for schedule(dynamic) nowait
   for (int64_t task = 0; task < panels * chunks; task++) {
-    alignas(64) int32_t sums[2 * 2 * kRows * 16];
+    alignas(64) int32_t sums[2 * kRows][kPanel];
     const int64_t column = task % panels * kPanel, end = lesser(rows, (task / panels + 1) * kChunk);
     const uint8_t* weights[2] = {layer.w + column * kb * kDepth, layer.w + (column + 16) * kb * kDepth};
     for (int64_t row = task / panels * kChunk; row < end; row += 2 * kRows) {
       const uint8_t* blocks[2] = {a + at(row, 0, kb), a + at(row + kRows, 0, kb)};
       const int64_t count = lesser(end - row, 2 * kRows);
       if (count > kRows)
-        multiply<2>(blocks, kBlock, weights, kb, layer.comp + column, sums);
+        multiply<2>(blocks, kBlock, weights, kb, layer.comp + column, sums[0], kPanel);
       else
-        multiply<1>(blocks, kBlock, weights, kb, layer.comp + column, sums);
-      for (int64_t m = 0; m < count; m++)
-        for (int n = 0; n < 2; n++)
-          finish(row + m, column + 16 * n, sums + m / kRows * 512 + n * 256 + m % kRows * 16);
+        multiply<1>(blocks, kBlock, weights, kb, layer.comp + column, sums[0], kPanel);
+      for (int64_t m = 0; m < count; m++) {
+        finish(row + m, column, sums[m]);
+        finish(row + m, column + 16, sums[m] + 16);
+      }
     }
   }
 }

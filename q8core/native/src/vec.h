@@ -22,6 +22,7 @@ typedef uint8_t BytesAnywhere __attribute__((vector_size(16), aligned(1), may_al
 inline Floats load(const float* from) { return *reinterpret_cast<const FloatsAnywhere*>(from); }
 inline void store(float* to, Floats x) { *reinterpret_cast<FloatsAnywhere*>(to) = x; }
 inline Ints load(const int32_t* from) { return *reinterpret_cast<const IntsAnywhere*>(from); }
+inline void store(int32_t* to, Ints x) { *reinterpret_cast<IntsAnywhere*>(to) = x; }
 inline void store(uint8_t* to, Bytes x) { *reinterpret_cast<BytesAnywhere*>(to) = x; }
 inline Floats all(float x) { return x - Floats{}; }
 inline Floats to_floats(Ints x) { return __builtin_convertvector(x, Floats); }
@@ -42,27 +43,33 @@ inline Floats fma(Floats x, Floats y, Floats z) {
 #endif
 }
 
+// x < y ? x : y, and x > y ? x : y: what the instructions do, also with NaN.
+#if defined(__AVX512F__)
+inline Floats least(Floats x, Floats y) { return (Floats)_mm512_min_ps((__m512)x, (__m512)y); }
+inline Floats greatest(Floats x, Floats y) { return (Floats)_mm512_max_ps((__m512)x, (__m512)y); }
+#else
 inline Floats least(Floats x, Floats y) { return x < y ? x : y; }
 inline Floats greatest(Floats x, Floats y) { return x > y ? x : y; }
+#endif
+inline Ints greatest(Ints x, Ints y) { return x > y ? x : y; }
 inline Floats magnitude(Floats x) { return reinterpret_cast<Floats>(reinterpret_cast<Ints>(x) & 0x7fffffff); }
 
 // The first `count` lanes of x, zeros (or `other`) in the rest.
-inline Floats first(Floats x, int count, Floats other = Floats{}) {
+template <class Vector>
+inline Vector first(Vector x, int count, Vector other = Vector{}) {
   const Ints lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   return lane < count ? x : other;
 }
 
-template <class Reduce>
-inline float across(Floats x, Reduce reduce) {
+inline float sum(Floats x) {
   for (int half = kLanes / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; i++) x[i] = reduce(x[i], x[i + half]);
+    for (int i = 0; i < half; i++) x[i] += x[i + half];
   return x[0];
 }
-inline float sum(Floats x) {
-  return across(x, [](float a, float b) { return a + b; });
-}
-inline float maximum(Floats x) {
-  return across(x, [](float a, float b) { return a > b ? a : b; });
+inline int32_t maximum(Ints x) {
+  for (int half = kLanes / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; i++) x[i] = x[i] > x[i + half] ? x[i] : x[i + half];
+  return x[0];
 }
 
 // clamp(round_half_even(x), -127, 127) + 128. Adding 1.5 * 2^23 rounds, and leaves the integer in the low bits.
@@ -84,22 +91,23 @@ inline Floats polynomial(Floats x, const float (&terms)[N]) {
   return p;
 }
 
-// exp(x) for x <= 0, to about an ulp; exp(-87) below that. exp(n ln 2 + f) = 2^n exp(f), the latter by Taylor's series.
+// exp(x) for x <= 0, to about an ulp; exp(-87) below that. exp(n ln 2 + f) = 2^n exp(f), the latter by a polynomial
+// fitted on |f| <= ln 2 / 2. n is rounded as in to_bytes, and added to the exponent as it comes out of that.
 inline Floats exp_negative(Floats x) {
   x = greatest(x, all(-87.f));
-  const Floats n = (x * 0x1.715476p0f + 0x1.8p23f) - 0x1.8p23f;
+  const Floats rounded = fma(x, all(0x1.715476p0f), all(0x1.8p23f)), n = rounded - 0x1.8p23f;
   Floats f = fma(n, all(-0x1.62e4p-1f), x);  // ln 2 in two parts: n times the first is exact
   f = fma(n, all(-0x1.7f7d1cp-20f), f);
-  constexpr float kTerms[] = {1.f / 5040, 1.f / 720, 1.f / 120, 1.f / 24, 1.f / 6, 1.f / 2, 1.f, 1.f};
-  const Floats p = polynomial(f, kTerms);
-  return p * reinterpret_cast<Floats>((__builtin_convertvector(n, Ints) + 127) << 23);
+  constexpr float kTerms[] = {0x1.6a2352p-10f, 0x1.123a6cp-7f, 0x1.5558f4p-5f, 0x1.55549p-3f, 0x1.fffffcp-2f, 1.f, 1.f};
+  return reinterpret_cast<Floats>(reinterpret_cast<Ints>(polynomial(f, kTerms)) +
+                                  (reinterpret_cast<Ints>(rounded) << 23));
 }
 
 // erfc(t) for t >= 0, off by at most 1e-7: exp(-t Q(t)), Q fitted to -log(erfc(t)) / t on [0, 4.2].
 inline Floats erfc_positive(Floats t) {
   t = least(t, all(4.2f));
-  constexpr float kTerms[] = {-0x1.0de79ep-17f, 0x1.bcb538p-14f, -0x1.34418cp-11f, 0x1.9d56dep-10f, -0x1.ed272ap-15f,
-                              -0x1.3ada84p-6f,  0x1.a510c8p-4f,  0x1.45f28cp-1f,   0x1.20dd78p0f};
+  constexpr float kTerms[] = {0x1.07bc9cp-15f,  -0x1.43ccdap-12f, 0x1.0ea2d8p-10f, 0x1.19835cp-11f,
+                              -0x1.40dd1ep-6f, 0x1.a58f0ap-4f,   0x1.45f024p-1f,  0x1.20dd88p0f};
   return exp_negative(-(polynomial(t, kTerms) * t));
 }
 
