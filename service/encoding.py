@@ -13,7 +13,7 @@ from torch import Tensor
 
 from q8core.errors import InputError
 from q8core.tasks.classify import Encoded, FunctionToApply, encode_text, postprocess
-from q8core.tasks.qa import Window, best_answers, encode_windows
+from q8core.tasks.qa import Window, best_answers, encode_windows, window_step
 from service import schemas
 from service.batcher import WorkItem
 from service.errors import BadInput, InputTooLong, TooManyTokens
@@ -159,19 +159,24 @@ class QAWork:
         Windows overlap, so that a small one with a large stride could make gigabytes out of a modest context.
         """
         longest_question = self._parameters.max_question_len
-        by_characters = self._window_tokens(min(len(item.question), longest_question), len(item.context))
+        room = self._room(min(len(item.question), longest_question))
+        # never above the true step, although the question may have fewer tokens and the windows more room
+        by_characters = self._window_tokens(room, max(1, room - self._stride), len(item.context))
         if by_characters <= allowed:
             return by_characters
         question, context = (
             len(self._model.tokenizer.encode(text, add_special_tokens=False).ids)
             for text in (item.question, item.context)
         )
-        return self._window_tokens(min(question, longest_question), context)
+        room = self._room(min(question, longest_question))
+        return self._window_tokens(room, window_step(room, self._stride), context)
 
-    def _window_tokens(self, question: int, context: int) -> int:
+    def _room(self, question: int) -> int:
+        """Tokens of context in a window beside a question of this many tokens."""
+        return max(1, self._size - question - 3)
+
+    def _window_tokens(self, room: int, step: int, context: int) -> int:
         """Tokens of all windows of a context of this many tokens."""
-        room = max(1, self._size - question - 3)
-        step = max(1, room - self._stride)
         return (1 + math.ceil(max(0, context - room) / step)) * self._size
 
     def _question_is_cut(self, item: schemas.QAInput, windows: Sequence[Window]) -> bool:

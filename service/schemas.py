@@ -155,7 +155,9 @@ class QAParameters(StrictModel):
 
     top_k: int = Field(default=1, ge=1, le=20, description="How many answers to return at most.")
     doc_stride: Annotated[int, Field(ge=0)] | None = Field(
-        default=None, description="Tokens that neighbouring windows share; default: 128, at most half a window."
+        default=None,
+        description="Tokens that neighbouring windows share; default: 128, at most half a window. Where no window has "
+        "room for more context than that, they share half of what they have room for.",
     )
     max_answer_len: int = Field(default=15, ge=1, description="Longest answer in tokens.")
     max_seq_len: Annotated[int, Field(ge=1)] | None = Field(

@@ -58,7 +58,8 @@ def encode_windows(
     """Cut a context of any length into windows of at most ``max_seq_len`` tokens.
 
     ``doc_stride`` is the number of context tokens that neighbouring windows share, as in Hugging Face's
-    pipeline (there ``stride``); it shrinks where a window would otherwise not advance.
+    pipeline (there ``stride``). Where it is as large as a window's room for context, or larger, neighbours share
+    half of the room instead: see :func:`window_step`.
 
     Raises:
         InputError: empty question or context, or no room for context beside the question.
@@ -77,7 +78,7 @@ def encode_windows(
             f"max_seq_len {max_seq_len} leaves no room for context beside a question of "
             f"{len(question_ids)} tokens; at least {len(question_ids) + 4} is needed"
         )
-    step = max(1, room - doc_stride)
+    step = window_step(room, doc_stride)
     words = _word_places(encoded)
     cls_id, sep_id = special_token_id(tokenizer, "[CLS]"), special_token_id(tokenizer, "[SEP]")
     head = [cls_id, *question_ids, sep_id]
@@ -97,6 +98,16 @@ def encode_windows(
         if first + room >= len(encoded.ids):
             break
     return windows
+
+
+def window_step(room: int, doc_stride: int) -> int:
+    """How many context tokens a window starts after the one before it, for windows with ``room`` for context.
+
+    That is ``room - doc_stride``. An overlap that would leave a window nothing new cannot be had: it becomes
+    ``room // 2``, so that a context makes at most about twice the windows that it makes without overlap.
+    """
+    overlap = doc_stride if doc_stride < room else room // 2
+    return room - overlap
 
 
 def _word_places(encoded: Encoding) -> list[tuple[int, int]]:

@@ -74,7 +74,7 @@ CASES = [
     ("/qa", {"inputs": QA, "parameters": {"max_seq_len": 4}}, 422, "validation", "max_seq_len"),
     ("/qa", {"inputs": QA, "parameters": {"top_k": 21}}, 422, "validation", "top_k"),
     ("/qa", {"inputs": QA, "parameters": {"doc_stride": -1}}, 422, "validation", "doc_stride"),
-    ("/qa", {**QA, "context": "a " * 9000, "parameters": {"doc_stride": 60}}, 413, "too_many_tokens", "65536 tokens"),
+    ("/qa", {**QA, "context": "a " * 9000, "parameters": {"doc_stride": 58}}, 413, "too_many_tokens", "65536 tokens"),
     ("/qa", {"inputs": QA, "backend": "auto"}, 404, "unknown_backend", "'auto'"),
 ]
 

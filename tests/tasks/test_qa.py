@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 
@@ -40,6 +41,20 @@ def test_windows_equal_those_of_hugging_face(tiny_qa: Path, context: str, stride
             for place, sequence in zip(oracle["offset_mapping"][index], oracle.sequence_ids(index), strict=True)
         ]
         assert window.offsets == inside
+
+
+@settings(max_examples=60)
+@given(context=TEXTS, length=st.integers(9, 40), stride=st.integers(0, 200))
+def test_windows_show_all_and_are_few_at_any_stride(tiny_qa: Path, context: str, length: int, stride: int) -> None:
+    tokenizer = load_tokenizer(tiny_qa)
+    tokens, room = len(tokenizer.encode(context, add_special_tokens=False).ids), length - 4
+    windows = encode_windows(tokenizer, "who", context, length, stride)
+    shown = {w.first_token + i for w in windows for i in range(len(w.input_ids) - 1 - w.context_start)}
+    assert shown == set(range(tokens))
+    if stride >= room:
+        assert len(windows) <= 1 + math.ceil(2 * tokens / room)
+    for one, following in itertools.pairwise(windows):
+        assert one.first_token + room - following.first_token == (stride if stride < room else room // 2)
 
 
 @settings(max_examples=60)
