@@ -127,8 +127,14 @@ def test_a_damaged_checkpoint_has_its_own_code(run, tiny_classifier: Path, data:
         assert "Traceback" not in err
 
 
-def test_int8_of_a_float_folder_names_the_way_out(run, tiny_classifier: Path, data: Path) -> None:
+def test_int8_of_a_float_folder_names_the_way_out(run, data: Path, tmp_path: Path) -> None:
+    model = save_tiny(tmp_path / "model", "classify", labels=("blame", "praise"))
     dev = ["--task", "classify", "--dev-file", data / "dev.csv", "--label-column", "intent"]
-    code, _, err = run("evaluate", "--checkpoint", tiny_classifier, *dev)
-    assert code in (2, 3)
+    code, out, err = run("evaluate", "--checkpoint", model, *dev)
+    assert code == 3, err
+    assert f"`q8bert quantize --model {model} ...`" in err
     assert "Traceback" not in err
+    assert out == ""
+    code, out, err = run("evaluate", "--checkpoint", model, *dev, "--backend", "fp32")
+    assert code == 0, err
+    assert "accuracy" in out
