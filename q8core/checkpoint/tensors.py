@@ -15,11 +15,16 @@ from q8core.errors import CheckpointError
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write a safetensors file that whoever may read the folder may read.
+    """Write a safetensors file with the permissions of any other new file."""
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, {"format": "pt"})
+    give_ordinary_permissions(path)
+
+
+def give_ordinary_permissions(path: Path) -> None:
+    """Give a file that safetensors wrote the permissions that the umask gives to new files.
 
     safetensors itself makes its files private, which would shut out a service under another user.
     """
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, {"format": "pt"})
     mask = os.umask(0)
     os.umask(mask)
     path.chmod(0o666 & ~mask)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from q8core.checkpoint.manifest import FLOAT_FILE
+from q8core.checkpoint.tensors import give_ordinary_permissions
 from q8core.engines import build_engine
 from q8core.evaluate import evaluate_engine
 from q8core.quant import master_weights
@@ -55,4 +57,5 @@ def finetune(source: str, task: Task, config: TrainConfig, output: Path, data: s
 def save_float(model: BertModel, tokenizer_folder: Path, output: Path) -> None:
     """Write ``config.json``, ``model.safetensors`` and the tokenizer's files."""
     model.save_pretrained(output)
+    give_ordinary_permissions(output / FLOAT_FILE)
     copy_tokenizer(tokenizer_folder, output)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from q8core.checkpoint import Checkpoint
-from q8core.checkpoint.manifest import INT8_FILE, MANIFEST_FILE, file_entry
+from q8core.checkpoint.manifest import FLOAT_FILE, INT8_FILE, MANIFEST_FILE, file_entry
 from q8core.engines import load_engine, self_test
 from q8core.errors import CheckpointError
 from tests.training.test_qat import quantize_tiny
@@ -54,8 +55,16 @@ def test_it_opens_and_replays_its_golden_answers(checkpoint: Path) -> None:
         assert result.labels_equal
 
 
-def test_its_files_can_be_read_by_a_service_under_another_user(checkpoint: Path) -> None:
-    assert {oct(file.stat().st_mode & 0o044) for file in checkpoint.iterdir()} == {"0o44"}
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, "0o644"), (0o027, "0o640")])
+def test_its_files_have_ordinary_permissions(tiny_classifier: Path, tmp_path: Path, mask: int, mode: str) -> None:
+    before = os.umask(mask)
+    try:
+        folder = quantize_tiny(tiny_classifier, tmp_path / "int8", keep_float=True)
+    finally:
+        os.umask(before)
+    modes = {file.name: oct(file.stat().st_mode & 0o777) for file in folder.iterdir()}
+    assert {FLOAT_FILE, INT8_FILE, MANIFEST_FILE} < set(modes)
+    assert modes == dict.fromkeys(modes, mode)
 
 
 def test_truncated(copy: Path) -> None:
