@@ -116,14 +116,12 @@ def test_a_run_prints_a_table_and_writes_json(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("tiny_shape")
 def test_ctrl_c_keeps_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from q8core.cli import bench as command
-
     def stop_at_the_second(*args: object, **kwargs: object) -> object:
         if args[2] == Shape(2, 16):
             raise KeyboardInterrupt
         return take_turns(*args, **kwargs)  # pyright: ignore[reportArgumentType]
 
-    monkeypatch.setitem(command.__globals__, "take_turns", stop_at_the_second)
+    monkeypatch.setattr("q8core.cli.bench_run.take_turns", stop_at_the_second)
     file = tmp_path / "bench.json"
     code, output, _ = run("--shape", "1x8", "--shape", "2x16", "--repeats", "1", "--json", str(file))
     assert code == 130

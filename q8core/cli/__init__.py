@@ -1,4 +1,8 @@
-"""The command line: each command in its own module, composed here."""
+"""The command line: each command in its own module, composed here.
+
+A command imports what it runs when it runs: torch and transformers take seconds, and neither ``--help`` nor another
+command, such as ``serve``, shall wait for them.
+"""
 
 from __future__ import annotations
 

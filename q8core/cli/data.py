@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from tokenizers import Tokenizer
 
 from q8core.errors import InputError
-from q8core.tasks.tabular import Columns, read_classify
-from q8core.tasks.task import ClassifyTask, Task, read_task
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from q8core.tasks.task import Task
 
 TaskName = Annotated[str, typer.Option(help="sst2, squad, or classify for your own files.")]
 DataFolder = Annotated[Path | None, typer.Option(help="Folder with the official files of sst2 or squad.")]
@@ -50,6 +52,9 @@ class DataOptions:
         Raises:
             InputError: an option is missing or does not fit the task, or the data is wrong.
         """
+        from q8core.tasks.tabular import Columns, read_classify
+        from q8core.tasks.task import ClassifyTask, read_task
+
         if self.max_length is not None and self.max_length < 8:
             raise InputError(f"--max-length is {self.max_length}; at least 8")
         if self.task != "classify":

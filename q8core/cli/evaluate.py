@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import typer
 
-from q8core.checkpoint import Checkpoint
 from q8core.cli.data import (
     DataFolder,
     DataOptions,
@@ -19,10 +18,7 @@ from q8core.cli.data import (
     TaskName,
     TextColumn,
 )
-from q8core.engines import load_engine
 from q8core.errors import InputError
-from q8core.evaluate import evaluate_engine
-from q8core.tasks.task import Task
 
 
 def evaluate(
@@ -40,6 +36,10 @@ def evaluate(
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the scores to this file.")] = None,
 ) -> None:
     """Run the dev set through an engine, as the service would, and print the scores."""
+    from q8core.checkpoint import Checkpoint
+    from q8core.engines import load_engine
+    from q8core.evaluate import evaluate_engine
+
     opened = Checkpoint.open(checkpoint)
     if (task == "squad") != (opened.task == "qa"):
         raise InputError(f"{checkpoint} was made for {opened.task}, which --task {task} cannot score")
@@ -47,7 +47,7 @@ def evaluate(
         task, data, None, dev_file, text_column, pair_column, label_column, max_length or opened.max_length
     )
     labels = opened.labels if task == "classify" else None
-    work: Task = options.read(opened.tokenizer(), with_train=False, labels=labels)
+    work = options.read(opened.tokenizer(), with_train=False, labels=labels)
     if work.labels != opened.labels:
         raise InputError(f"{checkpoint} has the labels {opened.labels}, the data has {work.labels}")
     results: dict[str, Any] = {}

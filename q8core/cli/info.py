@@ -8,14 +8,14 @@ from typing import Annotated
 
 import typer
 
-from q8core.checkpoint import Checkpoint
-
 
 def info(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder.")],
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write it to this file.")] = None,
 ) -> None:
     """Verify a checkpoint and print its card."""
+    from q8core.checkpoint import Checkpoint
+
     opened = Checkpoint.open(checkpoint)
     manifest = opened.manifest
     card = {

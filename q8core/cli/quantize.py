@@ -20,9 +20,6 @@ from q8core.cli.data import (
     echo_scores,
 )
 from q8core.errors import InputError
-from q8core.tokenizer import load_tokenizer
-from q8core.training.model import model_folder, model_labels
-from q8core.training.qat import quantize_trained
 
 
 def quantize(
@@ -43,6 +40,10 @@ def quantize(
     int8_only: Annotated[bool, typer.Option(help="Leave the float weights out.")] = False,
 ) -> None:
     """Quantize a fine-tuned model without training it again, and score the result."""
+    from q8core.tokenizer import load_tokenizer
+    from q8core.training.model import model_folder, model_labels
+    from q8core.training.qat import quantize_trained
+
     if scheme not in ("static", "dynamic"):
         raise InputError(f"--scheme is {scheme!r}; allowed: static, dynamic (for QAT use `q8bert train`)")
     if calibration not in ("max", "percentile", "mse"):

@@ -20,12 +20,6 @@ from q8core.cli.data import (
     echo_scores,
 )
 from q8core.errors import InputError
-from q8core.tokenizer import load_tokenizer
-from q8core.training.allocator import keep_freed_memory
-from q8core.training.config import best_precision, recipe
-from q8core.training.finetune import finetune
-from q8core.training.model import model_folder
-from q8core.training.qat import train_quantized
 
 
 def train(
@@ -52,6 +46,13 @@ def train(
     int8_only: Annotated[bool, typer.Option(help="QAT: leave the float master weights out.")] = False,
 ) -> None:
     """Fine-tune in fp32, or train with quantization into an int8 checkpoint."""
+    from q8core.tokenizer import load_tokenizer
+    from q8core.training.allocator import keep_freed_memory
+    from q8core.training.config import best_precision, recipe
+    from q8core.training.finetune import finetune
+    from q8core.training.model import model_folder
+    from q8core.training.qat import train_quantized
+
     if precision not in ("auto", "fp32", "bf16"):
         raise InputError(f"--precision is {precision!r}; allowed: auto, fp32, bf16")
     options = DataOptions(task, data, train_file, dev_file, text_column, pair_column, label_column, max_length)
