@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from q8core.cli.options import JsonFile
 from q8core.errors import InputError
 
 DEFAULT_SHAPES = ("1x32", "1x128", "8x128", "1x384")
@@ -31,7 +32,7 @@ def bench(
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. [default: all usable CPUs]")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Rounds in which the engines take turns.")] = 15,
     memory: Annotated[bool, typer.Option("--memory", help="Measure memory, each engine in its own process.")] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Also write everything to this file.")] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Compare speed (or memory) of the engines with stock transformers on random weights."""
     if task not in ("classify", "qa"):

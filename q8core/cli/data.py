@@ -1,11 +1,11 @@
-"""The data options that train, quantize and evaluate share."""
+"""Where train, quantize and evaluate find their data, from the options that they share."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -15,15 +15,6 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from q8core.tasks.task import Task
-
-TaskName = Annotated[str, typer.Option(help="sst2, squad, or classify for your own files.")]
-DataFolder = Annotated[Path | None, typer.Option(help="Folder with the official files of sst2 or squad.")]
-TrainFile = Annotated[Path | None, typer.Option(help="Your own training data: .csv, .tsv or .jsonl.")]
-DevFile = Annotated[Path | None, typer.Option(help="Your own data to score on, same format.")]
-TextColumn = Annotated[str, typer.Option(help="Column of the text.")]
-PairColumn = Annotated[str | None, typer.Option(help="Column of a second text, for pairs.")]
-LabelColumn = Annotated[str, typer.Option(help="Column of the label.")]
-MaxLength = Annotated[int | None, typer.Option(help="Longest input in tokens [default: 128; squad 384].")]
 
 
 @dataclass(frozen=True)

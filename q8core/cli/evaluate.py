@@ -8,10 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
-from q8core.cli.data import (
+from q8core.cli.data import DataOptions
+from q8core.cli.options import (
     DataFolder,
-    DataOptions,
     DevFile,
+    JsonFile,
     LabelColumn,
     MaxLength,
     PairColumn,
@@ -33,7 +34,7 @@ def evaluate(
     label_column: LabelColumn = "label",
     max_length: MaxLength = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many dev examples.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the scores to this file.")] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Run the dev set through an engine, as the service would, and print the scores."""
     from q8core.checkpoint import Checkpoint

@@ -8,10 +8,12 @@ from typing import Annotated
 
 import typer
 
+from q8core.cli.options import JsonFile
+
 
 def info(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder.")],
-    json_file: Annotated[Path | None, typer.Option("--json", help="Also write it to this file.")] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Verify a checkpoint and print its card."""
     from q8core.checkpoint import Checkpoint

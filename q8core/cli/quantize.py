@@ -7,17 +7,17 @@ from typing import Annotated
 
 import typer
 
-from q8core.cli.data import (
+from q8core.cli.data import DataOptions, echo_scores
+from q8core.cli.options import (
     DataFolder,
-    DataOptions,
     DevFile,
+    Int8Only,
     LabelColumn,
     MaxLength,
     PairColumn,
     TaskName,
     TextColumn,
     TrainFile,
-    echo_scores,
 )
 from q8core.errors import InputError
 
@@ -37,7 +37,7 @@ def quantize(
     calibration_examples: Annotated[int, typer.Option(min=1, help="Training examples to calibrate on.")] = 512,
     calibration: Annotated[str, typer.Option(help="Range choice: max, percentile or mse.")] = "max",
     seed: Annotated[int, typer.Option(help="Which training examples.")] = 42,
-    int8_only: Annotated[bool, typer.Option(help="Leave the float weights out.")] = False,
+    int8_only: Int8Only = False,
 ) -> None:
     """Quantize a fine-tuned model without training it again, and score the result."""
     from q8core.tokenizer import load_tokenizer

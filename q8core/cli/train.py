@@ -7,17 +7,17 @@ from typing import Annotated
 
 import typer
 
-from q8core.cli.data import (
+from q8core.cli.data import DataOptions, echo_scores
+from q8core.cli.options import (
     DataFolder,
-    DataOptions,
     DevFile,
+    Int8Only,
     LabelColumn,
     MaxLength,
     PairColumn,
     TaskName,
     TextColumn,
     TrainFile,
-    echo_scores,
 )
 from q8core.errors import InputError
 
@@ -43,7 +43,7 @@ def train(
     evals: Annotated[int | None, typer.Option(help="Evaluations, evenly spread.")] = None,
     eval_examples: Annotated[int | None, typer.Option(help="Dev examples for these; the result has all.")] = None,
     precision: Annotated[str, typer.Option(help="auto, fp32, or bf16 mixed precision.")] = "auto",
-    int8_only: Annotated[bool, typer.Option(help="QAT: leave the float master weights out.")] = False,
+    int8_only: Int8Only = False,
 ) -> None:
     """Fine-tune in fp32, or train with quantization into an int8 checkpoint."""
     from q8core.tokenizer import load_tokenizer

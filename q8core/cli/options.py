@@ -1,0 +1,19 @@
+"""The options that several commands have: the same name, type and help in each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+TaskName = Annotated[str, typer.Option(help="sst2, squad, or classify for your own files.")]
+DataFolder = Annotated[Path | None, typer.Option(help="Folder with the official files of sst2 or squad.")]
+TrainFile = Annotated[Path | None, typer.Option(help="Your own training data: .csv, .tsv or .jsonl.")]
+DevFile = Annotated[Path | None, typer.Option(help="Your own data to score on, same format.")]
+TextColumn = Annotated[str, typer.Option(help="Column of the text.")]
+PairColumn = Annotated[str | None, typer.Option(help="Column of a second text, for pairs.")]
+LabelColumn = Annotated[str, typer.Option(help="Column of the label.")]
+MaxLength = Annotated[int | None, typer.Option(help="Longest input in tokens [default: 128; squad 384].")]
+Int8Only = Annotated[bool, typer.Option(help="Leave the float weights out of the int8 checkpoint.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the result to this file.")]
