@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.process_collector import ProcessCollector
 
 from service.batcher import Batch, Lane
@@ -127,6 +127,8 @@ class ServiceMetrics:
 
 def create_metrics(lanes: Sequence[Lane]) -> ServiceMetrics:
     """Build all families with all children for these engines, and the process's own metrics."""
+    # else each counter and histogram has a second series with its time of creation; a switch of the whole process
+    disable_created_metrics()
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     metrics = ServiceMetrics(registry, RequestMetrics(registry), EngineMetrics(registry))

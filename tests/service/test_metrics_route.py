@@ -84,6 +84,13 @@ def test_openmetrics_for_those_who_ask(client: TestClient) -> None:
     assert "q8bert_requests" in {family.name for family in parse_openmetrics(answer.text)}
 
 
+@pytest.mark.parametrize("accept", ["", "application/openmetrics-text; version=1.0.0"])
+def test_no_series_tells_when_another_was_created(client: TestClient, accept: str) -> None:
+    text = client.get("/metrics", headers={"accept": accept}).text
+    assert "q8bert_requests_total{" in text
+    assert "_created" not in text
+
+
 def test_every_series_exists_from_the_start() -> None:
     lanes = [Lane(task, backend) for task in ("classify", "qa") for backend in ("fp32", "int8")]
     families = {family.name: family.samples for family in create_metrics(lanes).registry.collect()}
