@@ -195,9 +195,7 @@ class QAWork:
             handle_impossible=self._parameters.handle_impossible_answer,
             align_to_words=self._parameters.align_to_words,
         )
-        spans = [schemas.AnswerSpan(answer=a.answer, score=a.score, start=a.start, end=a.end) for a in found]
-        # a very small max_answer_len may leave no span; clients still expect one element
-        return spans or [schemas.AnswerSpan(answer="", score=0.0, start=0, end=0)]
+        return [schemas.AnswerSpan(answer=a.answer, score=a.score, start=a.start, end=a.end) for a in found]
 
 
 def default_function(model: Model) -> FunctionToApply:

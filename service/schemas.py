@@ -153,7 +153,7 @@ _QAInputs = Annotated[
 class QAParameters(StrictModel):
     """How to search the answer; as in Hugging Face's question-answering task."""
 
-    top_k: int = Field(default=1, ge=1, le=20, description="How many answers to return at most.")
+    top_k: int = Field(default=1, ge=1, le=20, description="How many answers to return at most, and at least one.")
     doc_stride: Annotated[int, Field(ge=0)] | None = Field(
         default=None,
         description="Tokens that neighbouring windows share; default: 128, at most half a window. Where no window has "

@@ -166,6 +166,10 @@ def best_answers(
         handle_impossible: also consider "no answer" (empty string, offsets 0).
         align_to_words: grow a span that starts or ends inside a word to the whole word.
 
+    Returns:
+        At least one answer, best first. Only the N best starts and ends of each window are paired; where none of
+        these pairs fits (all the starts come after the ends, or too far before them), every span is considered.
+
     A score is P(start) * P(end). The softmax runs over the context tokens of all windows together
     (shared normalisation, Clark & Gardner 2018): with one window that is the Hugging Face pipeline's
     score, and with several it ranks spans by their logits instead of favouring windows without an answer.
@@ -173,16 +177,14 @@ def best_answers(
     for name, value in (("top_k", top_k), ("max_answer_len", max_answer_len)):
         if value < 1:
             raise InputError(f"{name} is {value}; at least 1")
-    spans: list[_Span] = []
     scope: list[torch.Tensor] = []
     nulls: list[torch.Tensor] = []
-    for window, table, shown_best in zip(windows, logits, max_context(windows), strict=True):
+    for window, table in zip(windows, logits, strict=True):
         if table.shape != (len(window.input_ids), 2):
             raise InputError(f"span logits have shape {tuple(table.shape)}, expected ({len(window.input_ids)}, 2)")
-        inside = table[window.context_start : -1].double()  # (context tokens, 2)
-        scope.append(inside)
+        scope.append(table[window.context_start : -1].double())  # (context tokens, 2)
         nulls.append(table[0].double())
-        spans += _window_spans(window, inside, shown_best, max_answer_len, align_to_words)
+    spans = _find_spans(windows, scope, max_answer_len, align_to_words)
     if handle_impossible:
         # no answer needs every window to say so: the least sure window decides
         null = min(nulls, key=lambda pair: float(pair.sum()))
@@ -198,22 +200,49 @@ def best_answers(
     return [Answer(context[start:end], score, start, end) for (start, end), score in by_place.items()]
 
 
-def _window_spans(
-    window: Window, inside: torch.Tensor, shown_best: list[bool], max_answer_len: int, align_to_words: bool
+def _find_spans(
+    windows: Sequence[Window], logits: Sequence[torch.Tensor], max_answer_len: int, align_to_words: bool
 ) -> list[_Span]:
-    """All spans among the N best starts and ends of one window; ``inside`` is ``(context tokens, 2)``."""
+    """Spans of all windows, at least one; ``logits`` are ``(context tokens, 2)`` for each window."""
+    shown = max_context(windows)
+    spans: list[_Span] = []
+    for pairs_of in (_likely_pairs, _all_pairs):
+        for window, inside, shown_best in zip(windows, logits, shown, strict=True):
+            spans += _place_spans(window, pairs_of(inside, shown_best, max_answer_len), align_to_words)
+        if spans:
+            break
+    return spans
+
+
+def _likely_pairs(inside: torch.Tensor, shown_best: list[bool], max_answer_len: int) -> list[tuple[int, int, float]]:
+    """(start, end, logit) of all spans among the N best starts and ends; ``inside`` is ``(context tokens, 2)``."""
     keep = min(N_BEST, len(inside))
     starts = inside[:, 0].topk(keep)
     ends = inside[:, 1].topk(keep)
+    return [
+        (start, end, start_logit + end_logit)
+        for start, start_logit in zip(starts.indices.tolist(), starts.values.tolist(), strict=True)
+        for end, end_logit in zip(ends.indices.tolist(), ends.values.tolist(), strict=True)
+        if shown_best[start] and start <= end < start + max_answer_len
+    ]
+
+
+def _all_pairs(inside: torch.Tensor, shown_best: list[bool], max_answer_len: int) -> list[tuple[int, int, float]]:
+    """(start, end, logit) of the N best of all spans; ``inside`` is ``(context tokens, 2)``."""
+    fits = torch.ones(len(inside), len(inside), dtype=torch.bool).triu().tril(min(max_answer_len, len(inside)) - 1)
+    starts, ends = (fits & torch.tensor(shown_best)[:, None]).nonzero(as_tuple=True)  # (spans,) each
+    sums = inside[starts, 0] + inside[ends, 1]
+    best = sums.topk(min(N_BEST, len(sums))).indices
+    return list(zip(starts[best].tolist(), ends[best].tolist(), sums[best].tolist(), strict=True))
+
+
+def _place_spans(window: Window, pairs: list[tuple[int, int, float]], align_to_words: bool) -> list[_Span]:
+    """Spans of context tokens, counted from the window's first, as spans of the text."""
     places = window.words if align_to_words else window.offsets
     found: list[_Span] = []
-    for start, start_logit in zip(starts.indices.tolist(), starts.values.tolist(), strict=True):
-        if not shown_best[start]:
-            continue
-        for end, end_logit in zip(ends.indices.tolist(), ends.values.tolist(), strict=True):
-            if start <= end < start + max_answer_len:
-                left, right = places[window.context_start + start], places[window.context_start + end]
-                assert left is not None  # context tokens always have a place
-                assert right is not None
-                found.append(_Span(start_logit + end_logit, left[0], right[1]))
+    for start, end, logit in pairs:
+        left, right = places[window.context_start + start], places[window.context_start + end]
+        assert left is not None  # context tokens always have a place
+        assert right is not None
+        found.append(_Span(logit, left[0], right[1]))
     return found

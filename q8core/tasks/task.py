@@ -137,7 +137,7 @@ class QATask:
             part = logits[place : place + len(windows)]
             place += len(windows)
             best = best_answers(windows, part, example.context, max_answer_len=SQUAD_MAX_ANSWER_LEN)
-            predictions[example.id] = best[0].answer if best else ""
+            predictions[example.id] = best[0].answer
         return squad_scores(predictions, {example.id: example.answers for example, _ in self._windows})
 
     def _encode(self, example: QAExample) -> list[Window]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from fastapi.testclient import TestClient
 
 from service.container import Service
@@ -80,8 +81,23 @@ def test_a_cut_question_is_reported(client: TestClient) -> None:
 
 
 def test_smallest_answer_length_still_answers(client: TestClient) -> None:
-    found = ask(client, CONTEXT * 40, parameters={"max_answer_len": 1, "align_to_words": False})
-    assert set(found) == {"answer", "score", "start", "end"}
+    context = CONTEXT * 40
+    found = ask(client, context, parameters={"max_answer_len": 1, "align_to_words": False})
+    assert found["answer"] == context[found["start"] : found["end"]] != ""
+
+
+@pytest.mark.parametrize("top_k", [1, 3])
+def test_logits_whose_best_starts_and_ends_do_not_pair_still_answer(service: Service, top_k: int) -> None:
+    item = QAInput(question=QUESTION, context="ada " * 45)
+    parameters = QAParameters(max_answer_len=2, top_k=top_k)
+    work = QAWork(service.registry.models["qa"], [item], parameters, listed=False, max_tokens=10**6)
+    (only,) = work.encode().items
+    table = torch.zeros(only.tokens, 2)
+    table[-21:-1, 0] = table[-46:-26, 1] = 30.0
+    found = work.finish([table])
+    answers = [found] if top_k == 1 else found
+    assert len(answers) == top_k
+    assert all(a.answer == item.context[a.start : a.end] != "" and a.score > 0 for a in answers)
 
 
 def test_window_larger_than_the_model_is_refused(client: TestClient) -> None:

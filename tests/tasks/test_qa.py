@@ -104,6 +104,27 @@ def test_the_best_span_is_that_of_brute_force(tiny_qa: Path, seed: int) -> None:
     assert answer.score == pytest.approx(probability, rel=1e-6)
 
 
+@pytest.mark.parametrize("longest", [1, 4, 15])
+def test_the_best_span_is_found_where_the_best_starts_and_ends_do_not_pair(tiny_qa: Path, longest: int) -> None:
+    context = "the cat sat on the mat " * 10
+    windows = encode_windows(load_tokenizer(tiny_qa), "who?", context, 128)
+    assert len(windows) == 1
+    torch.manual_seed(longest)
+    table = torch.randn(len(windows[0].input_ids), 2)
+    first = windows[0].context_start
+    table[first : first + 20, 1] += 20  # the best ends come before
+    table[-21:-1, 0] += 20  # all the best starts
+    answers = best_answers(windows, [table], context, top_k=3, max_answer_len=longest, align_to_words=False)
+    probability, start, end = brute_force(windows, [table], longest)
+    assert (answers[0].start, answers[0].end) == (start, end)
+    assert answers[0].score == pytest.approx(probability, rel=1e-6)
+    assert len({(a.start, a.end) for a in answers}) == 3
+    assert best_answers(windows, [table], context, max_answer_len=10**30)  # any number that JSON holds
+    table[0] = 50
+    either = best_answers(windows, [table], context, top_k=2, max_answer_len=longest, handle_impossible=True)
+    assert either[0].answer == "" != either[1].answer
+
+
 def test_a_span_grows_to_whole_words(tiny_qa: Path) -> None:
     context = "xyzq sat."
     windows = encode_windows(load_tokenizer(tiny_qa), "who?", context)
