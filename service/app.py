@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi_offline import FastAPIOffline
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
@@ -47,7 +48,7 @@ def create_app(settings: Settings, registry: ModelRegistry) -> FastAPI:
         finally:
             await run_in_threadpool(service.stop, settings.request_timeout_s)
 
-    app = FastAPI(
+    app = FastAPIOffline(  # /docs needs no network: its scripts come from the package, not from a CDN
         title="q8bert",
         version=package.__version__,
         description=_DESCRIPTION,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from fastapi.testclient import TestClient
 
@@ -22,6 +23,19 @@ def test_every_error_type_is_described(client: TestClient) -> None:
     described = {slug for answer in responses.values() for slug in re.findall(r"`(\w+)`:", answer["description"])}
     known = {kind.error_type for kind in (*ERROR_KINDS.values(), HTTP_KINDS[400], HTTP_KINDS[415])}
     assert described == known - {"client_closed"}
+
+
+def test_the_page_needs_nothing_from_elsewhere(client: TestClient) -> None:
+    page = client.get("/docs").text
+    links = re.findall(r"""(?:src|href|url)\s*[=:]\s*["']([^"']+)["']""", page)
+    assert {Path(link).suffix for link in links} >= {".js", ".css", ".png", ".json"}
+    for link in links:
+        assert link.startswith("/"), link
+        answer = client.get(link)
+        assert (answer.status_code, len(answer.content) > 1000) == (200, True), link
+    assert "swagger" in client.get("/static-offline-docs/swagger-ui-bundle.js").text.lower()
+    missing = client.get("/static-offline-docs/none.js")
+    assert (missing.status_code, missing.json()["error_type"]) == (404, "not_found")
 
 
 def test_pages_and_info(client: TestClient) -> None:
