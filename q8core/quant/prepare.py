@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from transformers import BertConfig, BertForQuestionAnswering, BertForSequenceClassification
 
 from q8core.errors import CalibrationError, SchemeError
 from q8core.quant.context import ForwardContext
@@ -18,7 +18,10 @@ from q8core.quant.layers import QATEmbedding, QATLinear, RangeName
 from q8core.quant.ranges import CalibrationMethod, create_collector
 from q8core.quant.scheme import Scheme, SlotScheme
 
-BertModelForTask = BertForSequenceClassification | BertForQuestionAnswering
+if TYPE_CHECKING:
+    from transformers import BertConfig, BertForQuestionAnswering, BertForSequenceClassification
+
+    BertModelForTask = BertForSequenceClassification | BertForQuestionAnswering
 
 _SLOT_OF_ENDING = {
     "embeddings.word_embeddings": "word_embeddings",
@@ -183,6 +186,9 @@ def _input_owner(path: str, slot: SlotScheme, scheme: Scheme, built: Mapping[str
 
 
 def _check_model(model: nn.Module) -> None:
+    # engines come by here on their way to the arithmetic, and need no model classes: seconds and torch's compiler
+    from transformers import BertForQuestionAnswering, BertForSequenceClassification
+
     if not isinstance(model, (BertForSequenceClassification, BertForQuestionAnswering)):
         allowed = "BertForSequenceClassification or BertForQuestionAnswering"
         raise SchemeError(f"only {allowed} can be prepared, not {type(model).__name__}")

@@ -165,7 +165,7 @@ def wrong_golden(folder: Path) -> None:
         (truncate, 3, "truncated"),
         (only_pickle, 3, "pickle"),
         (shutil.rmtree, 3, "not a folder"),
-        (wrong_golden, 4, "golden input 0"),
+        (wrong_golden, 4, "golden inputs on int8"),
     ],
 )
 def test_damaged_checkpoint_is_a_sentence(

@@ -12,8 +12,7 @@ namespace {
 // Queries, keys and values by head. q is u8 with zero point 128, k is s8, both in lines of 64 per block of depth:
 // [head][depth block][row][64]; v is [head][row][pitch].
 struct Heads {
-  uint8_t* q;
-  int8_t* k;
+  uint8_t *q, *k;
   float* v;
   int64_t size, kb, pitch;    // columns of a head, in blocks of 64, and rounded up to 16
   int64_t q_rows, rows;       // allocated rows of q, and of k and v
@@ -21,7 +20,7 @@ struct Heads {
   uint8_t* query(int64_t head, int64_t row, int64_t column) const {
     return q + ((head * kb + column / kDepth) * q_rows + row) * kDepth + column % kDepth;
   }
-  int8_t* key(int64_t head, int64_t row, int64_t column) const {
+  uint8_t* key(int64_t head, int64_t row, int64_t column) const {
     return k + ((head * kb + column / kDepth) * rows + row) * kDepth + column % kDepth;
   }
   float* value(int64_t head, int64_t row) const { return v + (head * rows + row) * pitch; }
@@ -32,45 +31,62 @@ struct Span {
   int64_t first, length, first_query, queries;
 };
 
-// Write the first `count` of 16 neighbouring outputs, which start at `column` of H, to their heads.
-template <class One, class Many>
-inline void by_head(int64_t column, int64_t count, int64_t size, One one, Many many) {
-  if (size % 16 == 0)
-    many(column / size, column % size);
-  else
-    for (int64_t i = 0; i < count; i++) one(i, (column + i) / size, (column + i) % size);
+// Write a block of outputs to their heads: many(head, column, m, y) for 16 columns of one head where no head begins
+// in between, else one(head, column, m, value) for each.
+template <class Many, class One>
+inline void by_head(const Linear& layer, const Block& block, int64_t size, Many many, One one) {
+  if (block.column >= layer.n) return;
+  if (size % 16 == 0) {
+    const int64_t head = block.column / size, column = block.column % size;
+    block.outputs(layer, [=](int64_t m, Floats y) { many(head, column, m, y); });
+    return;
+  }
+  const int64_t columns = lesser(16, layer.n - block.column);
+  block.outputs(layer, [=, &block](int64_t m, Floats y) {
+    for (int64_t i = 0; i < columns; i++) one((block.column + i) / size, (block.column + i) % size, m, y[i]);
+  });
 }
 
+inline uint8_t to_byte(float x) { return to_bytes(all(x))[0]; }
+
 inline void project_queries(const Layer& layer, const uint8_t* a, int64_t rows, const Heads& heads) {
-  const Linear& query = layer.query;
-  linear_nowait(query, a, rows, [&](int64_t row, int64_t column, const int32_t* sums) {
-    const Bytes q = to_bytes(outputs(query, sums, column) * layer.query_inverse);
-    if (column < query.n)
-      by_head(column, lesser(16, query.n - column), heads.size,
-              [&](int64_t i, int64_t head, int64_t at) { *heads.query(head, row, at) = q[i]; },
-              [&](int64_t head, int64_t at) { store(heads.query(head, row, at), q); });
+  const float inverse = layer.query_inverse;
+  linear_nowait(layer.query, a, rows, [=, &layer, &heads](const Block& block) {
+    by_head(
+        layer.query, block, heads.size,
+        [=, &heads](int64_t head, int64_t column, int64_t m, Floats y) {
+          store(heads.query(head, block.row, column) + m * kDepth, to_bytes(y * inverse));
+        },
+        [=, &heads](int64_t head, int64_t column, int64_t m, float y) {
+          heads.query(head, block.row, column)[m * kDepth] = to_byte(y * inverse);
+        });
   });
 }
 
 inline void project_keys(const Layer& layer, const uint8_t* a, int64_t rows, const Heads& heads) {
-  const Linear& key = layer.key;
-  linear_nowait(key, a, rows, [&](int64_t row, int64_t column, const int32_t* sums) {
-    const Bytes k = to_bytes(outputs(key, sums, column) * layer.key_inverse) ^ 0x80;
-    if (column < key.n)
-      by_head(column, lesser(16, key.n - column), heads.size,
-              [&](int64_t i, int64_t head, int64_t at) { *heads.key(head, row, at) = static_cast<int8_t>(k[i]); },
-              [&](int64_t head, int64_t at) { store(reinterpret_cast<uint8_t*>(heads.key(head, row, at)), k); });
+  const float inverse = layer.key_inverse;
+  linear_nowait(layer.key, a, rows, [=, &layer, &heads](const Block& block) {
+    by_head(
+        layer.key, block, heads.size,
+        [=, &heads](int64_t head, int64_t column, int64_t m, Floats y) {
+          store(heads.key(head, block.row, column) + m * kDepth, to_bytes(y * inverse) ^ 0x80);
+        },
+        [=, &heads](int64_t head, int64_t column, int64_t m, float y) {
+          heads.key(head, block.row, column)[m * kDepth] = to_byte(y * inverse) ^ 0x80;
+        });
   });
 }
 
 inline void project_values(const Layer& layer, const uint8_t* a, int64_t rows, const Heads& heads) {
-  const Linear& value = layer.value;
-  linear_nowait(value, a, rows, [&](int64_t row, int64_t column, const int32_t* sums) {
-    const Floats v = outputs(value, sums, column);
-    if (column < value.n)
-      by_head(column, lesser(16, value.n - column), heads.size,
-              [&](int64_t i, int64_t head, int64_t at) { heads.value(head, row)[at] = v[i]; },
-              [&](int64_t head, int64_t at) { store(heads.value(head, row) + at, v); });
+  linear_nowait(layer.value, a, rows, [&](const Block& block) {
+    by_head(
+        layer.value, block, heads.size,
+        [=, &heads](int64_t head, int64_t column, int64_t m, Floats y) {
+          store(heads.value(head, block.row + m) + column, y);
+        },
+        [=, &heads](int64_t head, int64_t column, int64_t m, float y) {
+          heads.value(head, block.row + m)[column] = y;
+        });
   });
 }
 

@@ -49,7 +49,7 @@ struct Workspace {
     heads.pitch = up(heads.size, 16);
     heads.q_rows = heads.rows = rows + kPanel;
     heads.q = arena.take<uint8_t>(model.heads * heads.kb * heads.rows * kDepth);
-    heads.k = arena.take<int8_t>(model.heads * heads.kb * heads.rows * kDepth);
+    heads.k = arena.take<uint8_t>(model.heads * heads.kb * heads.rows * kDepth);
     heads.v = arena.take<float>(model.heads * heads.rows * heads.pitch);
     spans = arena.take<Span>(2 * sequences);
     scratch_bytes = AttentionScratch::bytes(longest, heads.kb, heads.pitch);

@@ -5,14 +5,22 @@
 
 namespace {
 
-// y of 16 columns from their sums: scaled, then the bias, as training computes it.
-inline Floats outputs(const Linear& layer, const int32_t* sums, int64_t column) {
-  return to_floats(load(sums)) * load(layer.r + column) + load(layer.bias + column);
-}
+// A block of up to 16 rows, whole ones but for the last, and 16 columns of a layer's outputs on their way out.
+struct Block {
+  int64_t row, count, column;
+  const int32_t* sums;  // kPanel numbers from row to row
+
+  // Call use(m, y) for row + m; y is scaled, then the bias is added, as training computes it.
+  template <class Use>
+  void outputs(const Linear& layer, Use use) const {
+    const Floats r = load(layer.r + column), bias = load(layer.bias + column);
+    for (int64_t m = 0; m < count; m++) use(m, to_floats(load(sums + m * kPanel)) * r + bias);
+  }
+};
 
 constexpr int64_t kChunk = 128;  // rows that one task takes: they share its weights in the cache
 
-// Compute `rows` rows and call finish(row, column, sums of 16 columns) for each row and each 16 columns.
+// Compute `rows` rows and call finish(block) for each block of outputs.
 // To be called by all threads of a team; they share the work and do not wait for each other at the end.
 template <class Finish>
 inline void linear_nowait(const Linear& layer, const uint8_t* a, int64_t rows, Finish finish) {
@@ -24,15 +32,13 @@ inline void linear_nowait(const Linear& layer, const uint8_t* a, int64_t rows, F
     const uint8_t* weights[2] = {layer.w + column * kb * kDepth, layer.w + (column + 16) * kb * kDepth};
     for (int64_t row = task / panels * kChunk; row < end; row += 2 * kRows) {
       const uint8_t* blocks[2] = {a + at(row, 0, kb), a + at(row + kRows, 0, kb)};
-      const int64_t count = lesser(end - row, 2 * kRows);
-      if (count > kRows)
+      if (end - row > kRows)
         multiply<2>(blocks, kBlock, weights, kb, layer.comp + column, sums[0], kPanel);
       else
         multiply<1>(blocks, kBlock, weights, kb, layer.comp + column, sums[0], kPanel);
-      for (int64_t m = 0; m < count; m++) {
-        finish(row + m, column, sums[m]);
-        finish(row + m, column + 16, sums[m] + 16);
-      }
+      for (int64_t m = 0; m < 2 * kRows && row + m < end; m += kRows)
+        for (int n = 0; n < kPanel; n += 16)
+          finish(Block{row + m, lesser(kRows, end - row - m), column + n, sums[m] + n});
     }
   }
 }
@@ -45,27 +51,32 @@ inline void linear(const Linear& layer, const uint8_t* a, int64_t rows, Finish f
 
 // to (rows, pitch) += y
 inline void linear_add(const Linear& layer, const uint8_t* a, int64_t rows, float* to, int64_t pitch) {
-  linear(layer, a, rows, [=, &layer](int64_t row, int64_t column, const int32_t* sums) {
-    if (column >= pitch) return;
-    float* place = to + row * pitch + column;
-    store(place, outputs(layer, sums, column) + load(place));
+  linear(layer, a, rows, [=, &layer](const Block& block) {
+    if (block.column >= pitch) return;
+    float* place = to + block.row * pitch + block.column;
+    block.outputs(layer, [=](int64_t m, Floats y) { store(place + m * pitch, y + load(place + m * pitch)); });
   });
 }
 
 // to = quantize(gelu(y)), as activations of the next layer
 inline void linear_gelu(const Linear& layer, const uint8_t* a, int64_t rows, uint8_t* to, const Linear& next) {
-  linear(layer, a, rows, [=, &layer, &next](int64_t row, int64_t column, const int32_t* sums) {
-    if (column >= next.kb * kDepth) return;
-    store(to + at(row, column, next.kb), to_bytes(gelu(outputs(layer, sums, column)) * next.input_inverse));
+  const int64_t kb = next.kb;
+  const float inverse = next.input_inverse;
+  linear(layer, a, rows, [=, &layer](const Block& block) {
+    if (block.column >= kb * kDepth) return;
+    uint8_t* place = to + at(block.row, block.column, kb);
+    block.outputs(layer, [=](int64_t m, Floats y) { store(place + m * kDepth, to_bytes(gelu(y) * inverse)); });
   });
 }
 
-// to (rows, n) = y
+// to (rows, pitch) = y
 inline void linear_floats(const Linear& layer, const uint8_t* a, int64_t rows, float* to, int64_t pitch) {
-  linear(layer, a, rows, [=, &layer](int64_t row, int64_t column, const int32_t* sums) {
-    const Floats y = outputs(layer, sums, column);
-    const int64_t count = lesser(16, layer.n - column);
-    for (int64_t i = 0; i < count; i++) to[row * pitch + column + i] = y[i];
+  linear(layer, a, rows, [=, &layer](const Block& block) {
+    const int64_t columns = lesser(16, layer.n - block.column);
+    float* place = to + block.row * pitch + block.column;
+    block.outputs(layer, [=](int64_t m, Floats y) {
+      for (int64_t i = 0; i < columns; i++) place[m * pitch + i] = y[i];
+    });
   });
 }
 
