@@ -8,6 +8,7 @@ import typer
 
 from q8core.cli import app
 from q8core.errors import Q8Error
+from q8core.waiting import spin_briefly
 from service.cli import serve
 
 app.command()(serve)
@@ -15,6 +16,7 @@ app.command()(serve)
 
 def main() -> None:
     """Run the command line."""
+    spin_briefly()
     try:
         app()
     except Q8Error as error:

@@ -13,7 +13,14 @@ import torch
 _FLAGS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm")
 """CPU flags that decide how fast (and whether correctly) int8 products are summed."""
 
-_VARIABLES = ("OMP_NUM_THREADS", "ONEDNN_MAX_CPU_ISA", "FBGEMM_ENABLE_INSTRUCTIONS", "LD_PRELOAD")
+_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OMP_WAIT_POLICY",
+    "GOMP_SPINCOUNT",
+    "ONEDNN_MAX_CPU_ISA",
+    "FBGEMM_ENABLE_INSTRUCTIONS",
+    "LD_PRELOAD",
+)
 
 
 def usable_cpus() -> int:

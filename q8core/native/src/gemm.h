@@ -26,9 +26,10 @@ inline uint64_t at(uint64_t row, uint64_t column, uint64_t kb) {
 // Add up 16 * Tiles rows x 32 columns into sums[row][column], `pitch` numbers from row to row.
 // `rows`: the first block of each 16 rows; `step`: bytes to the same rows' next block of depth;
 // `columns`: the first weight block of each 16 columns, the others follow; `comp` (32): where the sums begin.
+// `cold`: the weights are not in a near cache yet.
 template <int Tiles>
 inline void multiply(const uint8_t* const* rows, int64_t step, const uint8_t* const* columns, int64_t kb,
-                     const int32_t* comp, int32_t* sums, int64_t pitch);
+                     const int32_t* comp, int32_t* sums, int64_t pitch, bool cold = false);
 
 #if defined(__AMX_INT8__)
 
@@ -52,7 +53,7 @@ constexpr int kAhead = 4 * kBlock;  // far enough for the second level cache, ne
 
 template <int Tiles>
 inline void multiply(const uint8_t* const* rows, int64_t step, const uint8_t* const* columns, int64_t kb,
-                     const int32_t* comp, int32_t* sums, int64_t pitch) {
+                     const int32_t* comp, int32_t* sums, int64_t pitch, bool cold) {
   const uint8_t *a0 = rows[0], *a1 = rows[Tiles - 1], *b0 = columns[0], *b1 = columns[1];
   written();
   _tile_loadd(0, comp, 0);  // stride 0: the same line for every row
@@ -66,6 +67,11 @@ inline void multiply(const uint8_t* const* rows, int64_t step, const uint8_t* co
       _mm_prefetch(reinterpret_cast<const char*>(a0 + kAhead + line), _MM_HINT_T0);
       if (Tiles == 2) _mm_prefetch(reinterpret_cast<const char*>(a1 + kAhead + line), _MM_HINT_T0);
     }
+    if (cold)
+      for (int line = 0; line < kBlock; line += 64) {
+        _mm_prefetch(reinterpret_cast<const char*>(b0 + kAhead + line), _MM_HINT_T0);
+        _mm_prefetch(reinterpret_cast<const char*>(b1 + kAhead + line), _MM_HINT_T0);
+      }
     _tile_loadd(6, b0, 64);
     _tile_loadd(4, a0, 64);
     _tile_dpbusd(0, 4, 6);
@@ -159,7 +165,7 @@ inline void multiply_rows(const uint8_t* a, int64_t step, const uint8_t* const* 
 
 template <int Tiles>
 inline void multiply(const uint8_t* const* rows, int64_t step, const uint8_t* const* columns, int64_t kb,
-                     const int32_t* comp, int32_t* sums, int64_t pitch) {
+                     const int32_t* comp, int32_t* sums, int64_t pitch, bool) {
 #if defined(__AVX512VNNI__)
   constexpr int kGroup = 8;
 #else

@@ -30,12 +30,13 @@ inline void linear_nowait(const Linear& layer, const uint8_t* a, int64_t rows, F
     alignas(64) int32_t sums[2 * kRows][kPanel];
     const int64_t column = task % panels * kPanel, end = lesser(rows, (task / panels + 1) * kChunk);
     const uint8_t* weights[2] = {layer.w + column * kb * kDepth, layer.w + (column + 16) * kb * kDepth};
-    for (int64_t row = task / panels * kChunk; row < end; row += 2 * kRows) {
+    const int64_t begin = task / panels * kChunk;
+    for (int64_t row = begin; row < end; row += 2 * kRows) {
       const uint8_t* blocks[2] = {a + at(row, 0, kb), a + at(row + kRows, 0, kb)};
       if (end - row > kRows)
-        multiply<2>(blocks, kBlock, weights, kb, layer.comp + column, sums[0], kPanel);
+        multiply<2>(blocks, kBlock, weights, kb, layer.comp + column, sums[0], kPanel, row == begin);
       else
-        multiply<1>(blocks, kBlock, weights, kb, layer.comp + column, sums[0], kPanel);
+        multiply<1>(blocks, kBlock, weights, kb, layer.comp + column, sums[0], kPanel, row == begin);
       for (int64_t m = 0; m < 2 * kRows && row + m < end; m += kRows)
         for (int n = 0; n < kPanel; n += 16)
           finish(Block{row + m, lesser(kRows, end - row - m), column + n, sums[m] + n});
