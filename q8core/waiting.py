@@ -2,7 +2,8 @@
 
 GNU's OpenMP runtime, which torch brings, lets a waiting thread spin for milliseconds before it sleeps. With a CPU for
 every thread that saves a little. With one process too many, which is usual in containers and on shared machines, the
-thread that spins occupies the CPU that the thread it waits for needs, at every layer: a few milliseconds become hundreds.
+thread that spins occupies the CPU that the thread it waits for needs, layer by layer: a few milliseconds become
+hundreds.
 """
 
 from __future__ import annotations

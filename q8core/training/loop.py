@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -23,6 +23,7 @@ from torch import nn
 from tqdm import tqdm
 
 from q8core.tasks.task import Feature, Task
+from q8core.training.averaging import WeightAverage
 from q8core.training.batches import collate, epoch_batches
 from q8core.training.config import TrainConfig
 from q8core.training.state import STATE_FILE, Progress, load_state, save_state
@@ -96,7 +97,8 @@ class Trainer:
         optimizer = make_optimizer(self.model, self.config)
         identity = {**self.config.to_dict(), **self.identity}
         torch.manual_seed(self.config.seed)
-        progress = load_state(self.output, self.model, optimizer, identity) or Progress()
+        average = WeightAverage(self.model, self.config.average * total) if self.config.average else None
+        progress = load_state(self.output, self.model, optimizer, identity, average) or Progress()
         best = self.output / "best.safetensors"
         eval_steps = {max(1, round(total * (i + 1) / self.config.evals)) for i in range(self.config.evals)}
         self.model.train()
@@ -109,6 +111,8 @@ class Trainer:
                 for group in optimizer.param_groups:
                     group["lr"] = self.config.learning_rate * schedule(step, total, self.config.warmup)
                 loss = self._step(collate([features[i] for i in batch_indices], self.task.kind), optimizer)
+                if average is not None:
+                    average.update(step)
                 meter.add(loss, sum(lengths[i] for i in batch_indices))
                 progress.step = step + 1
                 progress.seconds = before + time.monotonic() - started
@@ -118,10 +122,11 @@ class Trainer:
                     self._log(step=progress.step, loss=meter.loss, tokens_per_second=round(meter.rate))
                     meter = _Meter()
                 if progress.step in eval_steps:
-                    self._evaluate(progress, best)
+                    with average.applied() if average is not None else nullcontext():
+                        self._evaluate(progress, best)
                     meter = _Meter()
                 if stopped() or time.monotonic() - saved > SAVE_SECONDS or progress.step in eval_steps:
-                    save_state(self.output, self.model, optimizer, progress, identity)
+                    save_state(self.output, self.model, optimizer, progress, identity, average)
                     saved = time.monotonic()
                 if stopped():
                     raise Interrupted

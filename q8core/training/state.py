@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from q8core.errors import CheckpointError, InputError
+from q8core.training.averaging import WeightAverage
 
 STATE_FILE = "training_state.safetensors"
 # JSON beside the tensors inside the file's metadata: both are replaced in one rename.
@@ -36,12 +37,15 @@ def save_state(
     optimizer: torch.optim.Optimizer,
     progress: Progress,
     config: dict[str, Any],
+    average: WeightAverage | None = None,
 ) -> None:
-    """Write model, optimizer, random state and progress."""
+    """Write model, optimizer, average of the weights, random state and progress."""
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     for index, slots in optimizer.state_dict()["state"].items():
         for name, value in slots.items():
             tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value)
+    if average is not None:
+        tensors |= {f"average.{name}": value for name, value in average.state().items()}
     tensors["rng"] = torch.get_rng_state()
     meta = json.dumps({"progress": vars(progress), "config": config})
     temporary = folder / f"{STATE_FILE}.part"
@@ -51,7 +55,11 @@ def save_state(
 
 
 def load_state(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any]
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    config: dict[str, Any],
+    average: WeightAverage | None = None,
 ) -> Progress | None:
     """Restore a run; None when the folder holds none.
 
@@ -76,6 +84,8 @@ def load_state(
         )
     model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
     _load_optimizer(optimizer, tensors)
+    if average is not None:
+        average.load({k.removeprefix("average."): v for k, v in tensors.items() if k.startswith("average.")})
     torch.set_rng_state(tensors["rng"])
     return Progress(**meta["progress"])
 

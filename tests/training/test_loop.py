@@ -57,13 +57,16 @@ def test_training_learns(tiny_classifier: Path, tmp_path: Path, scheme: str | No
     assert trainer.score(trainer.model, None)["accuracy"] == 1.0 > before
 
 
-@pytest.mark.parametrize("scheme", [None, "q8bert"])
-def test_a_stopped_run_ends_with_the_same_weights(tiny_classifier: Path, tmp_path: Path, scheme: str | None) -> None:
-    whole = make_trainer(tiny_classifier, tmp_path / "whole", scheme)
+@pytest.mark.parametrize(("scheme", "average"), [(None, 0.0), ("q8bert", 0.0), (None, 0.3)])
+def test_a_stopped_run_ends_with_the_same_weights(
+    tiny_classifier: Path, tmp_path: Path, scheme: str | None, average: float
+) -> None:
+    config = replace(CONFIG, average=average)
+    whole = make_trainer(tiny_classifier, tmp_path / "whole", scheme, config)
     features = whole.task.train_features()
     whole.run(features)
 
-    stopped = make_trainer(tiny_classifier, tmp_path / "stopped", scheme)
+    stopped = make_trainer(tiny_classifier, tmp_path / "stopped", scheme, config)
     steps = 0
 
     def stop_after_seven(*_: object) -> None:
@@ -76,7 +79,7 @@ def test_a_stopped_run_ends_with_the_same_weights(tiny_classifier: Path, tmp_pat
     with pytest.raises(Interrupted):
         stopped.run(features)
     handle.remove()
-    resumed = make_trainer(tiny_classifier, tmp_path / "stopped", scheme)
+    resumed = make_trainer(tiny_classifier, tmp_path / "stopped", scheme, config)
     assert resumed.run(features).step == 24
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[name]), name

@@ -1,0 +1,54 @@
+"""A moving average of the weights along a run, which generalizes better than the last of them.
+
+Polyak & Juditsky (1992); with exponential weights, as is usual for fine-tuning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class WeightAverage:
+    """The average of a model's parameters over about the last `steps` steps.
+
+    Args:
+        model: whose parameters are averaged; its buffers (observed ranges) are not.
+        steps: the time constant; until so many steps were made, all of them count alike.
+    """
+
+    def __init__(self, model: nn.Module, steps: float) -> None:
+        self._parameters = dict(model.named_parameters())
+        self._average = {name: p.detach().clone() for name, p in self._parameters.items()}
+        self._steps = max(1.0, steps)
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take the parameters after 0-based step `step` into account."""
+        weight = 1.0 / min(self._steps, step + 1)
+        torch._foreach_lerp_(list(self._average.values()), list(self._parameters.values()), weight)
+
+    @contextmanager
+    def applied(self) -> Generator[None]:
+        """Put the average in the parameters' place for as long as the context lasts."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the average by parameter name."""
+        return self._average
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state` returned."""
+        for name, average in self._average.items():
+            average.copy_(state[name])
+
+    def _swap(self) -> None:
+        for name, parameter in self._parameters.items():
+            parameter.data, self._average[name] = self._average[name], parameter.data
