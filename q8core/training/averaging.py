@@ -29,7 +29,8 @@ class WeightAverage:
     def update(self, step: int) -> None:
         """Take the parameters after 0-based step `step` into account."""
         weight = 1.0 / min(self._steps, step + 1)
-        torch._foreach_lerp_(list(self._average.values()), list(self._parameters.values()), weight)
+        for name, average in self._average.items():
+            average.lerp_(self._parameters[name], weight)
 
     @contextmanager
     def applied(self) -> Generator[None]:
