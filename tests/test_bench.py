@@ -7,17 +7,26 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import BertModel
 from typer.testing import CliRunner
 
-from q8core.bench import models
-from q8core.bench.contenders import CONTENDERS, build_contender
+from q8core.bench import models, speed, workloads
+from q8core.bench.comparison import FLOOR, FP32_PEER, INT8_PEER, with_references
+from q8core.bench.contenders import CONTENDERS, STOCK, load_contender
 from q8core.bench.environment import environment
+from q8core.bench.floor import FLOORS, Floor, Product, products
+from q8core.bench.folder import random_folder
 from q8core.bench.models import bench_config
-from q8core.bench.resident import random_folder
-from q8core.bench.timing import Shape, Timing, take_turns
+from q8core.bench.padding import pad
+from q8core.bench.timing import Timing, take_turns
+from q8core.bench.workloads import Shape, Workload, parse_workload, random_batch
 from q8core.cli import app
-from q8core.engines import build_engine
+from q8core.engines import TokenBatch, build_engine
 from q8core.engines.random_weights import RandomFloat, RandomInt8
+from q8core.engines.shape import ModelShape
 from q8core.errors import InputError
 
 TINY = {
@@ -58,26 +67,140 @@ def test_the_named_shapes_are_those_of_the_models() -> None:
 
 
 def test_ratios_are_taken_round_by_round() -> None:
-    timing = Timing("m", "2x50", "int8", (1.0, 2.0, 4.0), (3.0, 10.0, 8.0))
+    timing = Timing("m", "2x50", "int8", 100, (1.0, 2.0, 4.0), references={STOCK: ("transformers", (3.0, 10.0, 8.0))})
     assert timing.median == 2.0
-    assert timing.ratio == 3.0  # the median of 3, 5 and 2, not 8 / 2
-    assert timing.ratio_spread == (2.5, 4.0)
+    assert timing.faster_than(STOCK) == (3.0, 2.5, 4.0)  # the median of 3, 5 and 2, not 8 / 2
+    over = timing.over(STOCK)
+    assert over is not None
+    assert over.median == pytest.approx(1 / 3)
     assert timing.tokens_per_second == pytest.approx(100 / 0.002)
-    assert Timing("m", "1x1", "int8", (1.0,), None).ratio is None
-    assert Timing("m", "1x1", "int8", (1.0,), None).spread == (1.0, 1.0)
+    alone = Timing("m", "1x1", "int8", 1, (1.0,))
+    assert alone.faster_than(STOCK) is None
+    assert alone.spread == (1.0, 1.0)
+
+
+def test_latencies_are_percentiles_of_batches_and_the_time_is_their_sum() -> None:
+    times = tuple(float(n) for n in range(1, 102))
+    timing = Timing("m", "sst2", "int8", 1, (sum(times),), times)
+    assert timing.latencies == {"p50": 51.0, "p95": 96.0, "p99": 100.0}
+    assert timing.median == sum(times)
+
+
+def test_the_references_are_the_fastest_peers_and_the_floor_of_the_same_precision() -> None:
+    times = {"transformers": 9.0, "floor-fp32": 2.0, "floor-int8": 0.5, "a-fp32": 4.0, "b-fp32": 3.0, "a-int8": 2.0}
+    timings = [Timing("m", "w", name, 1, (value,)) for name, value in {**times, "int8-native": 1.0}.items()]
+    found = {t.engine: t for t in with_references(timings, ("a-fp32", "b-fp32", "a-int8"))}
+    named = {key: name for key, (name, _) in found["int8-native"].references.items()}
+    assert named == {STOCK: "transformers", FLOOR: "floor-int8", FP32_PEER: "b-fp32", INT8_PEER: "a-int8"}
+    assert found["b-fp32"].over(FLOOR) == (1.5, 1.5, 1.5)
+    assert found["int8-native"].faster_than(FP32_PEER) == (3.0, 3.0, 3.0)
+    assert FLOOR not in with_references(timings[3:], ())[0].references
+
+
+class Recorder:
+    """A contender that writes down when it is called."""
+
+    def __init__(self, name: str, order: list[str]) -> None:
+        self.name, self.order = name, order
+
+    def bind(self, batch: TokenBatch):
+        return lambda: self.order.append(f"{self.name}{batch.tokens}")
 
 
 def test_each_round_times_each_engine_once_starting_with_another() -> None:
     order: list[str] = []
-
-    def contender(name: str):
-        return lambda batch: order.append(name)
-
     rounds: list[int] = []
-    found = take_turns("m", {n: contender(n) for n in "abc"}, Shape(1, 4), 10, 3, lambda: rounds.append(1))
-    assert order == [*"aabbcc", *"abc", *"bca", *"cab"]
+    contenders = {name: Recorder(name, order) for name in "abc"}
+    found = take_turns("m", contenders, Shape(1, 4).workload(), 10, 3, lambda: rounds.append(1))
+    assert order == [f"{name}4" for name in ("aabbcc" + "aabbcc" + "bbccaa" + "ccaabb")]  # each once untimed before
     assert len(rounds) == 3
     assert all(len(timing.milliseconds) == 3 for timing in found)
+
+
+def test_a_turn_runs_all_batches_of_the_workload() -> None:
+    order: list[str] = []
+    contenders = {name: Recorder(name, order) for name in "ab"}
+    (first, _) = take_turns("m", contenders, Workload("w", ((2, 3), (4,))), 10, 2)
+    assert order[8:] == ["a5", "a5", "a4", "b5", "b5", "b4", "b5", "b5", "b4", "a5", "a5", "a4"]
+    assert len(first.milliseconds) == 2
+    assert len(first.batch_milliseconds) == 4
+    assert first.milliseconds[1] == sum(first.batch_milliseconds[2:])
+    assert first.tokens == 9
+
+
+def test_the_built_in_lengths() -> None:
+    sst2, squad = parse_workload("sst2", None), parse_workload("squad", None)
+    assert sst2.describe() == {"batches": 16, "sequences": 256, "tokens": 6446, "padded_tokens": 11600}
+    assert squad.describe() == {"batches": 16, "sequences": 64, "tokens": 11374, "padded_tokens": 15612}
+    assert squad.longest <= 384
+    assert [batch.lengths for batch in squad.batches(50)] == list(squad.lengths)
+
+
+@pytest.fixture
+def tokenizer_folder(tmp_path: Path) -> Path:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a"]
+    tokenizer = Tokenizer(WordPiece({word: place for place, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    return tmp_path
+
+
+def test_lengths_of_sentences_in_a_file(tokenizer_folder: Path) -> None:
+    file = tokenizer_folder / "dev.tsv"
+    sentences = ["a " * (1 + n % 5) for n in range(300)]
+    file.write_text("sentence\tlabel\n" + "".join(f"{text.strip()}\t1\n" for text in sentences))
+    found = parse_workload(f"sst2={file}", tokenizer_folder)
+    assert found.name == "sst2"
+    assert len(found.lengths) == 16
+    assert found.lengths[0] == tuple(3 + n % 5 for n in range(16))
+
+
+def test_lengths_of_windows_spread_over_a_file(tokenizer_folder: Path) -> None:
+    """Three questions for each of 64 contexts: the first of each is taken."""
+    file = tokenizer_folder / "dev.json"
+
+    def paragraph(number: int) -> dict[str, object]:
+        answers = [{"text": "a", "answer_start": 0}]
+        asked = [{"id": f"{number}-{n}", "question": "a " * (n + 1), "answers": answers} for n in range(3)]
+        return {"context": "a " * (10 + number), "qas": asked}
+
+    file.write_text(json.dumps({"data": [{"paragraphs": [paragraph(n) for n in range(64)]}]}))
+    found = parse_workload(f"squad={file}", tokenizer_folder)
+    assert [length for batch in found.lengths for length in batch] == [10 + n + 4 for n in range(64)]
+    assert len(found.lengths) == 16
+
+
+@pytest.mark.parametrize("text", ["mnli", "sst2=", "", "=file"])
+def test_unknown_workloads_are_refused(text: str) -> None:
+    with pytest.raises(InputError, match="expected KIND or KIND=FILE, KIND one of sst2, squad"):
+        parse_workload(text, None)
+
+
+def test_a_file_needs_a_tokenizer() -> None:
+    with pytest.raises(InputError, match="needs --tokenizer FOLDER"):
+        parse_workload("sst2=dev.tsv", None)
+
+
+def test_padding_masks_what_is_not_there() -> None:
+    batch = random_batch((2, 4), 50)
+    padded = pad(batch)
+    assert padded.attention_mask.tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
+    assert torch.equal(padded.input_ids[padded.attention_mask.bool()], batch.input_ids)
+    assert padded.input_ids.shape == padded.token_type_ids.shape == (2, 4)
+
+
+def test_the_floor_holds_the_products_of_the_model() -> None:
+    """Against the linear layers of transformers, counted in multiplications."""
+    config = bench_config("bert-base", **TINY)
+    encoder = BertModel(config).encoder
+    expected = sum(m.weight.numel() for m in encoder.modules() if isinstance(m, torch.nn.Linear))
+    shape = ModelShape.of(config)
+    for task in ("qa", "classify"):
+        assert sum(p.out * p.columns for p in products(shape, task)) == expected
+    first_rows = [p for p in products(shape, "classify") if p.first_rows]
+    assert first_rows == [Product(32, 32, True), Product(32, 32, True), Product(64, 32, True), Product(32, 64, True)]
+    for int8 in (False, True):
+        Floor(config, "classify", int8=int8).bind(random_batch((3, 5), 100))()
 
 
 @pytest.mark.parametrize("text", ["1", "x8", "8x", "0x8", "2x-3", "axb", "1x2x3"])
@@ -89,12 +212,22 @@ def test_malformed_shapes_are_refused(text: str) -> None:
 @pytest.mark.usefixtures("tiny_shape")
 def test_all_contenders_agree_on_what_they_compute() -> None:
     """Same shapes of output for the same batch: the comparison is of equals."""
-    config = bench_config("bert-base")
     batch = Shape(2, 7).batch(100)
-    for name in CONTENDERS:
-        out = build_contender(name, config, "qa", 1)(batch)
-        logits = out if isinstance(out, torch.Tensor) else torch.stack([out.start_logits, out.end_logits], -1)
-        assert logits.numel() == 2 * 7 * 2
+    with random_folder("bert-base", "qa") as folder:
+        for name in CONTENDERS:
+            out = load_contender(name, folder, "qa", 1).bind(batch)()
+            logits = out if isinstance(out, torch.Tensor) else torch.stack([out.start_logits, out.end_logits], -1)
+            assert logits.numel() == 2 * 7 * 2
+
+
+@pytest.mark.usefixtures("tiny_shape")
+def test_padded_and_packed_logits_are_the_same() -> None:
+    """Stock transformers, padded and masked, and our fp32 engine, packed, on the same weights; float rounding apart."""
+    batch = random_batch((3, 9, 5), 100)
+    with random_folder("bert-base", "classify") as folder:
+        stock = load_contender(STOCK, folder, "classify", 1).bind(batch)()
+        ours = load_contender("fp32", folder, "classify", 1).bind(batch)()
+    torch.testing.assert_close(ours, stock.logits, atol=1e-4, rtol=0)
 
 
 @pytest.mark.usefixtures("tiny_shape")
@@ -106,29 +239,45 @@ def test_a_run_prints_a_table_and_writes_json(tmp_path: Path) -> None:
     assert all(name in output for name in CONTENDERS)
     report = json.loads(file.read_text())
     assert report["complete"] is True
-    assert [(t["shape"], t["engine"]) for t in report["timings"]] == [
-        (shape, name) for shape in ("1x8", "2x16") for name in CONTENDERS
+    assert [(t["workload"], t["engine"]) for t in report["timings"]] == [
+        (shape, name) for shape in ("1x8", "2x16") for name in (*CONTENDERS, *FLOORS)
     ]
-    assert all(len(t["milliseconds"]) == 2 and t["ratio_to_transformers"] > 0 for t in report["timings"])
+    assert all(len(t["milliseconds"]) == 2 for t in report["timings"])
+    assert all(t["ratio_to_transformers"] > 0 for t in report["timings"])
+    assert all(t["ratios"]["floor"]["contender"] in FLOORS for t in report["timings"])
     stock = [t for t in report["timings"] if t["engine"] == "transformers"]
-    assert all(t["ratio_to_transformers"] == 1 for t in stock)
+    assert all(t["ratio_to_transformers"] == t["ratios"]["transformers"]["times_faster"] == 1 for t in stock)
+    assert set(report["load_seconds"]["bert-base"]) == set(CONTENDERS)
+
+
+@pytest.mark.usefixtures("tiny_shape")
+def test_a_run_on_mixed_lengths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(workloads._KINDS, "sst2", workloads._KINDS["sst2"]._replace(batch=2, sample=(3, 5, 4)))
+    file = tmp_path / "bench.json"
+    code, output, error = run("--workload", "sst2", "--engine", "int8-native", "--repeats", "1", "--json", str(file))
+    assert code == 0, error
+    assert "floor-int8" in output
+    report = json.loads(file.read_text())
+    assert report["workloads"]["sst2"] == {"batches": 2, "sequences": 3, "tokens": 12, "padded_tokens": 14}
+    assert [t["engine"] for t in report["timings"]] == ["int8-native", "floor-int8"]
+    assert set(report["timings"][0]["batch_percentiles_ms"]) == {"p50", "p95", "p99"}
 
 
 @pytest.mark.usefixtures("tiny_shape")
 def test_ctrl_c_keeps_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop_at_the_second(*args: object, **kwargs: object) -> object:
-        if args[2] == Shape(2, 16):
+    def stop_at_the_second(*args: object) -> object:
+        if args[2] == Shape(2, 16).workload():
             raise KeyboardInterrupt
-        return take_turns(*args, **kwargs)  # pyright: ignore[reportArgumentType]
+        return take_turns(*args)  # pyright: ignore[reportArgumentType]
 
-    monkeypatch.setattr("q8core.cli.bench_run.take_turns", stop_at_the_second)
+    monkeypatch.setattr(speed, "take_turns", stop_at_the_second)
     file = tmp_path / "bench.json"
     code, output, _ = run("--shape", "1x8", "--shape", "2x16", "--repeats", "1", "--json", str(file))
     assert code == 130
     assert "stopped early" in output
     report = json.loads(file.read_text())
     assert report["complete"] is False
-    assert {t["shape"] for t in report["timings"]} == {"1x8"}
+    assert {t["workload"] for t in report["timings"]} == {"1x8"}
 
 
 @pytest.mark.parametrize(
@@ -137,7 +286,9 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path: Path, monkeypatch: pytest.Monk
         (["--model", "bert-huge"], "model is 'bert-huge'; allowed: bert-base, bert-large, minilm-l6"),
         (["--engine", "onnx"], "engine is 'onnx'; allowed: transformers, fp32"),
         (["--task", "ner"], "--task is 'ner'"),
-        (["--shape", "1x513"], "--shape has 513 tokens; bert-base takes at most 512"),
+        (["--shape", "1x513"], "the longest sequence has 513 tokens; bert-base takes at most 512"),
+        (["--workload", "mnli"], "--workload is 'mnli'"),
+        (["--workload", "sst2=dev.tsv"], "needs --tokenizer FOLDER"),
         (["--checkpoint", "x"], "--checkpoint is for --memory"),
         (["--json", "/nonexistent/out.json"], "the folder /nonexistent does not exist"),
     ],

@@ -1,4 +1,5 @@
 """Measuring speed and memory of the engines against stock transformers, on random weights or a checkpoint.
 
-``models`` (shapes, random weights) -> ``contenders`` -> ``timing`` | ``resident`` -> ``tables``
+``models`` (shapes), ``workloads`` (lengths) -> ``folder`` (random weights) -> ``contenders``, ``floor``
+-> ``speed`` (``timing``, ``comparison``) | ``resident`` -> ``tables``
 """

@@ -1,47 +1,51 @@
-"""The engines that are compared: ours, and stock transformers."""
+"""What is compared: our engines, stock transformers, and how each is loaded from a folder of random weights."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 from transformers import BertConfig, BertForQuestionAnswering, BertForSequenceClassification
 
+from q8core.bench.padding import pad
+from q8core.checkpoint.manifest import FLOAT_FILE, INT8_FILE
+from q8core.checkpoint.tensors import TensorFile
 from q8core.engines import Engine, TokenBatch, build_engine
-from q8core.engines.random_weights import RandomFloat, RandomInt8
+from q8core.engines.bert import BertEngine
 from q8core.errors import InputError
 from q8core.tasks.task import TaskKind
 
 STOCK = "transformers"
-CONTENDERS = (STOCK, "fp32", "int8-fbgemm", "int8-onednn", "int8-native")
-"""Stock transformers in fp32 first: all ratios are to it."""
+ENGINES = ("fp32", "int8-fbgemm", "int8-onednn", "int8-native")
+CONTENDERS = (STOCK, *ENGINES)
+"""What runs without further packages; stock transformers in fp32 first."""
 
 
 class Contender(Protocol):
-    """Something that computes logits for packed sequences of one length."""
+    """Something that computes a model's output for packed sequences."""
 
-    def __call__(self, batch: TokenBatch) -> object:
-        """Compute the logits of a batch."""
+    def bind(self, batch: TokenBatch) -> Callable[[], object]:
+        """Lay a batch out as this contender wants it, which is not timed; what is returned runs it, which is."""
         ...
 
 
 class StockTransformers:
-    """A Hugging Face model as its users run it: fp32, SDPA attention, inference mode."""
+    """A Hugging Face model as its users run it: fp32, SDPA attention, inference mode, padded."""
 
     def __init__(self, model: Any) -> None:
         self._model = model.eval()
 
-    def __call__(self, batch: TokenBatch) -> object:
-        """Compute the logits of a batch of equal lengths, with the mask a tokenizer gives."""
-        shape = (len(batch.lengths), batch.lengths[0])
-        with torch.inference_mode():
-            return self._model(
-                input_ids=batch.input_ids.view(shape),
-                token_type_ids=batch.token_type_ids.view(shape),
-                attention_mask=torch.ones(shape, dtype=torch.int64),
-            )
+    def bind(self, batch: TokenBatch) -> Callable[[], object]:
+        """Pad the batch, with the mask a tokenizer gives."""
+        inputs = pad(batch)._asdict()
+
+        def run() -> object:
+            with torch.inference_mode():
+                return self._model(**inputs)
+
+        return run
 
 
 class OurEngine:
@@ -50,21 +54,21 @@ class OurEngine:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def __call__(self, batch: TokenBatch) -> Tensor:
-        """Compute the logits of a batch."""
-        return self._engine.infer(batch)
+    def bind(self, batch: TokenBatch) -> Callable[[], object]:
+        """Take the batch as it is: packed."""
+        return lambda: self._engine.infer(batch)
 
 
-def check_contenders(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the known names in their order, all for none.
+def check_contenders(names: tuple[str, ...], allowed: tuple[str, ...] = CONTENDERS) -> tuple[str, ...]:
+    """Return the known names in their order, all of `CONTENDERS` for none.
 
     Raises:
         InputError: naming the unknown one and the known.
     """
     for name in names:
-        if name not in CONTENDERS:
-            raise InputError(f"engine is {name!r}; allowed: {', '.join(CONTENDERS)}")
-    return tuple(name for name in CONTENDERS if name in names or not names)
+        if name not in allowed:
+            raise InputError(f"engine is {name!r}; allowed: {', '.join(allowed)}")
+    return tuple(name for name in allowed if name in (names or CONTENDERS))
 
 
 def stock_class(task: TaskKind) -> Any:
@@ -72,17 +76,24 @@ def stock_class(task: TaskKind) -> Any:
     return BertForSequenceClassification if task == "classify" else BertForQuestionAnswering
 
 
-def build_contender(name: str, config: BertConfig, task: TaskKind, threads: int) -> Contender:
-    """Build a contender with random weights.
+def load_engine_files(name: str, folder: Path, task: TaskKind, threads: int) -> BertEngine:
+    """Load one of `ENGINES` from a folder of random weights.
+
+    Raises:
+        EngineError: if its kernel cannot be used on this machine.
+    """
+    backend, _, kernel = name.partition("-")
+    tensors = TensorFile(folder / (INT8_FILE if backend == "int8" else FLOAT_FILE))
+    config = BertConfig.from_pretrained(folder)
+    return build_engine(config, task, tensors, backend, kernel or "auto", threads)
+
+
+def load_contender(name: str, folder: Path, task: TaskKind, threads: int) -> Contender:
+    """Load one of `CONTENDERS` from a folder of random weights.
 
     Raises:
         EngineError: if its kernel cannot be used on this machine.
     """
     if name == STOCK:
-        return StockTransformers(stock_class(task)(config))
-    backend, _, kernel = name.partition("-")
-    makers: dict[str, Callable[[BertConfig, TaskKind], Mapping[str, Tensor]]] = {
-        "fp32": RandomFloat,
-        "int8": RandomInt8,
-    }
-    return OurEngine(build_engine(config, task, makers[backend](config, task), backend, kernel or "auto", threads))
+        return StockTransformers(stock_class(task).from_pretrained(folder))
+    return OurEngine(load_engine_files(name, folder, task, threads))

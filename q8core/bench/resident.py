@@ -6,18 +6,11 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
-
-from safetensors.torch import save_file
 
 from q8core.bench.contenders import STOCK
-from q8core.bench.models import bench_config
 from q8core.checkpoint.manifest import FLOAT_FILE, INT8_FILE
-from q8core.engines.random_weights import RandomFloat, RandomInt8
 from q8core.errors import EngineError
 from q8core.tasks.task import TaskKind
 
@@ -48,18 +41,6 @@ class Resident:
     def to_dict(self) -> dict[str, object]:
         """Return it as plain JSON values, with the peak over the resident size."""
         return {**asdict(self), "peak_over_loaded": self.peak_rss / max(self.loaded_rss, 1)}
-
-
-@contextmanager
-def random_folder(model: str, task: TaskKind) -> Generator[Path]:
-    """Write a random model of a named shape, float and int8, into a temporary folder that goes away afterwards."""
-    config = bench_config(model)
-    with TemporaryDirectory(prefix="q8bert-bench-") as name:
-        folder = Path(name)
-        config.save_pretrained(folder)
-        save_file(dict(RandomInt8(config, task)), folder / INT8_FILE, {"format": "pt"})
-        save_file(dict(RandomFloat(config, task)), folder / FLOAT_FILE, {"format": "pt"})
-        yield folder
 
 
 def measure_resident(engine: str, folder: Path, task: TaskKind, threads: int, *, verified: bool) -> Resident:

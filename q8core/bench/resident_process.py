@@ -13,21 +13,11 @@ import psutil
 import torch
 from transformers import BertConfig
 
-from q8core.bench.contenders import (
-    CONTENDERS,
-    STOCK,
-    Contender,
-    OurEngine,
-    StockTransformers,
-    build_contender,
-    stock_class,
-)
-from q8core.bench.models import bench_config
-from q8core.bench.timing import Shape
+from q8core.bench.contenders import CONTENDERS, ENGINES, Contender, OurEngine, load_contender, load_engine_files
+from q8core.bench.folder import random_folder
+from q8core.bench.workloads import Shape
 from q8core.checkpoint import Checkpoint
-from q8core.checkpoint.manifest import FLOAT_FILE, INT8_FILE
-from q8core.checkpoint.tensors import TensorFile
-from q8core.engines import build_engine, load_engine
+from q8core.engines import load_engine
 from q8core.engines.bert import BertEngine
 from q8core.engines.heap import release_freed_memory
 
@@ -51,7 +41,7 @@ def main(request: dict[str, Any]) -> dict[str, float]:
     vocabulary = BertConfig.from_pretrained(folder).vocab_size
     for shape in _USE:
         for _ in range(2):
-            contender(shape.batch(vocabulary))
+            contender.bind(shape.batch(vocabulary))()
     used_rss, used_pss = _now()
     return {
         "loaded_rss": loaded_rss - base_rss,
@@ -65,24 +55,22 @@ def main(request: dict[str, Any]) -> dict[str, float]:
 
 
 def _load(name: str, folder: Path, request: dict[str, Any]) -> tuple[Contender, BertEngine | None]:
-    if name == STOCK:
-        return StockTransformers(stock_class(request["task"]).from_pretrained(folder)), None
-    backend, _, kernel = name.partition("-")
-    kernel, threads = kernel or "auto", request["threads"]
-    if request["verified"]:
-        engine = load_engine(Checkpoint.open(folder), backend, kernel, threads)
+    if name not in ENGINES:
+        return load_contender(name, folder, request["task"], request["threads"]), None
+    if not request["verified"]:
+        engine = load_engine_files(name, folder, request["task"], request["threads"])
     else:
-        tensors = TensorFile(folder / (INT8_FILE if backend == "int8" else FLOAT_FILE))
-        config = BertConfig.from_pretrained(folder)
-        engine = build_engine(config, request["task"], tensors, backend, kernel, threads)
+        backend, _, kernel = name.partition("-")
+        engine = load_engine(Checkpoint.open(folder), backend, kernel or "auto", request["threads"])
     return OurEngine(engine), engine
 
 
 def _settle() -> None:
     """Run a tiny engine of each kind: code that is loaded once per process is not counted as one engine's."""
-    config = bench_config("minilm-l6", vocab_size=100, num_hidden_layers=1, hidden_size=48, intermediate_size=64)
-    for name in CONTENDERS:
-        build_contender(name, config, "qa", torch.get_num_threads())(Shape(1, 8).batch(100))
+    tiny = {"vocab_size": 100, "num_hidden_layers": 1, "hidden_size": 48, "intermediate_size": 64}
+    with random_folder("minilm-l6", "qa", **tiny) as folder:
+        for name in CONTENDERS:
+            load_contender(name, folder, "qa", torch.get_num_threads()).bind(Shape(1, 8).batch(100))()
     gc.collect()
     release_freed_memory()  # or an engine could grow into what the imports left, and look smaller than it is
 

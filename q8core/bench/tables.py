@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import cast
 
 from rich.box import SIMPLE
 from rich.table import Table
 
+from q8core.bench.comparison import FLOOR, FP32_PEER, INT8_PEER
+from q8core.bench.contenders import STOCK
 from q8core.bench.resident import Resident
-from q8core.bench.timing import Timing
+from q8core.bench.timing import PERCENTILES, Timing
+
+_REFERENCES = {FLOOR: "times\nfloor", FP32_PEER: "faster than\nfp32 peers", INT8_PEER: "faster than\nint8 peers"}
+"""Reference -> heading of its column; the peer is the fastest of its precision."""
 
 
 def heading(environment: Mapping[str, object], threads: int) -> str:
@@ -24,15 +29,34 @@ def heading(environment: Mapping[str, object], threads: int) -> str:
 
 
 def timing_tables(timings: Sequence[Timing], title: str) -> list[Table]:
-    """Return a table for each model, with a row per engine and shape."""
+    """Return a table for each model, with a row per contender and workload."""
+    return [_timing_table(list(rows), f"{model}: {title}") for model, rows in _by_model(timings)]
+
+
+def comparison_tables(timings: Sequence[Timing], load_seconds: Mapping[str, Mapping[str, float]]) -> list[Table]:
+    """Return a table for each model: latency of batches, and times against the floor and the fastest peers.
+
+    Args:
+        timings: those that were measured.
+        load_seconds: model -> contender -> seconds.
+    """
     tables: list[Table] = []
-    for model, rows in groupby(timings, key=lambda timing: timing.model):
-        table = _table(f"{model}: {title}", ("shape", "engine"))
-        for column in ("median\nms", "quartiles", "tokens\n/s", "times\nstock", "quartiles"):
+    for model, rows in _by_model(timings):
+        known = list(rows)
+        has = [name for name in (FLOOR, FP32_PEER, INT8_PEER) if any(name in timing.references for timing in known)]
+        table = _table(f"{model}: ms of a batch, and the workload's time against others'", ("workload", "contender"))
+        for column in (*(f"p{p}\nms" for p in PERCENTILES), *(_REFERENCES[name] for name in has), "load\ns"):
             table.add_column(column, justify="right", no_wrap=True)
-        for _, same in groupby(rows, key=lambda timing: timing.shape):
+        for _, same in groupby(known, key=lambda timing: timing.workload):
             for timing in same:
-                table.add_row(*_cells(timing))
+                load = load_seconds.get(model, {}).get(timing.engine)
+                table.add_row(
+                    timing.workload,
+                    timing.engine,
+                    *(f"{value:.2f}" for value in timing.latencies.values()),
+                    *(_against(timing, name) for name in has),
+                    "" if load is None else f"{load:.2f}",
+                )
             table.add_section()
         tables.append(table)
     return tables
@@ -66,9 +90,34 @@ def _table(title: str, columns: Sequence[str]) -> Table:
     return table
 
 
+def _by_model(timings: Sequence[Timing]) -> Iterator[tuple[str, Iterator[Timing]]]:
+    return groupby(timings, key=lambda timing: timing.model)
+
+
+def _timing_table(timings: Sequence[Timing], title: str) -> Table:
+    table = _table(title, ("workload", "contender"))
+    for column in ("median\nms", "quartiles", "tokens\n/s", "times\nstock", "quartiles"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for _, same in groupby(timings, key=lambda timing: timing.workload):
+        for timing in same:
+            table.add_row(*_cells(timing))
+        table.add_section()
+    return table
+
+
 def _cells(timing: Timing) -> tuple[str, ...]:
     low, high = timing.spread
-    own = (f"{timing.median:.2f}", f"{low:.2f} - {high:.2f}", f"{timing.tokens_per_second:,.0f}")
-    ratio, ratios = timing.ratio, timing.ratio_spread
-    against = ("", "") if ratio is None or ratios is None else (f"{ratio:.2f}", f"{ratios[0]:.2f} - {ratios[1]:.2f}")
-    return (timing.shape, timing.engine, *own, *against)
+    own = (_ms(timing.median), f"{_ms(low)} - {_ms(high)}", f"{timing.tokens_per_second:,.0f}")
+    ratio = timing.faster_than(STOCK)
+    against = ("", "") if ratio is None else (f"{ratio.median:.2f}", f"{ratio.low:.2f} - {ratio.high:.2f}")
+    return (timing.workload, timing.engine, *own, *against)
+
+
+def _against(timing: Timing, reference: str) -> str:
+    """Times the floor it takes; times faster than a peer it is."""
+    ratio = timing.over(reference) if reference == FLOOR else timing.faster_than(reference)
+    return "" if ratio is None else f"{ratio.median:.2f}"
+
+
+def _ms(value: float) -> str:
+    return f"{value:.2f}" if value < 1000 else f"{value:.0f}"

@@ -1,66 +1,61 @@
-"""Taking times so that they can be compared: one process, same threads, the engines taking turns.
+"""Taking times so that they can be compared: one process, same threads, the contenders taking turns.
 
 A shared machine drifts by tens of percent within minutes. Ratios are therefore taken inside each round, where the
-engines ran right after each other, and the median ratio is what counts.
+contenders ran right after each other, and the median ratio is what counts. Threads of one runtime spin for a moment
+after their work and would take the next one's cores: each turn begins with a pause and an untimed batch.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median, quantiles
 from typing import NamedTuple
 
-import torch
-
 from q8core.bench.contenders import STOCK, Contender
-from q8core.engines import TokenBatch
-from q8core.errors import InputError
+from q8core.bench.workloads import Workload
+
+PERCENTILES = (50, 95, 99)
+
+_PAUSE_SECONDS = 0.02
 
 
-class Shape(NamedTuple):
-    """Sequences times tokens of each."""
+class Ratio(NamedTuple):
+    """The median of the rounds' ratios, with the first and third quartile."""
 
-    sequences: int
-    length: int
-
-    def __str__(self) -> str:
-        """Return it as written on the command line: 8x128."""
-        return f"{self.sequences}x{self.length}"
-
-    @classmethod
-    def parse(cls, text: str) -> Shape:
-        """Read `SEQUENCESxLENGTH`.
-
-        Raises:
-            InputError: if the text has another form.
-        """
-        left, cross, right = text.partition("x")
-        if not (cross and left.isdecimal() and right.isdecimal() and int(left) and int(right)):
-            raise InputError(f"shape is {text!r}; expected SEQUENCESxLENGTH, such as 1x128")
-        return cls(int(left), int(right))
-
-    def batch(self, vocabulary: int) -> TokenBatch:
-        """Return random tokens of this shape."""
-        generator = torch.Generator().manual_seed(0)
-        ids = torch.randint(vocabulary, (self.sequences * self.length,), generator=generator)
-        return TokenBatch(ids, torch.zeros_like(ids), (self.length,) * self.sequences)
+    median: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Times of one engine on one shape, in milliseconds, in the order taken."""
+    """Times of one contender on one workload, in the order taken.
+
+    Attributes:
+        model: the shape of the model.
+        workload: the workload's name.
+        engine: the contender's name.
+        tokens: real tokens of the workload.
+        milliseconds: of the whole workload, one for each round.
+        batch_milliseconds: of each batch of each round.
+        references: what it is compared with: reference -> (contender, its milliseconds in the same rounds).
+    """
 
     model: str
-    shape: str
+    workload: str
     engine: str
+    tokens: int
     milliseconds: tuple[float, ...]
-    stock_milliseconds: tuple[float, ...] | None
+    batch_milliseconds: tuple[float, ...] = ()
+    references: Mapping[str, tuple[str, tuple[float, ...]]] = field(
+        default_factory=dict[str, tuple[str, tuple[float, ...]]]
+    )
 
     @property
     def median(self) -> float:
-        """The median time."""
+        """The median time of the workload."""
         return median(self.milliseconds)
 
     @property
@@ -69,68 +64,109 @@ class Timing:
         return _quartiles(self.milliseconds)
 
     @property
-    def ratio(self) -> float | None:
-        """How many times faster than stock transformers: the median over rounds."""
-        return None if self.stock_milliseconds is None else median(self._ratios())
-
-    @property
-    def ratio_spread(self) -> tuple[float, float] | None:
-        """The first and third quartile of the rounds' ratios."""
-        return None if self.stock_milliseconds is None else _quartiles(self._ratios())
-
-    @property
     def tokens_per_second(self) -> float:
-        """Tokens of the batch over the median time."""
-        sequences, length = Shape.parse(self.shape)
-        return sequences * length / self.median * 1000
+        """Real tokens over the median time."""
+        return self.tokens / self.median * 1000
+
+    @property
+    def latencies(self) -> dict[str, float]:
+        """Percentiles of a batch's time over all rounds, by linear interpolation: p50, p95, p99."""
+        return {f"p{p}": _percentile(self.batch_milliseconds or self.milliseconds, p) for p in PERCENTILES}
+
+    def faster_than(self, reference: str) -> Ratio | None:
+        """Return how many times faster than the reference it is, None without that reference."""
+        if reference not in self.references:
+            return None
+        theirs = self.references[reference][1]
+        return _ratio([their / own for their, own in zip(theirs, self.milliseconds, strict=True)])
+
+    def over(self, reference: str) -> Ratio | None:
+        """Return how many times the reference's time it takes, None without that reference."""
+        if reference not in self.references:
+            return None
+        theirs = self.references[reference][1]
+        return _ratio([own / their for their, own in zip(theirs, self.milliseconds, strict=True)])
+
+    def _against(self, reference: str) -> dict[str, object]:
+        faster, over = self.faster_than(reference), self.over(reference)
+        assert faster is not None
+        assert over is not None
+        return {
+            "contender": self.references[reference][0],
+            "times_faster": faster.median,
+            "times_faster_quartiles": [faster.low, faster.high],
+            "times_its_time": over.median,
+        }
 
     def to_dict(self) -> dict[str, object]:
         """Return the times and what follows from them as plain JSON values."""
+        stock = self.faster_than(STOCK)
         return {
             "model": self.model,
-            "shape": self.shape,
+            "workload": self.workload,
             "engine": self.engine,
             "median_ms": self.median,
             "quartiles_ms": list(self.spread),
             "tokens_per_second": self.tokens_per_second,
-            "ratio_to_transformers": self.ratio,
-            "ratio_quartiles": None if self.ratio_spread is None else list(self.ratio_spread),
+            "batch_percentiles_ms": self.latencies,
             "milliseconds": list(self.milliseconds),
+            "ratio_to_transformers": None if stock is None else stock.median,
+            "ratio_quartiles": None if stock is None else [stock.low, stock.high],
+            "ratios": {name: self._against(name) for name in self.references},
         }
-
-    def _ratios(self) -> list[float]:
-        stock = self.stock_milliseconds or ()
-        return [theirs / ours for theirs, ours in zip(stock, self.milliseconds, strict=True)]
 
 
 def take_turns(
     model: str,
     contenders: Mapping[str, Contender],
-    shape: Shape,
+    workload: Workload,
     vocabulary: int,
     repeats: int,
     on_round: Callable[[], None] = lambda: None,
 ) -> list[Timing]:
-    """Time the contenders on one shape in `repeats` rounds; each round, another one starts."""
-    batch = shape.batch(vocabulary)
-    names = list(contenders)
-    for name in names:  # the first call lays out buffers and picks code
-        contenders[name](batch)
-        contenders[name](batch)
-    taken: dict[str, list[float]] = {name: [] for name in names}
+    """Time the contenders on one workload in `repeats` rounds; each round, another one starts."""
+    batches = workload.batches(vocabulary)
+    calls = {name: [contender.bind(batch) for batch in batches] for name, contender in contenders.items()}
+    for runs in calls.values():  # the first calls lay out buffers and pick code
+        for run in runs * 2:
+            run()
+    taken: dict[str, list[list[float]]] = {name: [] for name in calls}
+    names = list(calls)
     for turn in range(repeats):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
-            begin = time.perf_counter()
-            contenders[name](batch)
-            taken[name].append((time.perf_counter() - begin) * 1000)
+            time.sleep(_PAUSE_SECONDS)
+            calls[name][0]()
+            taken[name].append([_milliseconds(run) for run in calls[name]])
         on_round()
-    stock = tuple(taken[STOCK]) if STOCK in taken else None
-    return [Timing(model, str(shape), name, tuple(times), stock) for name, times in taken.items()]
+    return [
+        Timing(
+            model,
+            workload.name,
+            name,
+            workload.tokens,
+            tuple(sum(batch) for batch in rounds),
+            tuple(time for batch in rounds for time in batch),
+        )
+        for name, rounds in taken.items()
+    ]
+
+
+def _milliseconds(run: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    run()
+    return (time.perf_counter() - begin) * 1000
+
+
+def _ratio(values: Sequence[float]) -> Ratio:
+    return Ratio(median(values), *_quartiles(values))
 
 
 def _quartiles(values: Sequence[float]) -> tuple[float, float]:
+    return _percentile(values, 25), _percentile(values, 75)
+
+
+def _percentile(values: Sequence[float], percent: int) -> float:
     if len(values) == 1:
-        return values[0], values[0]
-    low, _, high = quantiles(values, n=4, method="inclusive")
-    return low, high
+        return values[0]
+    return quantiles(values, n=100, method="inclusive")[percent - 1]

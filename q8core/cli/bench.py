@@ -22,6 +22,16 @@ def bench(
         list[str] | None,
         typer.Option(help=f"SEQUENCESxLENGTH, without padding; repeatable. [default: {' '.join(DEFAULT_SHAPES)}]"),
     ] = None,
+    workload: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Texts of mixed lengths instead of or beside shapes: sst2 (256 sentences in batches of 16) or squad "
+            "(64 windows in batches of 4), with built-in lengths or, as sst2=FILE, those of a file; repeatable."
+        ),
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Folder with tokenizer.json, such as a checkpoint: counts a file's tokens.")
+    ] = None,
     engine: Annotated[
         list[str] | None,
         typer.Option(help="transformers, fp32, int8-native, int8-onednn or int8-fbgemm; repeatable. [default: all]"),
@@ -46,7 +56,9 @@ def bench(
     done = run_bench(
         models=model or ["bert-base"],
         checkpoint=checkpoint,
-        shapes=shape or DEFAULT_SHAPES,
+        shapes=shape or (() if workload else DEFAULT_SHAPES),
+        texts=workload or (),
+        tokenizer=tokenizer,
         engines=tuple(engine or ()),
         task=task,
         threads=threads,

@@ -7,16 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from q8core.bench.contenders import build_contender, check_contenders
+from q8core.bench.contenders import check_contenders
 from q8core.bench.environment import environment, usable_cpus
+from q8core.bench.folder import random_folder
 from q8core.bench.models import bench_config
-from q8core.bench.resident import Resident, measurable, measure_resident, random_folder
-from q8core.bench.tables import heading, memory_table, timing_tables
-from q8core.bench.timing import Shape, Timing, take_turns
+from q8core.bench.resident import Resident, measurable, measure_resident
+from q8core.bench.speed import Measured, SpeedRun, measure_speed
+from q8core.bench.tables import comparison_tables, heading, memory_table, timing_tables
+from q8core.bench.workloads import Shape, Workload, parse_workload
 from q8core.checkpoint import Checkpoint
 from q8core.errors import InputError
 from q8core.tasks.task import TaskKind
@@ -27,6 +28,8 @@ def run_bench(
     models: Sequence[str],
     checkpoint: Path | None,
     shapes: Sequence[str],
+    texts: Sequence[str],
+    tokenizer: Path | None,
     engines: tuple[str, ...],
     task: TaskKind,
     threads: int | None,
@@ -37,22 +40,20 @@ def run_bench(
     """Compare the engines; False if Ctrl-C ended it early, with what was measured until then printed and written.
 
     Raises:
-        InputError: an unknown model or engine, or a shape that a model does not take.
+        InputError: an unknown model, engine or workload, or a sequence that a model has no positions for.
     """
     names, threads = check_contenders(engines), threads or usable_cpus()
-    configs = {name: bench_config(name) for name in models}
-    parsed = [Shape.parse(text) for text in shapes]
-    longest = max(shape.length for shape in parsed)
-    for name, config in configs.items():
-        if longest > int(config.max_position_embeddings):
-            raise InputError(f"--shape has {longest} tokens; {name} takes at most {config.max_position_embeddings}")
+    workloads = [Shape.parse(text).workload() for text in shapes]
+    workloads += [parse_workload(text, tokenizer) for text in texts]
+    for name in models:
+        _check_lengths(name, workloads)
     console, machine = Console(), environment()
     console.print(heading(machine, threads), highlight=False, soft_wrap=True)
     report: dict[str, object] = {"environment": machine, "threads": threads, "task": task}
     if memory:
-        done = _memory(console, report, names, list(configs), checkpoint, task, threads)
+        done = _memory(console, report, names, models, checkpoint, task, threads)
     else:
-        done = _speed(console, report, names, list(configs), parsed, task, threads, repeats)
+        done = _speed(console, report, SpeedRun(models, workloads, names, task, threads, repeats))
     if json_file is not None:
         json_file.write_text(json.dumps({**report, "complete": done}, indent=1) + "\n", encoding="utf-8")
     if not done:
@@ -60,37 +61,30 @@ def run_bench(
     return done
 
 
-def _speed(
-    console: Console,
-    report: dict[str, object],
-    names: Sequence[str],
-    models: Sequence[str],
-    shapes: Sequence[Shape],
-    task: TaskKind,
-    threads: int,
-    repeats: int,
-) -> bool:
-    """Time all models and shapes into the report and a table; False if Ctrl-C ended it."""
-    torch.set_num_threads(threads)
-    timings: list[Timing] = []
-    complete = True
+def _check_lengths(model: str, workloads: Sequence[Workload]) -> None:
+    """Refuse what the model has no positions for."""
+    longest, limit = max(workload.longest for workload in workloads), bench_config(model).max_position_embeddings
+    if longest > int(limit):
+        raise InputError(f"the longest sequence has {longest} tokens; {model} takes at most {limit}")
+
+
+def _speed(console: Console, report: dict[str, object], run: SpeedRun) -> bool:
+    """Time all models and workloads into the report and tables; False if Ctrl-C ended it."""
+    found, complete = Measured(), True
     with _progress(console) as progress:
-        bar = progress.add_task("", total=len(models) * len(shapes) * repeats)
+        bar = progress.add_task("", total=run.rounds)
         try:
-            for model in models:
-                progress.update(bar, description=f"{model}: building")
-                config = bench_config(model)
-                contenders = {name: build_contender(name, config, task, threads) for name in names}
-                for shape in shapes:
-                    progress.update(bar, description=f"{model} {shape}")
-                    timings += take_turns(
-                        model, contenders, shape, int(config.vocab_size), repeats, lambda: progress.advance(bar)
-                    )
+            measure_speed(
+                run, found, lambda text: progress.update(bar, description=text), lambda: progress.advance(bar)
+            )
         except KeyboardInterrupt:
             complete = False
-    for table in timing_tables(timings, f"{repeats} rounds, engines taking turns, task {task}, random weights"):
+    title = f"{run.repeats} rounds, contenders taking turns, task {run.task}, random weights"
+    for table in (*timing_tables(found.timings, title), *comparison_tables(found.timings, found.load_seconds)):
         console.print(table)
-    report["timings"] = [timing.to_dict() for timing in timings]
+    report["workloads"] = {workload.name: workload.describe() for workload in run.workloads}
+    report["load_seconds"] = found.load_seconds
+    report["timings"] = [timing.to_dict() for timing in found.timings]
     return complete
 
 

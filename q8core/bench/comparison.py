@@ -1,0 +1,42 @@
+"""Which times a contender's are compared with: stock transformers, the fastest peers, the matrix products alone."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+
+from q8core.bench.contenders import STOCK
+from q8core.bench.floor import FLOORS
+from q8core.bench.timing import Timing
+
+FLOOR = "floor"
+FP32_PEER = "fastest_fp32_peer"
+INT8_PEER = "fastest_int8_peer"
+
+
+def is_int8(name: str) -> bool:
+    """Return whether a contender computes in 8 bits: all that do say so in their names."""
+    return "int8" in name
+
+
+def with_references(timings: Sequence[Timing], peers: Collection[str]) -> list[Timing]:
+    """Return the timings of one workload, each with what it is compared with.
+
+    Args:
+        timings: of all contenders, from the same rounds.
+        peers: the contenders that are other people's runtimes; the fastest is that with the lowest median.
+    """
+    by_name = {timing.engine: timing for timing in timings}
+    shared = {STOCK: by_name[STOCK]} if STOCK in by_name else {}
+    for reference, int8 in ((FP32_PEER, False), (INT8_PEER, True)):
+        candidates = [timing for timing in timings if timing.engine in peers and is_int8(timing.engine) == int8]
+        if candidates:
+            shared[reference] = min(candidates, key=lambda timing: timing.median)
+    found: list[Timing] = []
+    for timing in timings:
+        own = dict(shared)
+        floor = by_name.get(FLOORS[is_int8(timing.engine)])
+        if floor is not None:
+            own[FLOOR] = floor
+        found.append(replace(timing, references={name: (t.engine, t.milliseconds) for name, t in own.items()}))
+    return found

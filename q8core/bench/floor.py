@@ -1,0 +1,97 @@
+"""The least time that a model's linear layers can take: their matrix products alone, on real tokens only.
+
+No embeddings, attention, activation, normalisation, or (de)quantization between the layers: what an engine takes beyond
+this is everything that is not a matrix product. oneDNN's products are the fastest of those at hand: its int8 linear
+writes bytes, its fp32 linear has its weights laid out beforehand. Each layer has its own weights, as in a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import BertConfig
+
+from q8core.engines import TokenBatch
+from q8core.engines.kernel_onednn import ZERO_POINT, OnednnKernel, OnednnLinear
+from q8core.engines.linear import FloatLinear
+from q8core.engines.shape import ModelShape
+from q8core.tasks.task import TaskKind
+
+FLOORS = ("floor-fp32", "floor-int8")
+"""Names of the floors, indexed by whether it is the int8 one."""
+
+
+@dataclass(frozen=True)
+class Product:
+    """One matrix product of a model.
+
+    Attributes:
+        out: columns of its result.
+        columns: columns of its input.
+        first_rows: it is computed for each sequence's first token only.
+    """
+
+    out: int
+    columns: int
+    first_rows: bool = False
+
+
+def products(shape: ModelShape, task: TaskKind) -> list[Product]:
+    """Return the products of the encoder: for classification, the last layer ends in one token per sequence."""
+    h = shape.hidden
+    full = [Product(*size) for size in shape.linear_shapes]
+    if task == "qa":
+        return full * shape.layers
+    rest = [Product(out, columns, True) for out, columns in shape.linear_shapes[1:]]
+    return [*full * (shape.layers - 1), Product(2 * h, h), Product(h, h, True), *rest]
+
+
+class Floor:
+    """The matrix products of a model, one after the other, on inputs that stay as they are."""
+
+    def __init__(self, config: BertConfig, task: TaskKind, *, int8: bool) -> None:
+        self._products = products(ModelShape.of(config), task)
+        self._dtype = torch.uint8 if int8 else torch.float32
+        make = _int8_product if int8 else _fp32_product
+        with torch.inference_mode():
+            self._layers = [make(product) for product in self._products]
+
+    def bind(self, batch: TokenBatch) -> Callable[[], object]:
+        """Make inputs of the sizes of the batch."""
+        inputs: dict[tuple[int, int], Tensor] = {}
+        for product in self._products:
+            size = (len(batch.lengths) if product.first_rows else batch.tokens, product.columns)
+            inputs[size] = torch.ones(size, dtype=self._dtype)
+        rows = [len(batch.lengths) if product.first_rows else batch.tokens for product in self._products]
+        calls = [
+            (layer, inputs[count, product.columns])
+            for layer, product, count in zip(self._layers, self._products, rows, strict=True)
+        ]
+
+        def run() -> None:
+            with torch.inference_mode():
+                for layer, x in calls:
+                    layer(x)
+
+        return run
+
+
+def _int8_product(product: Product) -> Callable[[Tensor], Tensor]:
+    weight = torch.randint(-127, 128, (product.out, product.columns), dtype=torch.int8)
+    packed: OnednnLinear = OnednnKernel().pack(weight, torch.full((product.out,), 1e-5), torch.zeros(product.out))
+
+    def run(x: Tensor) -> Tensor:
+        return torch.ops.onednn.qlinear_pointwise.default(
+            x, 1.0, ZERO_POINT, packed.weight, packed.r, packed.zero_point, packed.bias,
+            1.0, ZERO_POINT, torch.uint8, "none", [], "",
+        )  # fmt: skip
+
+    return run
+
+
+def _fp32_product(product: Product) -> Callable[[Tensor], Tensor]:
+    weight = torch.randn(product.out, product.columns) * 0.02
+    return FloatLinear.pack(weight, torch.zeros(product.out))
