@@ -14,7 +14,6 @@ from q8core.checkpoint.manifest import FLOAT_FILE, INT8_FILE
 from q8core.checkpoint.tensors import TensorFile
 from q8core.engines import Engine, TokenBatch, build_engine
 from q8core.engines.bert import BertEngine
-from q8core.errors import InputError
 from q8core.tasks.task import TaskKind
 
 STOCK = "transformers"
@@ -57,18 +56,6 @@ class OurEngine:
     def bind(self, batch: TokenBatch) -> Callable[[], object]:
         """Take the batch as it is: packed."""
         return lambda: self._engine.infer(batch)
-
-
-def check_contenders(names: tuple[str, ...], allowed: tuple[str, ...] = CONTENDERS) -> tuple[str, ...]:
-    """Return the known names in their order, all of `CONTENDERS` for none.
-
-    Raises:
-        InputError: naming the unknown one and the known.
-    """
-    for name in names:
-        if name not in allowed:
-            raise InputError(f"engine is {name!r}; allowed: {', '.join(allowed)}")
-    return tuple(name for name in allowed if name in (names or CONTENDERS))
 
 
 def stock_class(task: TaskKind) -> Any:

@@ -10,9 +10,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from q8core.bench.contenders import STOCK
+from q8core.bench.folder import random_folder
+from q8core.bench.peers.registry import PEER_NAMES, prepare_peer
 from q8core.checkpoint.manifest import FLOAT_FILE, INT8_FILE
 from q8core.errors import EngineError
 from q8core.tasks.task import TaskKind
+
+_TINY = {"vocab_size": 100, "num_hidden_layers": 1, "hidden_size": 48, "intermediate_size": 64}
+"""The model that is run before the measurement."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ def measure_resident(engine: str, folder: Path, task: TaskKind, threads: int, *,
     """Load `engine` from `folder` in a new process, use it, and return what it added.
 
     Args:
-        engine: a contender's name.
+        engine: a contender's name, or a peer's.
         folder: a checkpoint, or a random folder.
         task: classify or qa.
         threads: CPU threads of the engine.
@@ -57,9 +62,14 @@ def measure_resident(engine: str, folder: Path, task: TaskKind, threads: int, *,
         EngineError: if the process fails; carries its last line.
     """
     command = [sys.executable, "-m", "q8core.bench.resident_process"]
-    request = {"engine": engine, "folder": str(folder), "task": task, "threads": threads, "verified": verified}
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([*command, json.dumps(request)], capture_output=True, text=True, env=environment, check=False)
+    with random_folder("minilm-l6", task, **_TINY) as tiny:
+        if engine in PEER_NAMES:
+            for each in (tiny, folder):
+                prepare_peer(engine, each, task)
+        request = {"engine": engine, "folder": str(folder), "tiny": str(tiny), "task": task, "threads": threads}
+        command.append(json.dumps({**request, "verified": verified}))
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise EngineError(f"measuring the memory of {engine} failed: {last}")

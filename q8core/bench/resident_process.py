@@ -14,12 +14,13 @@ import torch
 from transformers import BertConfig
 
 from q8core.bench.contenders import CONTENDERS, ENGINES, Contender, OurEngine, load_contender, load_engine_files
-from q8core.bench.folder import random_folder
+from q8core.bench.peers.registry import PEER_NAMES, load_peer
 from q8core.bench.workloads import Shape
 from q8core.checkpoint import Checkpoint
 from q8core.engines import load_engine
 from q8core.engines.bert import BertEngine
 from q8core.engines.heap import release_freed_memory
+from q8core.tasks.task import TaskKind
 
 _USE = (Shape(1, 32), Shape(1, 128), Shape(8, 128))
 
@@ -28,7 +29,7 @@ def main(request: dict[str, Any]) -> dict[str, float]:
     """Measure as the request says."""
     torch.set_num_threads(request["threads"])
     folder = Path(request["folder"])
-    _settle()
+    _settle(request["engine"], Path(request["tiny"]), request["task"])
     base_rss, base_pss = _now()
     _reset_peak()
     begin = time.perf_counter()
@@ -55,6 +56,8 @@ def main(request: dict[str, Any]) -> dict[str, float]:
 
 
 def _load(name: str, folder: Path, request: dict[str, Any]) -> tuple[Contender, BertEngine | None]:
+    if name in PEER_NAMES:
+        return load_peer(name, folder, request["task"], request["threads"]), None
     if name not in ENGINES:
         return load_contender(name, folder, request["task"], request["threads"]), None
     if not request["verified"]:
@@ -65,12 +68,11 @@ def _load(name: str, folder: Path, request: dict[str, Any]) -> tuple[Contender, 
     return OurEngine(engine), engine
 
 
-def _settle() -> None:
-    """Run a tiny engine of each kind: code that is loaded once per process is not counted as one engine's."""
-    tiny = {"vocab_size": 100, "num_hidden_layers": 1, "hidden_size": 48, "intermediate_size": 64}
-    with random_folder("minilm-l6", "qa", **tiny) as folder:
-        for name in CONTENDERS:
-            load_contender(name, folder, "qa", torch.get_num_threads()).bind(Shape(1, 8).batch(100))()
+def _settle(name: str, folder: Path, task: TaskKind) -> None:
+    """Run a tiny model on each engine and on `name`: code that is loaded once per process is not counted as memory."""
+    for each in dict.fromkeys((*CONTENDERS, name)):
+        load = load_peer if each in PEER_NAMES else load_contender
+        load(each, folder, task, torch.get_num_threads()).bind(Shape(1, 8).batch(100))()
     gc.collect()
     release_freed_memory()  # or an engine could grow into what the imports left, and look smaller than it is
 

@@ -15,6 +15,7 @@ from q8core.bench.contenders import Contender, load_contender
 from q8core.bench.floor import FLOORS, Floor
 from q8core.bench.folder import random_folder
 from q8core.bench.models import bench_config
+from q8core.bench.peers.registry import PEER_NAMES, about, import_runtime, load_peer, prepare_peer
 from q8core.bench.timing import Timing, take_turns
 from q8core.bench.workloads import Workload
 from q8core.tasks.task import TaskKind
@@ -69,7 +70,7 @@ def measure_speed(run: SpeedRun, found: Measured, say: Callable[[str], None], on
         on_round: is called after each round.
 
     Raises:
-        EngineError: if a kernel cannot be used on this machine.
+        EngineError: if a kernel cannot be used on this machine, or a peer cannot be prepared.
     """
     torch.set_num_threads(run.threads)
     for model in run.models:
@@ -79,18 +80,24 @@ def measure_speed(run: SpeedRun, found: Measured, say: Callable[[str], None], on
             seconds = found.load_seconds.setdefault(model, {})
             contenders: dict[str, Contender] = {}
             for name in run.engines:
+                if name in PEER_NAMES:
+                    say(f"{model}: preparing {name} ({about(name)}), up to a minute or two")
+                    prepare_peer(name, folder, run.task)
                 say(f"{model}: loading {name}")
                 contenders[name], seconds[name] = _timed_load(name, folder, run)
         contenders |= _floors(config, run)
         for workload in run.workloads:
             say(f"{model} {workload.name}")
             timings = take_turns(model, contenders, workload, int(config.vocab_size), run.repeats, on_round)
-            found.timings += with_references(timings, ())
+            found.timings += with_references(timings, PEER_NAMES)
 
 
 def _timed_load(name: str, folder: Path, run: SpeedRun) -> tuple[Contender, float]:
+    if name in PEER_NAMES:
+        import_runtime(name)
+    load = load_peer if name in PEER_NAMES else load_contender
     begin = time.perf_counter()
-    contender = load_contender(name, folder, run.task, run.threads)
+    contender = load(name, folder, run.task, run.threads)
     return contender, time.perf_counter() - begin
 
 

@@ -34,8 +34,19 @@ def bench(
     ] = None,
     engine: Annotated[
         list[str] | None,
-        typer.Option(help="transformers, fp32, int8-native, int8-onednn or int8-fbgemm; repeatable. [default: all]"),
+        typer.Option(
+            help="transformers, fp32, int8-native, int8-onednn or int8-fbgemm, or a peer; repeatable. "
+            "[default: all but the peers]"
+        ),
     ] = None,
+    peers: Annotated[
+        bool,
+        typer.Option(
+            "--peers",
+            help="Also ONNX Runtime, OpenVINO, CTranslate2 and torch's dynamic quantization: pip install "
+            "'q8bert\\[peers]' first.",
+        ),
+    ] = False,
     task: Annotated[
         str, typer.Option(help="qa: every token goes through every layer; classify: ours cut the last layer short.")
     ] = "qa",
@@ -44,7 +55,7 @@ def bench(
     memory: Annotated[bool, typer.Option("--memory", help="Measure memory, each engine in its own process.")] = False,
     json_file: JsonFile = None,
 ) -> None:
-    """Compare speed (or memory) of the engines with stock transformers on random weights."""
+    """Compare speed (or memory) of the engines with stock transformers, and other runtimes, on random weights."""
     if task not in ("classify", "qa"):
         raise InputError(f"--task is {task!r}; allowed: classify, qa")
     if checkpoint is not None and (not memory or model):
@@ -64,6 +75,7 @@ def bench(
         threads=threads,
         repeats=repeats,
         memory=memory,
+        peers=peers,
         json_file=json_file,
     )
     if not done:

@@ -10,10 +10,10 @@ from typing import cast
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from q8core.bench.contenders import check_contenders
 from q8core.bench.environment import environment, usable_cpus
 from q8core.bench.folder import random_folder
 from q8core.bench.models import bench_config
+from q8core.bench.peers.registry import PEER_NAMES, about, choose_contenders
 from q8core.bench.resident import Resident, measurable, measure_resident
 from q8core.bench.speed import Measured, SpeedRun, measure_speed
 from q8core.bench.tables import comparison_tables, heading, memory_table, timing_tables
@@ -35,6 +35,7 @@ def run_bench(
     threads: int | None,
     repeats: int,
     memory: bool,
+    peers: bool,
     json_file: Path | None,
 ) -> bool:
     """Compare the engines; False if Ctrl-C ended it early, with what was measured until then printed and written.
@@ -42,7 +43,9 @@ def run_bench(
     Raises:
         InputError: an unknown model, engine or workload, or a sequence that a model has no positions for.
     """
-    names, threads = check_contenders(engines), threads or usable_cpus()
+    names, threads = choose_contenders(engines, peers=peers), threads or usable_cpus()
+    if checkpoint is not None and any(name in PEER_NAMES for name in names):
+        raise InputError("peers are measured on random weights: leave out either --checkpoint or the peers")
     workloads = [Shape.parse(text).workload() for text in shapes]
     workloads += [parse_workload(text, tokenizer) for text in texts]
     for name in models:
@@ -83,6 +86,7 @@ def _speed(console: Console, report: dict[str, object], run: SpeedRun) -> bool:
     for table in (*timing_tables(found.timings, title), *comparison_tables(found.timings, found.load_seconds)):
         console.print(table)
     report["workloads"] = {workload.name: workload.describe() for workload in run.workloads}
+    report["peers"] = {name: about(name) for name in run.engines if name in PEER_NAMES}
     report["load_seconds"] = found.load_seconds
     report["timings"] = [timing.to_dict() for timing in found.timings]
     return complete

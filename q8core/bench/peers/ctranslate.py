@@ -1,0 +1,56 @@
+"""CTranslate2 in int8. It computes the encoder and the pooler, not the task's head: a thousandth of the work less."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from transformers import BertConfig, BertModel
+
+from q8core.bench.contenders import Contender
+from q8core.bench.padding import pad
+from q8core.engines import TokenBatch
+from q8core.tasks.task import TaskKind
+
+_FOLDER = "ctranslate2.int8"
+
+
+class CTranslate:
+    """An encoder on the CPU, given ids padded and the lengths: it drops the padding itself where it can."""
+
+    def __init__(self, folder: Path, threads: int) -> None:
+        import ctranslate2
+
+        self._library: Any = ctranslate2
+        self._encoder = self._library.Encoder(
+            str(folder), device="cpu", compute_type="int8", inter_threads=1, intra_threads=threads
+        )
+
+    def bind(self, batch: TokenBatch) -> Callable[[], object]:
+        """Pad the batch."""
+        ids = self._library.StorageView.from_array(pad(batch).input_ids.numpy().astype(np.int32))
+        lengths = self._library.StorageView.from_array(np.array(batch.lengths, dtype=np.int32))
+        return lambda: self._encoder.forward_batch(ids, lengths)
+
+
+def prepare(folder: Path, task: TaskKind) -> None:
+    """Convert the float encoder with CTranslate2's own loader, which wants a tokenizer only for its vocabulary."""
+    from ctranslate2.converters import transformers as converters
+
+    config: Any = BertConfig.from_pretrained(folder)
+    config.position_embedding_type = "absolute"  # no longer set by transformers 5
+    model = BertModel.from_pretrained(folder, config=config, add_pooling_layer=True)
+    loader: Any = converters.BertLoader()
+    spec = loader(model, SimpleNamespace(unk_token="[UNK]", get_vocab=dict[str, int]))
+    spec.validate()
+    spec.optimize(quantization="int8")
+    (folder / _FOLDER).mkdir()
+    spec.save(str(folder / _FOLDER))
+
+
+def load(folder: Path, task: TaskKind, threads: int) -> Contender:
+    """Open the converted encoder."""
+    return CTranslate(folder / _FOLDER, threads)

@@ -1,0 +1,39 @@
+"""The random float model as an ONNX file, which ONNX Runtime and OpenVINO read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from q8core.bench.contenders import stock_class
+from q8core.bench.padding import pad
+from q8core.bench.workloads import random_batch
+from q8core.tasks.task import TaskKind
+
+ONNX_FILE = "model.onnx"
+
+
+def export_onnx(folder: Path, task: TaskKind) -> Path:
+    """Write the float model of a folder as ONNX beside it, unless it is there, and return the file.
+
+    Inputs are those of `Padded`, of any batch size and length; outputs are logits, or start and end logits.
+    """
+    file = folder / ONNX_FILE
+    if file.is_file():
+        return file
+    # The exporter does not get through the masks of transformers' SDPA attention.
+    model = stock_class(task).from_pretrained(folder, attn_implementation="eager").eval()
+    example = pad(random_batch((7, 11, 5), int(model.config.vocab_size)))._asdict()
+    any_size = torch.export.Dim.DYNAMIC
+    with torch.inference_mode():
+        torch.onnx.export(
+            model,
+            (),
+            str(file),
+            kwargs=example,
+            dynamo=True,
+            input_names=list(example),
+            dynamic_shapes={name: {0: any_size, 1: any_size} for name in example},
+        )
+    return file

@@ -1,0 +1,58 @@
+"""ONNX Runtime: fp32, and its dynamic int8 quantization with one scale per output channel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from q8core.bench.contenders import Contender
+from q8core.bench.padding import pad
+from q8core.bench.peers.onnx_file import export_onnx
+from q8core.engines import TokenBatch
+from q8core.tasks.task import TaskKind
+
+_INT8_FILE = "onnxruntime.int8.onnx"
+
+
+class OnnxRuntime:
+    """A session on the CPU."""
+
+    def __init__(self, file: Path, threads: int) -> None:
+        import onnxruntime
+
+        runtime: Any = onnxruntime
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        self._session = runtime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+
+    def bind(self, batch: TokenBatch) -> Callable[[], object]:
+        """Pad the batch into NumPy arrays."""
+        inputs = {name: tensor.numpy() for name, tensor in pad(batch)._asdict().items()}
+        return lambda: self._session.run(None, inputs)
+
+
+def prepare_fp32(folder: Path, task: TaskKind) -> None:
+    """Export the model."""
+    export_onnx(folder, task)
+
+
+def prepare_int8(folder: Path, task: TaskKind) -> None:
+    """Export the model and quantize its weights."""
+    import onnx
+    from onnxruntime import quantization
+
+    tools: Any = quantization
+    model: Any = onnx.load(export_onnx(folder, task))
+    del model.graph.value_info[:]  # shapes that the exporter inferred, which the quantizer's contradict
+    tools.quantize_dynamic(model, folder / _INT8_FILE, per_channel=True, weight_type=tools.QuantType.QInt8)
+
+
+def load_fp32(folder: Path, task: TaskKind, threads: int) -> Contender:
+    """Open the exported model."""
+    return OnnxRuntime(export_onnx(folder, task), threads)
+
+
+def load_int8(folder: Path, task: TaskKind, threads: int) -> Contender:
+    """Open the quantized model."""
+    return OnnxRuntime(folder / _INT8_FILE, threads)

@@ -1,0 +1,75 @@
+"""OpenVINO: fp32, and static int8 by NNCF's post-training quantization."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import BertConfig
+
+from q8core.bench.contenders import Contender
+from q8core.bench.padding import pad
+from q8core.bench.peers.onnx_file import export_onnx
+from q8core.bench.workloads import random_batch
+from q8core.engines import TokenBatch
+from q8core.tasks.task import TaskKind
+
+_FP32_FILE, _INT8_FILE = "openvino.fp32.xml", "openvino.int8.xml"
+_CALIBRATION = ((32, 17), (64, 40), (128, 90), (50, 50))
+"""Lengths of the batches that NNCF sees; on random weights the ranges it finds do not matter."""
+
+
+class OpenVino:
+    """A model compiled for latency on the CPU, with one request."""
+
+    def __init__(self, file: Path, threads: int, properties: dict[str, object]) -> None:
+        import openvino
+
+        core: Any = openvino.Core()
+        settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY", **properties}
+        self._request: Any = core.compile_model(str(file), "CPU", settings).create_infer_request()
+
+    def bind(self, batch: TokenBatch) -> Callable[[], object]:
+        """Pad the batch into NumPy arrays."""
+        inputs = _arrays(batch)
+        return lambda: self._request.infer(inputs, share_inputs=True, share_outputs=True)
+
+
+def prepare_fp32(folder: Path, task: TaskKind) -> None:
+    """Convert the exported model to OpenVINO's format, the weights as they are."""
+    import openvino
+
+    runtime: Any = openvino
+    model = runtime.Core().read_model(str(export_onnx(folder, task)))
+    runtime.save_model(model, folder / _FP32_FILE, compress_to_fp16=False)
+
+
+def prepare_int8(folder: Path, task: TaskKind) -> None:
+    """Quantize the exported model after calibrating it with a few random batches."""
+    import nncf
+    import openvino
+
+    runtime: Any = openvino
+    tools: Any = nncf
+    vocabulary = int(BertConfig.from_pretrained(folder).vocab_size)
+    batches = [_arrays(random_batch(lengths, vocabulary)) for lengths in _CALIBRATION]
+    model = runtime.Core().read_model(str(export_onnx(folder, task)))
+    quantized = tools.quantize(
+        model, tools.Dataset(batches), subset_size=len(batches), model_type=tools.ModelType.TRANSFORMER
+    )
+    runtime.save_model(quantized, folder / _INT8_FILE, compress_to_fp16=False)
+
+
+def load_fp32(folder: Path, task: TaskKind, threads: int) -> Contender:
+    """Compile the float model; without the hint OpenVINO would compute in bf16 where the CPU can."""
+    return OpenVino(folder / _FP32_FILE, threads, {"INFERENCE_PRECISION_HINT": "f32"})
+
+
+def load_int8(folder: Path, task: TaskKind, threads: int) -> Contender:
+    """Compile the quantized model; what is left in float computes in the precision that OpenVINO chooses."""
+    return OpenVino(folder / _INT8_FILE, threads, {})
+
+
+def _arrays(batch: TokenBatch) -> dict[str, Any]:
+    return {name: tensor.numpy() for name, tensor in pad(batch)._asdict().items()}

@@ -1,0 +1,128 @@
+"""The peers by name: what each needs, how it is prepared and loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from q8core.bench.contenders import CONTENDERS, Contender
+from q8core.errors import EngineError, InputError
+from q8core.tasks.task import TaskKind
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A runtime to compare with.
+
+    Attributes:
+        module: its file in this package; it has `load` and, where files have to be made, `prepare`, with the suffix.
+        suffix: of these functions.
+        runtime: the package that runs it.
+        tools: the packages that prepare it.
+        about: what it is, for progress and reports.
+    """
+
+    module: str
+    suffix: str
+    runtime: str
+    tools: tuple[str, ...]
+    about: str
+
+    def function(self, name: str) -> Callable[..., Any] | None:
+        """Return its `prepare` or `load`, None if it has none."""
+        return getattr(import_module(f"q8core.bench.peers.{self.module}"), name + self.suffix, None)
+
+
+_ONNX = ("onnx", "onnxscript")
+_PEERS = {
+    "onnxruntime-fp32": Peer("onnx_runtime", "_fp32", "onnxruntime", _ONNX, "exported to ONNX"),
+    "openvino-fp32": Peer("openvino_runtime", "_fp32", "openvino", _ONNX, "exported to ONNX, computing in f32"),
+    "torch-int8-dynamic": Peer("torch_dynamic", "", "torch", (), "torch.ao.quantization.quantize_dynamic"),
+    "onnxruntime-int8": Peer("onnx_runtime", "_int8", "onnxruntime", _ONNX, "dynamic, per channel"),
+    "ctranslate2-int8": Peer("ctranslate", "", "ctranslate2", (), "encoder and pooler only, no head"),
+    "openvino-int8": Peer("openvino_runtime", "_int8", "openvino", (*_ONNX, "nncf"), "static, calibrated by NNCF"),
+}
+PEER_NAMES = tuple(_PEERS)
+
+
+def about(name: str) -> str:
+    """Return what a peer is."""
+    return _PEERS[name].about
+
+
+def choose_contenders(names: tuple[str, ...], *, peers: bool) -> tuple[str, ...]:
+    """Return the contenders of a run, in a fixed order.
+
+    Args:
+        names: contenders or peers; all of `CONTENDERS` for none.
+        peers: whether all peers join.
+
+    Raises:
+        InputError: for an unknown name, or a peer whose packages are not installed.
+    """
+    known = (*CONTENDERS, *PEER_NAMES)
+    for name in names:
+        if name not in known:
+            raise InputError(f"engine is {name!r}; allowed: {', '.join(known)}")
+    wanted = {*(names or CONTENDERS), *(PEER_NAMES if peers else ())}
+    chosen = tuple(name for name in known if name in wanted)
+    check_packages(tuple(name for name in chosen if name in _PEERS))
+    return chosen
+
+
+def check_packages(names: Sequence[str]) -> None:
+    """Refuse peers whose packages are not installed.
+
+    Raises:
+        InputError: naming the packages, and how they are installed.
+    """
+    wanted = {package for name in names for package in (_PEERS[name].runtime, *_PEERS[name].tools)}
+    missing = sorted(package for package in wanted if find_spec(package) is None)
+    if missing:
+        raise InputError(f"the peers need {', '.join(missing)}: pip install 'q8bert[peers]'")
+
+
+def prepare_peer(name: str, folder: Path, task: TaskKind) -> None:
+    """Write a peer's files beside the float weights of a folder, in a process of its own.
+
+    Exporters print, log and leave memory behind; none of it shall reach the measurement.
+
+    Raises:
+        EngineError: if it fails; carries its last line.
+    """
+    if _PEERS[name].function("prepare") is None:
+        return
+    request = json.dumps({"name": name, "folder": str(folder), "task": task})
+    command = [sys.executable, "-m", "q8core.bench.peers.prepare_process", request]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise EngineError(f"preparing {name} failed: {last}")
+
+
+def prepare_here(name: str, folder: Path, task: TaskKind) -> None:
+    """Write a peer's files, in this process."""
+    prepare = _PEERS[name].function("prepare")
+    assert prepare is not None  # or no process would have been started
+    prepare(folder, task)
+
+
+def import_runtime(name: str) -> None:
+    """Import a peer's package, which is not part of loading a model."""
+    import_module(_PEERS[name].runtime)
+
+
+def load_peer(name: str, folder: Path, task: TaskKind, threads: int) -> Contender:
+    """Load a prepared peer."""
+    load = _PEERS[name].function("load")
+    assert load is not None
+    return load(folder, task, threads)
