@@ -1,8 +1,9 @@
 """The least time that a model's linear layers can take: their matrix products alone, on real tokens only.
 
 No embeddings, attention, activation, normalisation, or (de)quantization between the layers: what an engine takes beyond
-this is everything that is not a matrix product. oneDNN's products are the fastest of those at hand: its int8 linear
-writes bytes, its fp32 linear has its weights laid out beforehand. Each layer has its own weights, as in a model.
+this is everything that is not a matrix product. The products are oneDNN's: its int8 linear writes bytes, its fp32
+linear has its weights laid out beforehand. Each layer has its own weights, as in a model. With few tokens the calls
+themselves count, and an engine that makes fewer of them, such as the native kernel, can fall below this floor.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from transformers import BertConfig
+from transformers.utils import logging
 
 from q8core.bench.comparison import is_int8, with_references
 from q8core.bench.contenders import Contender, load_contender
@@ -73,6 +74,7 @@ def measure_speed(run: SpeedRun, found: Measured, say: Callable[[str], None], on
         EngineError: if a kernel cannot be used on this machine, or a peer cannot be prepared.
     """
     torch.set_num_threads(run.threads)
+    logging.disable_progress_bar()  # transformers' own would run across ours
     for model in run.models:
         config = bench_config(model)
         say(f"{model}: writing random weights")

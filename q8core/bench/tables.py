@@ -14,8 +14,10 @@ from q8core.bench.contenders import STOCK
 from q8core.bench.resident import Resident
 from q8core.bench.timing import PERCENTILES, Timing
 
-_REFERENCES = {FLOOR: "times\nfloor", FP32_PEER: "faster than\nfp32 peers", INT8_PEER: "faster than\nint8 peers"}
-"""Reference -> heading of its column; the peer is the fastest of its precision."""
+_KEYS = ("work-\nload", "contender")
+_COMPARED = "a batch's latency; times the floor's time; times faster than the fastest peer"
+_REFERENCES = {FLOOR: "x\nfloor", FP32_PEER: "x fp32\npeer", INT8_PEER: "x int8\npeer"}
+"""Reference -> heading of its column."""
 
 
 def heading(environment: Mapping[str, object], threads: int) -> str:
@@ -44,7 +46,7 @@ def comparison_tables(timings: Sequence[Timing], load_seconds: Mapping[str, Mapp
     for model, rows in _by_model(timings):
         known = list(rows)
         has = [name for name in (FLOOR, FP32_PEER, INT8_PEER) if any(name in timing.references for timing in known)]
-        table = _table(f"{model}: ms of a batch, and the workload's time against others'", ("workload", "contender"))
+        table = _table(f"{model}: {_COMPARED}", _KEYS)
         for column in (*(f"p{p}\nms" for p in PERCENTILES), *(_REFERENCES[name] for name in has), "load\ns"):
             table.add_column(column, justify="right", no_wrap=True)
         for _, same in groupby(known, key=lambda timing: timing.workload):
@@ -53,7 +55,7 @@ def comparison_tables(timings: Sequence[Timing], load_seconds: Mapping[str, Mapp
                 table.add_row(
                     timing.workload,
                     timing.engine,
-                    *(f"{value:.2f}" for value in timing.latencies.values()),
+                    *map(_ms, timing.latencies.values()),
                     *(_against(timing, name) for name in has),
                     "" if load is None else f"{load:.2f}",
                 )
@@ -95,7 +97,7 @@ def _by_model(timings: Sequence[Timing]) -> Iterator[tuple[str, Iterator[Timing]
 
 
 def _timing_table(timings: Sequence[Timing], title: str) -> Table:
-    table = _table(title, ("workload", "contender"))
+    table = _table(title, _KEYS)
     for column in ("median\nms", "quartiles", "tokens\n/s", "times\nstock", "quartiles"):
         table.add_column(column, justify="right", no_wrap=True)
     for _, same in groupby(timings, key=lambda timing: timing.workload):
@@ -107,9 +109,9 @@ def _timing_table(timings: Sequence[Timing], title: str) -> Table:
 
 def _cells(timing: Timing) -> tuple[str, ...]:
     low, high = timing.spread
-    own = (_ms(timing.median), f"{_ms(low)} - {_ms(high)}", f"{timing.tokens_per_second:,.0f}")
+    own = (_ms(timing.median), f"{_ms(low)}-{_ms(high)}", f"{timing.tokens_per_second:,.0f}")
     ratio = timing.faster_than(STOCK)
-    against = ("", "") if ratio is None else (f"{ratio.median:.2f}", f"{ratio.low:.2f} - {ratio.high:.2f}")
+    against = ("", "") if ratio is None else (f"{ratio.median:.2f}", f"{ratio.low:.2f}-{ratio.high:.2f}")
     return (timing.workload, timing.engine, *own, *against)
 
 
@@ -120,4 +122,4 @@ def _against(timing: Timing, reference: str) -> str:
 
 
 def _ms(value: float) -> str:
-    return f"{value:.2f}" if value < 1000 else f"{value:.0f}"
+    return f"{value:.2f}" if value < 100 else f"{value:.1f}" if value < 1000 else f"{value:.0f}"

@@ -108,7 +108,7 @@ class _Kind(NamedTuple):
     sequences: int
     batch: int
     sample: tuple[int, ...]
-    count: Callable[[Path, int, Tokenizer], list[int]]
+    lengths_in: Callable[[Path, int, Tokenizer], list[int]]
 
 
 def parse_workload(text: str, tokenizer: Path | None) -> Workload:
@@ -129,7 +129,7 @@ def parse_workload(text: str, tokenizer: Path | None) -> Workload:
     if file:
         if tokenizer is None:
             raise InputError(f"--workload {text} needs --tokenizer FOLDER, such as a checkpoint, to count its tokens")
-        lengths = tuple(kind.count(Path(file), kind.sequences, load_tokenizer(tokenizer)))
+        lengths = tuple(kind.lengths_in(Path(file), kind.sequences, load_tokenizer(tokenizer)))
     starts = range(0, len(lengths), kind.batch)
     return Workload(name, tuple(lengths[start : start + kind.batch] for start in starts))
 
