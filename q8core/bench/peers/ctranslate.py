@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,9 +23,7 @@ class CTranslate:
     """An encoder on the CPU, given ids padded and the lengths: it drops the padding itself where it can."""
 
     def __init__(self, folder: Path, threads: int) -> None:
-        import ctranslate2
-
-        self._library: Any = ctranslate2
+        self._library: Any = importlib.import_module("ctranslate2")
         self._encoder = self._library.Encoder(
             str(folder), device="cpu", compute_type="int8", inter_threads=1, intra_threads=threads
         )
@@ -38,8 +37,7 @@ class CTranslate:
 
 def prepare(folder: Path, task: TaskKind) -> None:
     """Convert the float encoder with CTranslate2's own loader, which wants a tokenizer only for its vocabulary."""
-    from ctranslate2.converters import transformers as converters
-
+    converters = importlib.import_module("ctranslate2.converters.transformers")
     config: Any = BertConfig.from_pretrained(folder)
     config.position_embedding_type = "absolute"  # no longer set by transformers 5
     model = BertModel.from_pretrained(folder, config=config, add_pooling_layer=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,7 @@ class OnnxRuntime:
     """A session on the CPU."""
 
     def __init__(self, file: Path, threads: int) -> None:
-        import onnxruntime
-
-        runtime: Any = onnxruntime
+        runtime: Any = importlib.import_module("onnxruntime")
         options = runtime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         self._session = runtime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
@@ -39,10 +38,8 @@ def prepare_fp32(folder: Path, task: TaskKind) -> None:
 
 def prepare_int8(folder: Path, task: TaskKind) -> None:
     """Export the model and quantize its weights."""
-    import onnx
-    from onnxruntime import quantization
-
-    tools: Any = quantization
+    onnx: Any = importlib.import_module("onnx")
+    tools: Any = importlib.import_module("onnxruntime.quantization")
     model: Any = onnx.load(export_onnx(folder, task))
     del model.graph.value_info[:]  # shapes that the exporter inferred, which the quantizer's contradict
     tools.quantize_dynamic(model, folder / _INT8_FILE, per_channel=True, weight_type=tools.QuantType.QInt8)

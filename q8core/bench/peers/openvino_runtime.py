@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,7 @@ class OpenVino:
     """A model compiled for latency on the CPU, with one request."""
 
     def __init__(self, file: Path, threads: int, properties: dict[str, object]) -> None:
-        import openvino
-
-        core: Any = openvino.Core()
+        core: Any = importlib.import_module("openvino").Core()
         settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY", **properties}
         self._request: Any = core.compile_model(str(file), "CPU", settings).create_infer_request()
 
@@ -38,20 +37,15 @@ class OpenVino:
 
 def prepare_fp32(folder: Path, task: TaskKind) -> None:
     """Convert the exported model to OpenVINO's format, the weights as they are."""
-    import openvino
-
-    runtime: Any = openvino
+    runtime: Any = importlib.import_module("openvino")
     model = runtime.Core().read_model(str(export_onnx(folder, task)))
     runtime.save_model(model, folder / _FP32_FILE, compress_to_fp16=False)
 
 
 def prepare_int8(folder: Path, task: TaskKind) -> None:
     """Quantize the exported model after calibrating it with a few random batches."""
-    import nncf
-    import openvino
-
-    runtime: Any = openvino
-    tools: Any = nncf
+    runtime: Any = importlib.import_module("openvino")
+    tools: Any = importlib.import_module("nncf")
     vocabulary = int(BertConfig.from_pretrained(folder).vocab_size)
     batches = [_arrays(random_batch(lengths, vocabulary)) for lengths in _CALIBRATION]
     model = runtime.Core().read_model(str(export_onnx(folder, task)))
