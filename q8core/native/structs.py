@@ -46,6 +46,8 @@ class Layer(ctypes.Structure):
         ("query_inverse", c_float),
         ("key_inverse", c_float),
         ("score_scale", c_float),
+        ("value_inverse", c_float),
+        ("value_scale", c_float),
         ("output_norm", Norm),
         ("final_norm", Norm),
     )

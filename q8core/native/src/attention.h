@@ -1,138 +1,26 @@
 // Attention of packed sequences: softmax(scale * Q K^T) V for every (sequence, head) on its own.
 //
-// Queries and keys are 8-bit integers, so their products are exact. Probabilities and values stay float32: the scheme
-// leaves this product unquantized.
+// Queries and keys are 8-bit integers, so their products are exact. The product of probabilities and values is one of
+// floats, or of 8-bit integers where the scheme quantizes it.
 #pragma once
 
-#include "gemm.h"
-#include "linear.h"
+#include "arena.h"
+#include "heads.h"
 
 namespace {
 
-// Queries, keys and values by head. q is u8 with zero point 128, k is s8, both in lines of 64 per block of depth:
-// [head][depth block][row][64]; v is [head][row][pitch].
-struct Heads {
-  uint8_t *q, *k;
-  float* v;
-  int64_t size, kb, pitch;    // columns of a head, in blocks of 64, and rounded up to 16
-  int64_t q_rows, rows;       // allocated rows of q, and of k and v
-
-  uint8_t* query(int64_t head, int64_t row, int64_t column) const {
-    return q + ((head * kb + column / kDepth) * q_rows + row) * kDepth + column % kDepth;
-  }
-  uint8_t* key(int64_t head, int64_t row, int64_t column) const {
-    return k + ((head * kb + column / kDepth) * rows + row) * kDepth + column % kDepth;
-  }
-  float* value(int64_t head, int64_t row) const { return v + (head * rows + row) * pitch; }
-};
-
-// One sequence: its keys and values, and its queries (all tokens, or only the first).
-struct Span {
-  int64_t first, length, first_query, queries;
-};
-
-// Write a block of outputs to their heads: many(head, column, m, y) for 16 columns of one head where no head begins
-// in between, else one(head, column, m, value) for each.
-template <class Many, class One>
-inline void by_head(const Linear& layer, const Block& block, int64_t size, Many many, One one) {
-  if (block.column >= layer.n) return;
-  if (size % 16 == 0) {
-    const int64_t head = block.column / size, column = block.column % size;
-    block.outputs(layer, [=](int64_t m, Floats y) { many(head, column, m, y); });
-    return;
-  }
-  const int64_t columns = lesser(16, layer.n - block.column);
-  block.outputs(layer, [=, &block](int64_t m, Floats y) {
-    for (int64_t i = 0; i < columns; i++) one((block.column + i) / size, (block.column + i) % size, m, y[i]);
-  });
-}
-
-inline uint8_t to_byte(float x) { return to_bytes(all(x))[0]; }
-
-inline void project_queries(const Layer& layer, const uint8_t* a, int64_t rows, const Heads& heads) {
-  const float inverse = layer.query_inverse;
-  linear_nowait(layer.query, a, rows, [=, &layer, &heads](const Block& block) {
-    by_head(
-        layer.query, block, heads.size,
-        [=, &heads](int64_t head, int64_t column, int64_t m, Floats y) {
-          store(heads.query(head, block.row, column) + m * kDepth, to_bytes(y * inverse));
-        },
-        [=, &heads](int64_t head, int64_t column, int64_t m, float y) {
-          heads.query(head, block.row, column)[m * kDepth] = to_byte(y * inverse);
-        });
-  });
-}
-
-inline void project_keys(const Layer& layer, const uint8_t* a, int64_t rows, const Heads& heads) {
-  const float inverse = layer.key_inverse;
-  linear_nowait(layer.key, a, rows, [=, &layer, &heads](const Block& block) {
-    by_head(
-        layer.key, block, heads.size,
-        [=, &heads](int64_t head, int64_t column, int64_t m, Floats y) {
-          store(heads.key(head, block.row, column) + m * kDepth, to_bytes(y * inverse) ^ 0x80);
-        },
-        [=, &heads](int64_t head, int64_t column, int64_t m, float y) {
-          heads.key(head, block.row, column)[m * kDepth] = to_byte(y * inverse) ^ 0x80;
-        });
-  });
-}
-
-inline void project_values(const Layer& layer, const uint8_t* a, int64_t rows, const Heads& heads) {
-  linear_nowait(layer.value, a, rows, [&](const Block& block) {
-    by_head(
-        layer.value, block, heads.size,
-        [=, &heads](int64_t head, int64_t column, int64_t m, Floats y) {
-          store(heads.value(head, block.row + m) + column, y);
-        },
-        [=, &heads](int64_t head, int64_t column, int64_t m, float y) {
-          heads.value(head, block.row + m)[column] = y;
-        });
-  });
-}
-
-// Lay out a sequence's keys as the weights of a linear layer with `length` outputs, with their corrections.
-inline void pack_keys(const Heads& heads, int64_t head, const Span& span, uint8_t* packed, int32_t* comp) {
-  const int64_t keys = up(span.length, kPanel), columns = up(heads.size, 4);
-  std::memset(packed, 0, keys * heads.kb * kDepth);
-  for (int64_t key = 0; key < span.length; key++) {
-    uint8_t* to = packed + key / 16 * heads.kb * kBlock + key % 16 * 4;
-    for (int64_t column = 0; column < columns; column += 4)
-      std::memcpy(to + column / kDepth * kBlock + column % kDepth * 16, heads.key(head, span.first + key, column), 4);
-  }
-  const Ints in_use = heads.size % 4 ? Ints{} + ((1 << heads.size % 4 * 8) - 1) : Ints{} - 1;
-  for (int64_t key = 0; key < keys; key += 16, packed += heads.kb * kBlock) {
-    Ints total{};
-    for (int64_t column = 0; column < columns; column += 4) {
-      int32_t* line = reinterpret_cast<int32_t*>(packed + column / kDepth * kBlock + column % kDepth * 16);
-      Ints four = load(line);
-      if (column + 4 > heads.size) store(line, four &= in_use);
-      total += (four << 24 >> 24) + (four << 16 >> 24) + (four << 8 >> 24) + (four >> 24);
-    }
-    store(comp + key, -128 * total);
-  }
-}
-
-// From a row of `length` integer scores make exp(scale * (score - highest)), in place; return their sum.
-inline float soften(float* row, int64_t length, float scale) {
-  const int32_t* scores = reinterpret_cast<const int32_t*>(row);
+// From a row of `length` integer scores make e = exp(scale * (score - highest)); call use(key, e) for 16 keys at a time,
+// zero beyond the last one. `scale` holds the 1 / ln 2 of exponents to base 2.
+template <class Use>
+inline void soften(const int32_t* scores, int64_t length, float scale, Use use) {
   const int64_t whole = length / 16 * 16;
   const int rest = static_cast<int>(length - whole);
   Ints highest = Ints{} + INT32_MIN;
   if (rest) highest = first(load(scores + whole), rest, highest);
   for (int64_t i = 0; i < whole; i += 16) highest = greatest(load(scores + i), highest);
-  const Floats top = all(static_cast<float>(maximum(highest)) * scale);
-  Floats total{};
-  for (int64_t i = 0; i < whole; i += 16) {
-    const Floats e = exp_negative(to_floats(load(scores + i)) * scale - top);
-    store(row + i, e);
-    total += e;
-  }
-  if (rest) {
-    const Floats e = first(exp_negative(to_floats(load(scores + whole)) * scale - top), rest);
-    store(row + whole, e);
-    total += e;
-  }
-  return sum(total);
+  const Ints top = Ints{} + maximum(highest);
+  for (int64_t i = 0; i < whole; i += 16) use(i, exp2_negative(to_floats(load(scores + i) - top) * scale));
+  if (rest) use(whole, first(exp2_negative(to_floats(load(scores + whole) - top) * scale), rest));
 }
 
 // Rows x 16 * Vectors of P V, for the keys from `begin` to `end` on top of what `to` holds from those before.
@@ -177,83 +65,163 @@ inline void weigh_rows(int64_t rows, const float* p, int64_t p_pitch, const floa
 
 // What one thread needs for a sequence of `longest` tokens.
 struct AttentionScratch {
-  uint8_t* keys;
-  int32_t* comp;
-  float *scores, *context;
+  uint8_t *keys, *values, *probabilities;
+  int32_t *comp, *start, *scores;
+  float* context;
 
-  static int64_t bytes(int64_t longest, int64_t kb, int64_t pitch) {
-    const int64_t padded = up(longest, kPanel);
-    return up(padded * kb * kDepth + 4 * padded + 4 * 2 * kRows * (padded + pitch), 64) + 8 * kBlock;
-  }
-  AttentionScratch(char* from, int64_t longest, int64_t kb) {
-    const int64_t padded = up(longest, kPanel);
-    keys = reinterpret_cast<uint8_t*>(from);
-    comp = reinterpret_cast<int32_t*>(keys + padded * kb * kDepth);
-    scores = reinterpret_cast<float*>(comp + padded);
-    context = scores + 2 * kRows * padded;
+  AttentionScratch(Arena& arena, int64_t longest, const Heads& heads) {
+    const int64_t padded = up(longest, kPanel), depth = up(longest, kDepth), columns = up(heads.size, kPanel);
+    keys = arena.take<uint8_t>(padded * heads.kb * kDepth);
+    comp = arena.take<int32_t>(padded);
+    values = arena.take<uint8_t>(columns * depth);
+    start = arena.take<int32_t>(columns);
+    scores = arena.take<int32_t>(2 * kRows * padded);
+    probabilities = arena.take<uint8_t>(2 * kRows * depth);
+    context = arena.take<float>(2 * kRows * heads.pitch);
+    arena.take<uint8_t>(8 * kBlock);  // prefetched, not used
   }
 };
 
-// The context of up to 32 queries from `query` on, quantized for the output layer.
-inline void attend(const Heads& heads, int64_t head, const Span& span, int64_t query, float scale,
-                   const AttentionScratch& scratch, const Target& output) {
-  const int64_t count = lesser(span.queries - query, 2 * kRows), row = span.first_query + query;
-  const int64_t pitch = up(span.length, kPanel);
-  int32_t* scores = reinterpret_cast<int32_t*>(scratch.scores);
-  const uint8_t* blocks[2] = {heads.query(head, row, 0), heads.query(head, row + kRows, 0)};
-  for (int64_t key = 0; key < span.length; key += kPanel) {
-    const uint8_t* columns[2] = {scratch.keys + key / 16 * heads.kb * kBlock,
-                                 scratch.keys + (key / 16 + 1) * heads.kb * kBlock};
-    if (count > kRows)
-      multiply<2>(blocks, heads.q_rows * kDepth, columns, heads.kb, scratch.comp + key, scores + key, pitch);
-    else
-      multiply<1>(blocks, heads.q_rows * kDepth, columns, heads.kb, scratch.comp + key, scores + key, pitch);
+// One head of one sequence.
+struct Attending {
+  const Heads& heads;
+  int64_t head;
+  const Span& span;
+  float scale;              // of the scores, for exponents to base 2
+  const Layer& layer;
+  const AttentionScratch& scratch;
+  const Target& output;
+  int64_t pitch, kb;        // keys rounded up to 32, and in blocks of 64
+
+  // Write 16 columns of a row's context, quantized for the output layer.
+  void put(int64_t row, int64_t column, Floats context) const {
+    const int64_t place = head * heads.size + column;
+    if (heads.size % 16 == 0) {
+      quantize(output, row, place, context);
+      return;
+    }
+    const Bytes bytes = to_bytes(context * output.inverse);
+    for (int64_t j = 0; j < lesser(16, heads.size - column); j++) output.to[at(row, place + j, output.kb)] = bytes[j];
   }
-  float total[2 * kRows];
-  for (int64_t m = 0; m < count; m++) total[m] = soften(scratch.scores + m * pitch, span.length, scale);
-  const float* v = heads.value(head, span.first);
-  for (int64_t column = 0; column < heads.pitch;) {
-    const int64_t left = (heads.pitch - column) / 16;
-    float* to = scratch.context + column;
+};
+
+// Float32 probabilities, in the place of the scores, and values.
+inline void weigh_floats(const Attending& a, int64_t row, int64_t count) {
+  float *p = reinterpret_cast<float*>(a.scratch.scores), total[2 * kRows];
+  for (int64_t m = 0; m < count; m++) {
+    Floats sums{};
+    soften(a.scratch.scores + m * a.pitch, a.span.length, a.scale, [&](int64_t key, Floats e) {
+      store(p + m * a.pitch + key, e);
+      sums += e;
+    });
+    total[m] = sum(sums);
+  }
+  const int64_t v_pitch = a.heads.pitch;
+  for (int64_t column = 0; column < v_pitch;) {
+    const int64_t left = (v_pitch - column) / 16;
+    const float* v = a.heads.value(a.head, a.span.first) + column;
+    float* to = a.scratch.context + column;
     if (left >= 4) {
-      weigh_rows<4>(count, scratch.scores, pitch, v + column, heads.pitch, span.length, to, heads.pitch);
+      weigh_rows<4>(count, p, a.pitch, v, v_pitch, a.span.length, to, v_pitch);
       column += 64;
     } else if (left >= 2) {
-      weigh_rows<2>(count, scratch.scores, pitch, v + column, heads.pitch, span.length, to, heads.pitch);
+      weigh_rows<2>(count, p, a.pitch, v, v_pitch, a.span.length, to, v_pitch);
       column += 32;
     } else {
-      weigh_rows<1>(count, scratch.scores, pitch, v + column, heads.pitch, span.length, to, heads.pitch);
+      weigh_rows<1>(count, p, a.pitch, v, v_pitch, a.span.length, to, v_pitch);
       column += 16;
     }
   }
   for (int64_t m = 0; m < count; m++)
-    for (int64_t i = 0; i < heads.size; i += 16) {
-      const Floats context = load(scratch.context + m * heads.pitch + i) / total[m];
-      const int64_t column = head * heads.size + i;
-      if (heads.size % 16 == 0) {
-        quantize(output, row + m, column, context);
-      } else {
-        const Bytes bytes = to_bytes(context * output.inverse);
-        for (int64_t j = 0; j < lesser(16, heads.size - i); j++)
-          output.to[at(row + m, column + j, output.kb)] = bytes[j];
-      }
-    }
+    for (int64_t i = 0; i < a.heads.size; i += 16) a.put(row + m, i, load(a.scratch.context + m * v_pitch + i) / total[m]);
 }
 
-constexpr int64_t kQueries = 128;  // queries that one task takes: they share its packed keys
+// Lay out a sequence's values, quantized, as the weights of a linear layer whose inputs are probabilities.
+inline void pack_values(const Attending& a) {
+  for (int64_t column = 0; column < up(a.heads.size, kPanel); column += 16) {
+    const int64_t columns = lesser(16, a.heads.size - column);
+    const float* from = a.heads.value(a.head, a.span.first) + column;
+    int32_t* to = reinterpret_cast<int32_t*>(a.scratch.values + column * a.kb * kDepth);
+    Ints total{};
+    for (int64_t key = 0; key < a.kb * kDepth; key += 4, to += 16) {
+      Ints four{};
+      for (int64_t i = 0; i < 4 && key + i < a.span.length && columns > 0; i++, from += a.heads.pitch) {
+        const Ints q = to_integers(load(from) * a.layer.value_inverse);
+        total += q;
+        four |= (q & 255) << 8 * i;
+      }
+      store(to, first(four, static_cast<int>(columns > 0 ? columns : 0)));
+    }
+    store(a.scratch.start + column, start_without_zero_point(total));
+  }
+}
+
+// Probabilities of 8 bits, relative to the largest of their row, and as many for values: their products are exact, and
+// divided by the sum of the probabilities as they are.
+template <int Tiles>
+inline void weigh_integers(const Attending& a, int64_t row, int64_t count) {
+  constexpr float kRound = 0x1.8p23f;
+  float factors[2 * kRows];
+  for (int64_t m = 0; m < count; m++) {
+    uint8_t* to = a.scratch.probabilities + m / kRows * a.kb * kBlock + m % kRows * kDepth;
+    Ints total{};
+    soften(a.scratch.scores + m * a.pitch, a.span.length, a.scale, [&](int64_t key, Floats e) {
+      const Ints p = reinterpret_cast<Ints>(e * 255.f + kRound) & 255;
+      total += p;
+      store(to + key / kDepth * kBlock + key % kDepth, low_bytes(p));
+    });
+    factors[m] = a.layer.value_scale / static_cast<float>(sum(total));
+  }
+  const uint8_t* blocks[2] = {a.scratch.probabilities, a.scratch.probabilities + a.kb * kBlock};
+  for (int64_t column = 0; column < a.heads.size; column += kPanel) {
+    alignas(64) int32_t sums[Tiles * kRows][kPanel];
+    const uint8_t* v = a.scratch.values + column * a.kb * kDepth;
+    const uint8_t* columns[2] = {v, v + a.kb * kBlock};
+    multiply<Tiles, 0>(blocks, kBlock, columns, a.kb, a.scratch.start + column, sums[0], kPanel);
+    for (int64_t m = 0; m < count; m++)
+      for (int64_t i = 0; i < kPanel && column + i < a.heads.size; i += 16)
+        a.put(row + m, column + i, to_floats(load(sums[m] + i)) * factors[m]);
+  }
+}
+
+// The context of up to 16 * Tiles queries from `query` on.
+template <int Tiles>
+inline void attend(const Attending& a, int64_t query) {
+  const int64_t count = lesser(a.span.queries - query, Tiles * kRows), row = a.span.first_query + query;
+  const uint8_t* blocks[2] = {a.heads.query(a.head, row, 0), a.heads.query(a.head, row + kRows, 0)};
+  for (int64_t key = 0; key < a.span.length; key += kPanel) {
+    const uint8_t* columns[2] = {a.scratch.keys + key / 16 * a.heads.kb * kBlock,
+                                 a.scratch.keys + (key / 16 + 1) * a.heads.kb * kBlock};
+    multiply<Tiles>(blocks, a.heads.q_rows * kDepth, columns, a.heads.kb, a.scratch.comp + key, a.scratch.scores + key,
+                    a.pitch);
+  }
+  if (a.layer.value_inverse > 0.f)
+    weigh_integers<Tiles>(a, row, count);
+  else
+    weigh_floats(a, row, count);
+}
 
 // To be called by all threads of a team; they wait for each other at the end.
-inline void attention(const Heads& heads, int64_t count, const Span* spans, int64_t sequences, int64_t longest,
-                      float scale, const AttentionScratch& scratch, const Target& output) {
-  const int64_t parts = (longest + kQueries - 1) / kQueries;
+inline void attention(const Layer& layer, const Heads& heads, int64_t count, const Span* spans, int64_t sequences,
+                      int64_t longest, const AttentionScratch& scratch, const Target& output) {
+  // Queries that one task takes: all of a head share its packed keys and values, unless threads would have none.
+  const int64_t queries = sequences * count < 4 * omp_get_num_threads() ? 4 * kPanel : up(longest, kPanel);
+  const int64_t parts = (longest + queries - 1) / queries;
+  const float scale = layer.score_scale * 0x1.715476p0f;  // 1 / ln 2
 #pragma omp for schedule(dynamic)
   for (int64_t task = 0; task < sequences * count * parts; task++) {
     const Span& span = spans[task / (count * parts)];
-    const int64_t head = task / parts % count, begin = task % parts * kQueries;
-    if (begin >= span.queries) continue;
-    pack_keys(heads, head, span, scratch.keys, scratch.comp);
-    for (int64_t query = begin; query < lesser(span.queries, begin + kQueries); query += 2 * kRows)
-      attend(heads, head, span, query, scale, scratch, output);
+    const int64_t begin = task % parts * queries, end = lesser(span.queries, begin + queries);
+    if (begin >= end) continue;
+    const Attending a{heads,  task / parts % count,     span, scale, layer, scratch, output, up(span.length, kPanel),
+                      up(span.length, kDepth) / kDepth};
+    pack_keys(heads, a.head, span, scratch.keys, scratch.comp);
+    if (layer.value_inverse > 0.f) pack_values(a);
+    for (int64_t query = begin; query < end; query += 2 * kRows)
+      if (end - query > kRows)
+        attend<2>(a, query);
+      else
+        attend<1>(a, query);
   }
 }
 

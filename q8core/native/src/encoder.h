@@ -1,26 +1,11 @@
 // The whole forward pass: embeddings, encoder layers and head, in one team of threads.
 #pragma once
 
-#include <omp.h>
-
 #include <cmath>
 
 #include "attention.h"
 
 namespace {
-
-// Hands out aligned pieces of a block of memory; without a block it only counts.
-struct Arena {
-  char* base;
-  int64_t used = 0;
-
-  template <class T>
-  T* take(int64_t count) {
-    char* place = base + used;
-    used += up(count * static_cast<int64_t>(sizeof(T)), 64);
-    return reinterpret_cast<T*>(place);
-  }
-};
 
 // Everything that a forward pass writes, apart from the logits.
 struct Workspace {
@@ -52,7 +37,9 @@ struct Workspace {
     heads.k = arena.take<uint8_t>(model.heads * heads.kb * heads.rows * kDepth);
     heads.v = arena.take<float>(model.heads * heads.rows * heads.pitch);
     spans = arena.take<Span>(2 * sequences);
-    scratch_bytes = AttentionScratch::bytes(longest, heads.kb, heads.pitch);
+    Arena counted{nullptr};
+    AttentionScratch(counted, longest, heads);
+    scratch_bytes = counted.used;
     scratch = arena.take<char>(threads * scratch_bytes);
     bytes = arena.used;
   }
@@ -161,8 +148,9 @@ inline void encode(const Model& model, const Layer& layer, const Workspace& spac
   project_keys(layer, inputs.key, batch.tokens, space.heads);
   project_values(layer, inputs.value, batch.tokens, space.heads);
 #pragma omp barrier
-  const AttentionScratch scratch(space.scratch + omp_get_thread_num() * space.scratch_bytes, longest, space.heads.kb);
-  attention(space.heads, model.heads, spans, batch.sequences, longest, layer.score_scale, scratch,
+  Arena own{space.scratch + omp_get_thread_num() * space.scratch_bytes};
+  const AttentionScratch scratch(own, longest, space.heads);
+  attention(layer, space.heads, model.heads, spans, batch.sequences, longest, scratch,
             {space.context, layer.output.input_inverse, layer.output.kb});
   linear_add(layer.output, space.context, rows, x, pitch);
   const Target inner{space.attended, layer.inner.input_inverse, layer.inner.kb};

@@ -26,10 +26,20 @@ inline uint64_t at(uint64_t row, uint64_t column, uint64_t kb) {
 // Add up 16 * Tiles rows x 32 columns into sums[row][column], `pitch` numbers from row to row.
 // `rows`: the first block of each 16 rows; `step`: bytes to the same rows' next block of depth;
 // `columns`: the first weight block of each 16 columns, the others follow; `comp` (32): where the sums begin.
-// `cold`: the weights are not in a near cache yet.
-template <int Tiles>
+// `cold`: the weights are not in a near cache yet. ZeroPoint: 128, or 0 with `comp` as from start_without_zero_point.
+template <int Tiles, int ZeroPoint = 128>
 inline void multiply(const uint8_t* const* rows, int64_t step, const uint8_t* const* columns, int64_t kb,
                      const int32_t* comp, int32_t* sums, int64_t pitch, bool cold = false);
+
+// With activations whose zero point is 0, where the sums of 16 columns begin; `total`: the sums of their weights.
+// AVX2 without VNNI takes 128 off all activations.
+inline Ints start_without_zero_point(Ints total) {
+#if defined(__AVX2__) && !defined(__AVX512VNNI__)
+  return total * 128;
+#else
+  return total * 0;
+#endif
+}
 
 #if defined(__AMX_INT8__)
 
@@ -51,7 +61,7 @@ struct TileConfig {
 
 constexpr int kAhead = 4 * kBlock;  // far enough for the second level cache, near enough to still be there
 
-template <int Tiles>
+template <int Tiles, int ZeroPoint>
 inline void multiply(const uint8_t* const* rows, int64_t step, const uint8_t* const* columns, int64_t kb,
                      const int32_t* comp, int32_t* sums, int64_t pitch, bool cold) {
   const uint8_t *a0 = rows[0], *a1 = rows[Tiles - 1], *b0 = columns[0], *b1 = columns[1];
@@ -97,7 +107,7 @@ inline void multiply(const uint8_t* const* rows, int64_t step, const uint8_t* co
 struct TileConfig {};
 
 // Rows x 32 columns of one block of 16 rows.
-template <int Rows>
+template <int Rows, int ZeroPoint>
 inline void multiply_rows(const uint8_t* a, int64_t step, const uint8_t* const* columns, int64_t kb,
                           const int32_t* comp, int32_t* sums, int64_t pitch) {
 #if defined(__AVX512VNNI__)
@@ -123,11 +133,12 @@ inline void multiply_rows(const uint8_t* a, int64_t step, const uint8_t* const* 
   // vpmaddubsw adds two products in 16 bits. With |a| <= 128 and the sign moved to the weight they fit:
   // 2 * 128 * 127 = 32512; with u8 activations they would saturate.
   const __m256i flip = _mm256_set1_epi8(-128), ones = _mm256_set1_epi16(1);
-  (void)comp;  // signed activations need no correction
   for (int n = 0; n < 2; n++) {
     __m256i sum[2][Rows];
-    for (auto& half : sum)
-      for (auto& each : half) each = _mm256_setzero_si256();
+    for (int half = 0; half < 2; half++)
+      for (auto& each : sum[half])  // signed activations need no correction for a zero point
+        each = ZeroPoint ? _mm256_setzero_si256()
+                         : _mm256_loadu_si256(reinterpret_cast<const __m256i*>(comp + n * 16 + half * 8));
     const uint8_t* x = a;
     for (int64_t k = 0; k < kb; k++, x += step)
       for (int line = 0; line < 16; line++) {
@@ -163,7 +174,7 @@ inline void multiply_rows(const uint8_t* a, int64_t step, const uint8_t* const* 
 #endif
 }
 
-template <int Tiles>
+template <int Tiles, int ZeroPoint>
 inline void multiply(const uint8_t* const* rows, int64_t step, const uint8_t* const* columns, int64_t kb,
                      const int32_t* comp, int32_t* sums, int64_t pitch, bool) {
 #if defined(__AVX512VNNI__)
@@ -173,7 +184,8 @@ inline void multiply(const uint8_t* const* rows, int64_t step, const uint8_t* co
 #endif
   for (int tile = 0; tile < Tiles; tile++)
     for (int m = 0; m < kRows; m += kGroup)
-      multiply_rows<kGroup>(rows[tile] + m * kDepth, step, columns, kb, comp, sums + (tile * kRows + m) * pitch, pitch);
+      multiply_rows<kGroup, ZeroPoint>(rows[tile] + m * kDepth, step, columns, kb, comp,
+                                       sums + (tile * kRows + m) * pitch, pitch);
 }
 
 #endif

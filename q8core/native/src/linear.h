@@ -1,6 +1,8 @@
 // Linear layers over packed tokens, and what happens to their outputs while they are in the first level cache.
 #pragma once
 
+#include <omp.h>
+
 #include "gemm.h"
 
 namespace {
@@ -18,19 +20,27 @@ struct Block {
   }
 };
 
-constexpr int64_t kChunk = 128;  // rows that one task takes: they share its weights in the cache
+// Rows that one task takes, a multiple of 32: they share its weights, and stay in the second level cache from task to
+// task. Fewer where threads would have too little to choose from.
+inline int64_t chunk_rows(const Linear& layer, int64_t rows) {
+  constexpr int64_t kCache = 1024 * 1024;
+  const int64_t fair = rows * (layer.np / kPanel) / (4 * omp_get_num_threads());
+  const int64_t most = lesser(kCache / (layer.kb * kDepth), fair) / (2 * kRows) * (2 * kRows);
+  return most > 2 * kRows ? most : 2 * kRows;
+}
 
 // Compute `rows` rows and call finish(block) for each block of outputs.
 // To be called by all threads of a team; they share the work and do not wait for each other at the end.
 template <class Finish>
 inline void linear_nowait(const Linear& layer, const uint8_t* a, int64_t rows, Finish finish) {
-  const int64_t panels = layer.np / kPanel, chunks = (rows + kChunk - 1) / kChunk, kb = layer.kb;
+  const int64_t kb = layer.kb, chunk = chunk_rows(layer, rows);
+  const int64_t panels = layer.np / kPanel, chunks = (rows + chunk - 1) / chunk;
 #pragma omp for schedule(dynamic) nowait
   for (int64_t task = 0; task < panels * chunks; task++) {
     alignas(64) int32_t sums[2 * kRows][kPanel];
-    const int64_t column = task % panels * kPanel, end = lesser(rows, (task / panels + 1) * kChunk);
+    const int64_t column = task % panels * kPanel, end = lesser(rows, (task / panels + 1) * chunk);
     const uint8_t* weights[2] = {layer.w + column * kb * kDepth, layer.w + (column + 16) * kb * kDepth};
-    const int64_t begin = task / panels * kChunk;
+    const int64_t begin = task / panels * chunk;
     for (int64_t row = begin; row < end; row += 2 * kRows) {
       const uint8_t* blocks[2] = {a + at(row, 0, kb), a + at(row + kRows, 0, kb)};
       if (end - row > kRows)
@@ -66,7 +76,7 @@ inline void linear_gelu(const Linear& layer, const uint8_t* a, int64_t rows, uin
   linear(layer, a, rows, [=, &layer](const Block& block) {
     if (block.column >= kb * kDepth) return;
     uint8_t* place = to + at(block.row, block.column, kb);
-    block.outputs(layer, [=](int64_t m, Floats y) { store(place + m * kDepth, to_bytes(gelu(y) * inverse)); });
+    block.outputs(layer, [=](int64_t m, Floats y) { store(place + m * kDepth, to_bytes(gelu(y, inverse))); });
   });
 }
 

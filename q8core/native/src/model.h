@@ -32,6 +32,7 @@ struct Layer {
   Linear query, key, value, output, inner, outer;
   float query_inverse, key_inverse;  // 1 / output scale: queries and keys are requantized
   float score_scale;                 // of the integer products of queries and keys
+  float value_inverse, value_scale;  // 0 where the products of probabilities and values are those of floats
   Norm output_norm, final_norm;
 };
 

@@ -66,20 +66,37 @@ inline float sum(Floats x) {
     for (int i = 0; i < half; i++) x[i] += x[i + half];
   return x[0];
 }
-inline int32_t maximum(Ints x) {
+template <class Vector>
+inline auto maximum(Vector x) {
   for (int half = kLanes / 2; half > 0; half /= 2)
     for (int i = 0; i < half; i++) x[i] = x[i] > x[i + half] ? x[i] : x[i + half];
   return x[0];
 }
 
-// clamp(round_half_even(x), -127, 127) + 128. Adding 1.5 * 2^23 rounds, and leaves the integer in the low bits.
-inline Bytes to_bytes(Floats x) {
-  x = greatest(least(x, all(127.f)), all(-127.f)) + all(0x1.8p23f + 128.f);
+// The lowest byte of each.
+inline Bytes low_bytes(Ints x) {
 #if defined(__AVX512F__)
   return reinterpret_cast<Bytes>(_mm512_cvtepi32_epi8((__m512i)x));
 #else
-  return __builtin_convertvector(reinterpret_cast<Ints>(x), Bytes);
+  return __builtin_convertvector(x, Bytes);
 #endif
+}
+
+// The sum of all lanes.
+inline int32_t sum(Ints x) {
+  for (int half = kLanes / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; i++) x[i] += x[i + half];
+  return x[0];
+}
+
+// clamp(round_half_even(x), -127, 127). Adding 1.5 * 2^23 rounds, and leaves the integer in the low bits.
+inline Ints to_integers(Floats x) {
+  return reinterpret_cast<Ints>(greatest(least(x, all(127.f)), all(-127.f)) + 0x1.8p23f) << 24 >> 24;
+}
+
+// The same + 128.
+inline Bytes to_bytes(Floats x) {
+  return low_bytes(reinterpret_cast<Ints>(greatest(least(x, all(127.f)), all(-127.f)) + (0x1.8p23f + 128.f)));
 }
 
 // The polynomial of x with these coefficients, the highest power's first.
@@ -91,30 +108,27 @@ inline Floats polynomial(Floats x, const float (&terms)[N]) {
   return p;
 }
 
-// exp(x) for x <= 0, to about an ulp; exp(-87) below that. exp(n ln 2 + f) = 2^n exp(f), the latter by a polynomial
-// fitted on |f| <= ln 2 / 2. n is rounded as in to_bytes, and added to the exponent as it comes out of that.
-inline Floats exp_negative(Floats x) {
-  x = greatest(x, all(-87.f));
-  const Floats rounded = fma(x, all(0x1.715476p0f), all(0x1.8p23f)), n = rounded - 0x1.8p23f;
-  Floats f = fma(n, all(-0x1.62e4p-1f), x);  // ln 2 in two parts: n times the first is exact
-  f = fma(n, all(-0x1.7f7d1cp-20f), f);
-  constexpr float kTerms[] = {0x1.6a2352p-10f, 0x1.123a6cp-7f, 0x1.5558f4p-5f, 0x1.55549p-3f, 0x1.fffffcp-2f, 1.f, 1.f};
+// 2^x for x <= 0, to about an ulp; 2^-126 below that. 2^(n + f) = 2^n 2^f, the latter by a polynomial fitted
+// on |f| <= 1/2. n is rounded as in to_bytes, and added to the exponent as it comes out of that.
+inline Floats exp2_negative(Floats x) {
+  x = greatest(x, all(-126.f));
+  const Floats rounded = x + 0x1.8p23f, f = x - (rounded - 0x1.8p23f);
+  constexpr float kTerms[] = {0x1.41d2d4p-13f, 0x1.5f4566p-10f, 0x1.3b2dbcp-7f, 0x1.c6aed4p-5f,
+                              0x1.ebfbdap-3f,  0x1.62e43p-1f,   1.f};
   return reinterpret_cast<Floats>(reinterpret_cast<Ints>(polynomial(f, kTerms)) +
                                   (reinterpret_cast<Ints>(rounded) << 23));
 }
 
-// erfc(t) for t >= 0, off by at most 1e-7: exp(-t Q(t)), Q fitted to -log(erfc(t)) / t on [0, 4.2].
-inline Floats erfc_positive(Floats t) {
-  t = least(t, all(4.2f));
-  constexpr float kTerms[] = {0x1.07bc9cp-15f,  -0x1.43ccdap-12f, 0x1.0ea2d8p-10f, 0x1.19835cp-11f,
-                              -0x1.40dd1ep-6f, 0x1.a58f0ap-4f,   0x1.45f024p-1f,  0x1.20dd88p0f};
-  return exp_negative(-(polynomial(t, kTerms) * t));
-}
-
-// x * Phi(x) = x / 2 * (1 + erf(x / sqrt(2))), the GELU of BERT (Hendrycks & Gimpel, 2016).
-inline Floats gelu(Floats x) {
-  const Floats tail = erfc_positive(magnitude(x) * 0x1.6a09e6p-1f);
-  return x * 0.5f * (x > 0.f ? 2.f - tail : tail);
+// scale * x * Phi(x) = scale * x / 2 * (1 + erf(x / sqrt(2))), the GELU of BERT (Hendrycks & Gimpel, 2016), off by at
+// most 4e-7 * scale for |x| < 4 and 4e-6 of it beyond: erf(x / sqrt(2)) = x P(x^2), P fitted on [0, 4.5].
+inline Floats gelu(Floats x, float scale) {
+  constexpr float kEnd = 4.5f;
+  const Floats near = greatest(least(x, all(kEnd)), all(-kEnd)), half = x * (0.5f * scale);
+  constexpr float kTerms[] = {0x1.a33dc2p-13f,  -0x1.74e4ecp-11f, 0x1.5c5d48p-10f, -0x1.628aaap-9f, 0x1.94e68p-8f,
+                              -0x1.9979ccp-7f,  0x1.703cc8p-6f,   -0x1.306f76p-5f, 0x1.d034dap-5f,  -0x1.49390ep-4f,
+                              0x1.c013ap-4f,    -0x1.3c2b74p-3f,  0x1.415768p-2f};
+  const Floats t = fma(near * near, all(2.f / (kEnd * kEnd)), all(-1.f));
+  return fma(half, polynomial(t, kTerms) * near, half);
 }
 
 }  // namespace
