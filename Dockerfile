@@ -1,7 +1,8 @@
 # The service with its bundled checkpoints, on CPUs.
 #   docker build -t q8bert .
 #   docker run --rm -p 127.0.0.1:8000:8000 q8bert
-# Runs with a read-only root file system (/tmp writable), without any capability, as user 10001.
+# Runs with a read-only root file system (/tmp writable), without any capability, as user 10001. A volume at
+# /var/cache/q8bert keeps packed weights and measured kernel times; without one they are made again at each start.
 
 FROM python:3.11-slim-bookworm AS builder
 
@@ -47,7 +48,8 @@ LABEL org.opencontainers.image.title="q8bert" \
       org.opencontainers.image.licenses="Apache-2.0"
 
 RUN groupadd --gid 10001 q8bert \
- && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin q8bert
+ && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin q8bert \
+ && install --directory --owner 10001 --group 10001 /var/cache/q8bert
 
 COPY --from=builder /venv /venv
 COPY docker/healthcheck.py /app/healthcheck.py
@@ -57,6 +59,7 @@ ENV PATH=/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     HF_HUB_OFFLINE=1 \
     HF_HOME=/tmp/huggingface \
+    Q8BERT_CACHE=/var/cache/q8bert \
     Q8BERT_HOST=0.0.0.0 \
     Q8BERT_PORT=8000
 

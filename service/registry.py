@@ -11,13 +11,12 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from q8core.checkpoint import Checkpoint
-from q8core.checkpoint.manifest import INT8_FILE
+from q8core.cpus import available_cpus
 from q8core.engines import load_engine, self_test
 from q8core.engines.protocol import Engine
 from q8core.errors import CheckpointError, InputError
 from q8core.tasks.classify import encode_text
 from service.batcher import Lane
-from service.cpus import available_cpus
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +44,7 @@ class Model:
     @property
     def revision(self) -> str:
         """Beginning of the int8 weights' digest; ``none`` for a plain Hugging Face folder."""
-        manifest = self.checkpoint.manifest
-        return str(manifest.files[INT8_FILE]["sha256"])[:12] if manifest else "none"
+        return (self.checkpoint.int8_sha256 or "none")[:12]
 
 
 class ModelRegistry:
@@ -113,7 +111,13 @@ class ModelRegistry:
             seconds = time.monotonic() - begin
             model.engines[lane.backend] = LoadedEngine(engine, result.max_abs_diff, seconds)
             engines[lane] = engine
-            log.info("%s on %s: %s, %s kernel, %.1f s", *lane, model.name, engine.kernel, seconds)
+            facts = engine.describe()
+            log.info(
+                "%s on %s: %s, %s kernel (%s), %s weights, %.1f s",
+                *lane, model.name, engine.kernel, facts["isa"], facts["weights_memory"], seconds,
+            )  # fmt: skip
+        for note in {engine.describe().get("speed_note") for engine in engines.values()} - {None}:
+            log.warning("%s", note)
         return engines
 
 

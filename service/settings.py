@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from q8core.cache import CACHE_VARIABLE
 from q8core.errors import InputError
 
 Backend = Literal["fp32", "int8"]
@@ -41,7 +42,9 @@ class Settings(BaseSettings):
         default="auto", description="int8 kernel; auto measures them on this CPU at start and keeps the fastest."
     )
     threads: int | None = Field(
-        default=None, ge=1, description="CPU threads of the engines; default: the CPUs this process may use."
+        default=None,
+        ge=1,
+        description="CPU threads of the engines; default: the cores this process may use, or its CPU quota if less.",
     )
     max_batch_tokens: int = Field(
         default=1024, ge=1, description="Tokens computed together; more gives throughput, less gives latency."
@@ -99,8 +102,8 @@ def load_settings(options: Mapping[str, Any]) -> Settings:
 
 
 def unknown_variables(environment: Mapping[str, str] = os.environ) -> list[str]:
-    """Names with our prefix that no setting reads: a typo, or variables that Kubernetes adds for a Service."""
-    known = {ENV_PREFIX + name.upper() for name in Settings.model_fields}
+    """Names with our prefix that nothing reads: a typo, or variables that Kubernetes adds for a Service."""
+    known = {CACHE_VARIABLE, *(ENV_PREFIX + name.upper() for name in Settings.model_fields)}
     return sorted(name for name in environment if name.startswith(ENV_PREFIX) and name not in known)
 
 

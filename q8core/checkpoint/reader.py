@@ -87,6 +87,11 @@ class Checkpoint:
         """Inputs with known logits; none for a plain Hugging Face folder."""
         return self.manifest.golden if self.manifest else ()
 
+    @property
+    def int8_sha256(self) -> str | None:
+        """The verified digest of the quantized tensors' file; None for a float checkpoint."""
+        return str(self.manifest.files[INT8_FILE]["sha256"]) if self.manifest else None
+
     @cached_property
     def _int8(self) -> TensorFile:
         return TensorFile(self.path / INT8_FILE)

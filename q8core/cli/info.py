@@ -1,21 +1,29 @@
-"""``q8bert info``: what a checkpoint says of itself, after it passed every check."""
+"""``q8bert info``: what a checkpoint says of itself, after it passed every check, and how it runs on this machine."""
 
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from q8core.cli.options import JsonFile
 
+if TYPE_CHECKING:
+    from q8core.checkpoint import Checkpoint
+
 
 def info(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder.")],
+    kernel: Annotated[str, typer.Option(help="int8 kernel: native, onednn, fbgemm, or auto for the fastest.")] = "auto",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads. [default: as many as serve would use]")
+    ] = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Verify a checkpoint and print its card."""
+    """Verify a checkpoint, load it, and print its card and how it runs here: kernel, times, memory."""
     from q8core.checkpoint import Checkpoint
 
     opened = Checkpoint.open(checkpoint)
@@ -31,8 +39,29 @@ def info(
         "scores": manifest.scores if manifest else {},
         "training": manifest.training if manifest else {},
         "golden_inputs": len(opened.golden),
+        "here": _here(opened, kernel, threads),
     }
     text = json.dumps(card, indent=2, ensure_ascii=False)
     typer.echo(text)
     if json_file:
         json_file.write_text(text + "\n")
+
+
+def _here(opened: Checkpoint, kernel: str, threads: int | None) -> dict[str, object]:
+    """Load the checkpoint's own backend and return what it is on this machine, or why it does not run here."""
+    from q8core.cpus import available_cpus
+    from q8core.engines import load_engine
+    from q8core.errors import EngineError
+
+    begin = time.perf_counter()
+    backend = "int8" if opened.manifest else "fp32"
+    try:
+        engine = load_engine(opened, backend, kernel, threads or available_cpus())
+    except EngineError as error:
+        return {"backend": backend, "error": str(error)}
+    seconds, memory = time.perf_counter() - begin, engine.memory()
+    return {
+        **engine.describe(),
+        "memory_bytes": {"weights": memory.weights, "scales": memory.scales},
+        "load_seconds": round(seconds, 3),
+    }

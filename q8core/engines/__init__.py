@@ -61,12 +61,14 @@ def load_engine(
     check_backend(backend)
     opened = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint.open(checkpoint)
     facts: dict[str, object] = {"checkpoint": opened.name}
+    sha256 = None
     if backend == "int8":
         tensors: Mapping[str, Tensor] = opened.int8_tensors()
+        sha256 = opened.int8_sha256
         facts["scheme"] = opened.scheme.name if opened.scheme else None
     else:
         tensors, facts["dequantized"] = opened.float_tensors()
-    return build_engine(opened.config, opened.task, tensors, backend, kernel, threads, facts)
+    return build_engine(opened.config, opened.task, tensors, backend, kernel, threads, facts, sha256)
 
 
 def build_engine(
@@ -77,10 +79,12 @@ def build_engine(
     kernel: str = "auto",
     threads: int | None = None,
     facts: Mapping[str, object] | None = None,
+    sha256: str | None = None,
 ) -> BertEngine:
     """Build an engine from tensors: float ones under Hugging Face's names, or those of an int8 checkpoint.
 
-    Each tensor is asked for once and packed at once, so a mapping that loads lazily keeps the peak low.
+    Each tensor is asked for once and packed at once, so a mapping that loads lazily keeps the peak low. With the
+    `sha256` of the verified file that holds them, packed weights are kept in the cache and shared between processes.
 
     Raises:
         InputError: for an unknown backend or kernel, or fewer than one thread.
@@ -92,14 +96,13 @@ def build_engine(
         if threads < 1:
             raise InputError(f"threads is {threads}; at least 1")
         torch.set_num_threads(threads)
-    shape, source = ModelShape.of(config), TensorSource(tensors)
+    shape, source = ModelShape.of(config), TensorSource(tensors, sha256)
     known: dict[str, object] = {"scheme": None, "dequantized": False, **(facts or {})}
     with loading_weights(), torch.inference_mode():
         labels = _head_rows(source, task)
         if backend == "int8":
             choice = choose_kernel(kernel, shape, task, source)
             model: Forward = choice.kernel.load(shape, task, source, labels)
-            source.finish()
             name = choice.kernel.name
             known.update(choice.facts())
         else:

@@ -1,4 +1,7 @@
-"""Choosing the int8 kernel by measuring those that work on this CPU, on a layer of the model's own sizes."""
+"""Choosing the int8 kernel by measuring those that work on this CPU, on a layer of the model's own sizes.
+
+What was measured is kept in the cache under everything that decides it; a later load reads it instead.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +9,29 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from transformers import BertConfig
 
+from q8core.cache import Key, code_digest, read_record, tell_unusable, write_record
 from q8core.engines.bert import Forward
 from q8core.engines.kernels import KERNEL_NAMES, Int8Kernel, proven_kernel
 from q8core.engines.packing import TokenBatch
 from q8core.engines.random_weights import RandomInt8
 from q8core.engines.shape import ModelShape
 from q8core.engines.source import TensorSource
+from q8core.engines.speed_note import speed_note
 from q8core.errors import EngineError
+from q8core.machine import cpu, usable_cpus, variables
+from q8core.native import load_library
 from q8core.tasks.task import TaskKind
 
 ROWS = (16, 128)
 """Token counts that are timed: a short sentence, and a small batch."""
+
+Microseconds = dict[str, dict[int, float]]
+"""Kernel -> token count -> median time."""
 
 _ROUNDS = 5
 _BUDGET_SECONDS = 1.5
@@ -32,18 +43,22 @@ class Choice:
 
     Attributes:
         kernel: proven on this CPU.
+        how: given by the user, the only one that can be used, measured now, or by an earlier load (cached).
         microseconds: kernel -> token count -> median time of a model of one layer; empty if there was no choice.
         refused: kernel -> why it cannot be used here.
     """
 
     kernel: Int8Kernel
-    microseconds: dict[str, dict[int, float]] = field(default_factory=dict[str, dict[int, float]])
+    how: Literal["given", "only", "measured", "cached"]
+    microseconds: Microseconds = field(default_factory=dict[str, dict[int, float]])
     refused: dict[str, str] = field(default_factory=dict[str, str])
 
     def facts(self) -> dict[str, object]:
         """Return the choice as plain values for `describe`."""
         return {
             **self.kernel.facts,
+            "kernel_choice": self.how,
+            "speed_note": speed_note(self.kernel.name, str(self.kernel.facts["isa"]), cpu()[1]),
             "kernel_microseconds": {k: {str(rows): t for rows, t in v.items()} for k, v in self.microseconds.items()},
             "kernels_refused": self.refused,
         }
@@ -57,7 +72,7 @@ def choose_kernel(name: str, shape: ModelShape, task: TaskKind, source: TensorSo
     """
     sizes = {columns for _, columns in shape.linear_shapes}
     if name != "auto":
-        return Choice(proven_kernel(name, sizes))
+        return Choice(proven_kernel(name, sizes), "given")
     usable: dict[str, Int8Kernel] = {}
     refused: dict[str, str] = {}
     for each in KERNEL_NAMES:
@@ -74,13 +89,46 @@ def choose_kernel(name: str, shape: ModelShape, task: TaskKind, source: TensorSo
     if not usable:
         raise EngineError("no int8 kernel works on this machine: " + "; ".join(f"{k}: {v}" for k, v in refused.items()))
     if len(usable) == 1:
-        return Choice(next(iter(usable.values())), refused=refused)
-    times = measure_layer(usable, shape)
+        return Choice(next(iter(usable.values())), "only", refused=refused)
+    how, times = _times(usable, shape)
     best = min(usable, key=lambda each: math.prod(times[each].values()))
-    return Choice(usable[best], times, refused)
+    return Choice(usable[best], how, times, refused)
 
 
-def measure_layer(kernels: Mapping[str, Int8Kernel], shape: ModelShape) -> dict[str, dict[int, float]]:
+def _times(kernels: Mapping[str, Int8Kernel], shape: ModelShape) -> tuple[Literal["measured", "cached"], Microseconds]:
+    """Return the times of an earlier load under the same conditions, or measure, and keep them for later ones."""
+    key = _conditions(kernels, shape)
+    try:
+        kept = read_record("kernels", key)
+        if kept is not None:
+            return "cached", {name: {int(rows): float(t) for rows, t in by.items()} for name, by in kept.items()}
+        times = measure_layer(kernels, shape)
+        write_record("kernels", key, {name: {str(rows): t for rows, t in by.items()} for name, by in times.items()})
+    except OSError as error:
+        tell_unusable(error)
+        times = measure_layer(kernels, shape)
+    return "measured", times
+
+
+def _conditions(kernels: Mapping[str, Int8Kernel], shape: ModelShape) -> Key:
+    """Return everything that decides the times."""
+    name, flags = cpu()
+    return {
+        "cpu": name,
+        "flags": sorted(flags),
+        "cpus": usable_cpus(),
+        "threads": torch.get_num_threads(),
+        "variables": variables(),
+        "torch": torch.__version__,
+        "library": load_library().q8_digest().decode() if "native" in kernels else None,
+        "code": code_digest(),
+        "kernels": {each: kernel.facts for each, kernel in kernels.items()},
+        "layer": [shape.hidden, shape.heads, shape.inner],
+        "rows": list(ROWS),
+    }
+
+
+def measure_layer(kernels: Mapping[str, Int8Kernel], shape: ModelShape) -> Microseconds:
     """Return kernel -> tokens -> median microseconds of a one-layer model of this shape, the kernels taking turns."""
     models = {name: _one_layer(kernel, shape) for name, kernel in kernels.items()}
     times: dict[str, dict[int, list[float]]] = {name: {rows: [] for rows in ROWS} for name in kernels}

@@ -16,6 +16,7 @@ from q8core.engines.footprint import footprint
 from q8core.engines.linear import Linear
 from q8core.engines.packing import TokenBatch
 from q8core.engines.protocol import Backend, EngineMemory
+from q8core.engines.residence import PACKED_BY_TORCH, Residence
 from q8core.engines.shape import ModelShape
 from q8core.errors import InputError
 from q8core.tasks.task import TaskKind
@@ -27,6 +28,11 @@ class Forward(Protocol):
     @property
     def shape(self) -> ModelShape:
         """Its sizes."""
+        ...
+
+    @property
+    def residence(self) -> Residence:
+        """Where its weights are."""
         ...
 
     def logits(self, batch: TokenBatch) -> Tensor:
@@ -51,6 +57,11 @@ class Model:
     pooler: Linear | None
     head: Linear
     state_bytes: int = 4
+
+    @property
+    def residence(self) -> Residence:
+        """Where the weights are: oneDNN and fbgemm allocate their own layouts, which no other process can use."""
+        return PACKED_BY_TORCH
 
     def logits(self, batch: TokenBatch) -> Tensor:
         """Return float32 logits: (B, labels) with a pooler, else (T, 2)."""
@@ -128,6 +139,7 @@ class BertEngine:
             "inner": shape.inner,
             "vocabulary": shape.vocabulary,
             "positions": shape.positions,
+            **self.model.residence.facts(),
             **self.facts,
         }
 

@@ -49,7 +49,7 @@ class Int8Kernel(Protocol):
         """Pack a checkpoint's tensors.
 
         Raises:
-            CheckpointError: if a tensor is missing or does not fit.
+            CheckpointError: if a tensor is missing, does not fit, or is not part of the model.
             EngineError: if it does not compute their scheme.
         """
         ...
@@ -81,7 +81,9 @@ class Linearwise:
 
     def load(self, shape: ModelShape, task: TaskKind, source: TensorSource, labels: int) -> Forward:
         """Pack a checkpoint's tensors."""
-        return load_int8(shape, task, source, labels, self.linear)
+        model = load_int8(shape, task, source, labels, self.linear)
+        source.finish()
+        return model
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ class Native:
         return refused(shape, task, source)
 
     def load(self, shape: ModelShape, task: TaskKind, source: TensorSource, labels: int) -> Forward:
-        """Pack a checkpoint's tensors."""
+        """Map a checkpoint's packed tensors, or pack them."""
         return load_native(shape, task, source, labels, self.variant)
 
 

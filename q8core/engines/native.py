@@ -17,7 +17,9 @@ from torch import Tensor
 from q8core.engines.bert import score_scale
 from q8core.engines.fp32 import head_path, load_norm
 from q8core.engines.linear_tensors import LinearTensors, own, take_linear
+from q8core.engines.packed_file import PackedModel, Store, packed_key, place
 from q8core.engines.packing import TokenBatch
+from q8core.engines.residence import Residence
 from q8core.engines.shape import ModelShape
 from q8core.engines.source import TensorSource
 from q8core.errors import EngineError
@@ -98,15 +100,13 @@ class NativeModel:
         shape: its sizes.
         labels: columns of the logits.
         variant: the instruction set in use, and the library's address of it.
-        view: the structure that points into `tensors`.
-        tensors: everything that is read.
+        packed: what the library reads.
     """
 
     shape: ModelShape
     labels: int
     variant: tuple[str, int]
-    view: structs.Model
-    tensors: tuple[Tensor, ...]
+    packed: PackedModel
     workspace: Workspace = field(default_factory=lambda: Workspace())
 
     def logits(self, batch: TokenBatch) -> Tensor:
@@ -114,21 +114,26 @@ class NativeModel:
         lengths = torch.tensor(batch.lengths, dtype=torch.int32)
         ids, types = batch.input_ids.contiguous(), batch.token_type_ids.contiguous()
         what = structs.Batch(batch.tokens, len(batch.lengths), ids.data_ptr(), types.data_ptr(), lengths.data_ptr())
-        library, threads = load_library(), torch.get_num_threads()
-        memory = self.workspace.of(library.q8_workspace_bytes(self.view, what, threads))
-        logits = torch.empty(len(batch.lengths) if self.view.classify else batch.tokens, self.labels)
-        library.q8_forward(self.variant[1], self.view, what, memory.data_ptr(), logits.data_ptr(), threads)
+        library, threads, view = load_library(), torch.get_num_threads(), self.packed.view
+        memory = self.workspace.of(library.q8_workspace_bytes(view, what, threads))
+        logits = torch.empty(len(batch.lengths) if view.classify else batch.tokens, self.labels)
+        library.q8_forward(self.variant[1], view, what, memory.data_ptr(), logits.data_ptr(), threads)
         return logits
 
     def workspace_bytes(self, tokens: int) -> int:
         """Return the bytes of the workspace, which has grown to what the largest batch needed."""
         return self.workspace.nbytes
 
+    @property
+    def residence(self) -> Residence:
+        """Where the weights are."""
+        return self.packed.residence
+
 
 def load_native(
     shape: ModelShape, task: TaskKind, source: TensorSource, labels: int, variant: str | None = None
 ) -> NativeModel:
-    """Pack the tensors of an int8 checkpoint, one after the other.
+    """Map the packed tensors of an int8 checkpoint, or pack them, one after the other.
 
     Args:
         shape: the model's sizes.
@@ -148,7 +153,14 @@ def load_native(
     refusal = refused(shape, task, source)
     if refusal is not None:
         raise EngineError(refusal)
-    loader = _Loader(source, shape)
+    key = packed_key(source.sha256, task, shape, labels) if source.sha256 else None
+    packed = place(key, lambda store: _pack_model(shape, task, source, labels, store))
+    return NativeModel(shape, labels, (name, usable[name]), packed)
+
+
+def _pack_model(shape: ModelShape, task: TaskKind, source: TensorSource, labels: int, store: Store) -> structs.Model:
+    """Pack every tensor of the source into the store."""
+    loader = _Loader(source, shape, store)
     view = structs.Model(shape.hidden, shape.heads, shape.inner, shape.layers, shape.norm_epsilon, task == "classify")
     view.words = loader.table("word_embeddings", shape.vocabulary)
     view.positions = loader.table("position_embeddings", shape.positions)
@@ -159,7 +171,8 @@ def load_native(
     if task == "classify":
         view.pooler = loader.linear("bert.pooler.dense", shape.hidden, shape.hidden)
     view.head = loader.linear(head_path(task), labels, shape.hidden)
-    return NativeModel(shape, labels, (name, usable[name]), view, tuple(loader.tensors))
+    source.finish()
+    return view
 
 
 def refused(shape: ModelShape, task: TaskKind, source: TensorSource) -> str | None:
@@ -184,16 +197,10 @@ _LINEARS = (
 
 
 class _Loader:
-    """Takes tensors from a source, packs them, and keeps what the structures point to."""
+    """Takes tensors from a source, packs them, and hands what the structures point to to a store."""
 
-    def __init__(self, source: TensorSource, shape: ModelShape) -> None:
-        self.source, self.shape = source, shape
-        self.tensors: list[Tensor] = []
-
-    def keep(self, tensor: Tensor) -> int:
-        """Keep a tensor; return its address."""
-        self.tensors.append(tensor)
-        return tensor.data_ptr()
+    def __init__(self, source: TensorSource, shape: ModelShape, store: Store) -> None:
+        self.source, self.shape, self.keep = source, shape, store.keep
 
     def table(self, name: str, rows: int) -> structs.Table:
         """Load an embedding table."""
@@ -234,9 +241,10 @@ class _Loader:
 
     def _pack(self, tensors: LinearTensors) -> structs.Linear:
         packed = NativeLinear.pack(tensors)
-        for each in (packed.weight, packed.comp, packed.r, packed.bias):
-            self.keep(each)
-        return packed.view
+        view = packed.view
+        view.w, view.comp = self.keep(packed.weight), self.keep(packed.comp)
+        view.r, view.bias = self.keep(packed.r), self.keep(packed.bias)
+        return view
 
 
 def _up(size: int, to: int) -> int:

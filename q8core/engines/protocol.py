@@ -20,7 +20,7 @@ KERNELS: tuple[str, ...] = get_args(KernelName)
 
 @dataclass(frozen=True)
 class EngineMemory:
-    """Bytes that an engine keeps resident.
+    """Bytes that an engine keeps resident. Shared ones (see `Residence`) count in full for each process.
 
     Attributes:
         weights: matrices and tables, in the layout the kernels read.

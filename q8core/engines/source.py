@@ -17,10 +17,15 @@ class TensorSource:
 
     The mapping may load lazily: each tensor is asked for once and not kept, so whoever packs it and drops it
     holds no second copy of the model.
+
+    Args:
+        tensors: the tensors by name.
+        sha256: digest of the verified file that holds them, if they come from one.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], sha256: str | None = None) -> None:
         self._tensors = tensors
+        self.sha256 = sha256
         self._taken: set[str] = set()
 
     def __contains__(self, name: str) -> bool:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from q8core.engines import autoselect
@@ -9,6 +11,11 @@ from q8core.engines.shape import ModelShape
 from q8core.engines.source import TensorSource
 from q8core.errors import EngineError
 from tests.engines.conftest import KERNELS, Simulated
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_cached(empty_cache: Path) -> None:
+    """Each test measures for itself."""
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from q8core.cache import CACHE_VARIABLE
 from service.settings import ENV_PREFIX, Settings
 
 SERVICES = ("q8bert", "prometheus", "grafana")
@@ -39,11 +40,17 @@ def test_images_are_pinned(compose: dict[str, Any], name: str) -> None:
     assert tag.lstrip("v").count(".") == 2
 
 
-def test_the_service_writes_nothing_but_tmp(compose: dict[str, Any]) -> None:
+def test_the_service_writes_nothing_but_tmp_and_its_cache(root: Path, compose: dict[str, Any]) -> None:
     service = compose["services"]["q8bert"]
     assert service["read_only"] is True
     assert [mount.partition(":")[0] for mount in service["tmpfs"]] == ["/tmp"]
-    assert all(volume.endswith(":ro") for volume in service["volumes"])
+    (cache,) = (volume for volume in service["volumes"] if not volume.endswith(":ro"))
+    name, _, folder = cache.partition(":")
+    assert name in compose["volumes"]
+    dockerfile = (root / "Dockerfile").read_text()
+    assert f"{CACHE_VARIABLE}={folder} " in dockerfile
+    # A new volume takes the owner of what the image has there.
+    assert f"install --directory --owner 10001 --group 10001 {folder}\n" in dockerfile
 
 
 def test_every_setting_reaches_the_service(compose: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from q8core.cache import CACHE_VARIABLE
 from service.app import create_app
 from service.container import Service
 from service.lifecycle import State
@@ -20,7 +21,7 @@ def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     import os
 
     for name in list(os.environ):
-        if name.startswith("Q8BERT_"):
+        if name.startswith("Q8BERT_") and name != CACHE_VARIABLE:
             monkeypatch.delenv(name)
 
 

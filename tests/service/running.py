@@ -15,6 +15,7 @@ from pathlib import Path
 
 from fastapi import FastAPI
 
+from q8core.cache import CACHE_VARIABLE
 from service.container import Service
 from service.lifecycle import State
 from service.server import bind, create_server
@@ -60,7 +61,9 @@ def wait_until(condition: object, seconds: float = 240) -> None:
 
 def start_command(*arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
     """Start ``q8bert serve`` as a user would."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("Q8BERT_")}
+    clean = {
+        name: value for name, value in os.environ.items() if not name.startswith("Q8BERT_") or name == CACHE_VARIABLE
+    }
     return subprocess.Popen(
         [sys.executable, "-m", "service", "serve", *map(str, arguments)],
         env={**clean, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment},

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from service import cpus
+from q8core import cpus
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,28 @@
+"""An honest line about speed where a CPU lacks what int8 is fast with."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+
+_DOT_PRODUCTS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
+"""CPU flags (x86 and ARM) of instructions that multiply and add up 8-bit integers."""
+
+
+def speed_note(kernel: str, isa: str, flags: Set[str]) -> str | None:
+    """Return what to expect of the speed of a kernel on this CPU, or None where there is nothing to excuse.
+
+    Args:
+        kernel: its name.
+        isa: the instruction set that it uses; of the native kernel, the variant.
+        flags: the CPU's flags; empty if unknown.
+    """
+    advice = "answers are as exact, but slower than the README's figures: `q8bert bench` measures them here"
+    if kernel == "native" and isa == "avx2":
+        return f"no AVX-512 VNNI on this CPU: the native kernel runs its AVX2 variant; {advice}"
+    if kernel == "native" and isa == "portable":
+        return f"neither AVX-512 VNNI nor AVX2 on this CPU: the native kernel runs plain C++; {advice}"
+    if kernel != "native" and flags and not flags & _DOT_PRODUCTS:
+        return (
+            f"no dot product instructions for 8-bit integers (VNNI) on this CPU: torch's {kernel} kernel runs; {advice}"
+        )
+    return None
