@@ -22,7 +22,5 @@ def speed_note(kernel: str, isa: str, flags: Set[str]) -> str | None:
     if kernel == "native" and isa == "portable":
         return f"neither AVX-512 VNNI nor AVX2 on this CPU: the native kernel runs plain C++; {advice}"
     if kernel != "native" and flags and not flags & _DOT_PRODUCTS:
-        return (
-            f"no dot product instructions for 8-bit integers (VNNI) on this CPU: torch's {kernel} kernel runs; {advice}"
-        )
+        return f"no VNNI or other 8-bit dot products on this CPU: torch's {kernel} kernel runs without; {advice}"
     return None

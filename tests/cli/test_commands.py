@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 from q8core.checkpoint.manifest import INT8_FILE
+from q8core.errors import EngineError
 from service.__main__ import main
 from tests.conftest import save_tiny
+from tests.service.tiny_checkpoints import make_checkpoint
 
 
 @pytest.fixture
@@ -70,6 +73,46 @@ def test_own_data_from_training_to_scores(run, data: Path, tiny_classifier: Path
     assert (card["kind"], card["labels"], card["scheme"]) == ("int8", ["blame", "praise"], "q8bert")
     assert card["training"]["base_record"]["scores"] == {"accuracy": 1.0}
     assert "model.safetensors" not in card["files"]
+    here = card["here"]
+    assert here["kernel"] in here["kernel_microseconds"]
+    assert all(set(times) == {"16", "128"} for times in here["kernel_microseconds"].values())
+    assert here["kernel_choice"] in ("measured", "cached")
+    assert here["weights_memory"] == ("shared" if here["kernel"] == "native" else "private")
+    assert here["kernels_refused"] == {}
+    code, out, err = run("info", post, "--kernel", "native")
+    assert code == 0, err
+    here = json.loads(out)["here"]
+    assert (here["kernel"], here["kernel_choice"], here["weights_memory"]) == ("native", "given", "shared")
+    code, out, err = run("info", fp32)
+    assert code == 0, err
+    here = json.loads(out)["here"]
+    assert (here["backend"], here["weights_memory"]) == ("fp32", "private")
+
+
+def test_info_tells_why_a_checkpoint_does_not_run_here(run, tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "tiny", "qa")
+    manifest = json.loads((folder / "q8bert.json").read_text())
+    code, out, err = run("info", folder, "--kernel", "onednn")
+    assert code == 0, err
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("q8core.engines.kernels.variants", missing_library)
+        code, out, err = run("info", folder, "--kernel", "native")
+        assert code == 0, err
+        card = json.loads(out)
+        assert card["here"] == {"backend": "int8", "error": "the native kernel was not built"}
+        assert card["files"].keys() == manifest["files"].keys()
+        code, out, err = run("info", folder)
+        assert json.loads(out)["here"]["kernels_refused"] == {"native": "the native kernel was not built"}
+
+
+def missing_library() -> None:
+    raise EngineError("the native kernel was not built")
+
+
+def test_the_version_is_that_of_the_package(run) -> None:
+    code, out, err = run("--version")
+    assert code == 0, err
+    assert out == f"q8bert {version('q8bert')}\n"
 
 
 def test_squad_from_training_to_scores(run, tiny_qa: Path, tmp_path: Path) -> None:

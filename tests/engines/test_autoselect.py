@@ -1,14 +1,20 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+from q8core import machine
+from q8core.cache import CACHE_VARIABLE
 from q8core.engines import autoselect
 from q8core.engines.autoselect import choose_kernel
 from q8core.engines.kernels import proven_kernel
 from q8core.engines.shape import ModelShape
 from q8core.engines.source import TensorSource
+from q8core.engines.speed_note import speed_note
 from q8core.errors import EngineError
 from tests.engines.conftest import KERNELS, Simulated
 
@@ -70,3 +76,86 @@ def test_no_usable_kernel_is_an_error(monkeypatch: pytest.MonkeyPatch, question:
 def test_a_chosen_kernel_is_not_measured(monkeypatch: pytest.MonkeyPatch, question: tuple[object, ...]) -> None:
     monkeypatch.setattr(autoselect, "measure_layer", None)
     assert choose_kernel("onednn", *question).microseconds == {}
+
+
+def test_a_later_load_reads_the_times(monkeypatch: pytest.MonkeyPatch, question: tuple[object, ...]) -> None:
+    first = choose_kernel("auto", *question)
+    monkeypatch.setattr(autoselect, "measure_layer", None)
+    second = choose_kernel("auto", *question)
+    assert (first.how, second.how) == ("measured", "cached")
+    assert second.microseconds == first.microseconds
+    assert second.kernel.name == first.kernel.name
+    assert second.facts()["kernel_choice"] == "cached"
+
+
+@pytest.mark.parametrize("change", ["cpu", "flags", "threads", "torch", "library", "code", "variable", "kernels"])
+def test_times_of_other_conditions_are_not_taken(
+    monkeypatch: pytest.MonkeyPatch, question: tuple[object, ...], change: str
+) -> None:
+    choose_kernel("auto", *question)
+    name, flags = machine.cpu()
+    threads = torch.get_num_threads()
+    if change == "cpu":
+        monkeypatch.setattr(autoselect, "cpu", lambda: ("another CPU", flags))
+    elif change == "flags":
+        monkeypatch.setattr(autoselect, "cpu", lambda: (name, flags | {"avx1024"}))
+    elif change == "threads":
+        monkeypatch.setattr(torch, "get_num_threads", lambda: threads + 1)
+    elif change == "torch":
+        monkeypatch.setattr(torch, "__version__", "9.9.9")
+    elif change == "library":
+        monkeypatch.setattr(autoselect, "load_library", lambda: SimpleNamespace(q8_digest=lambda: b"another"))
+    elif change == "code":
+        monkeypatch.setattr(autoselect, "code_digest", lambda: "another")
+    elif change == "variable":
+        monkeypatch.setenv("ONEDNN_CPU_ISA_HINTS", "PREFER_YMM")  # read by oneDNN once, and long ago
+    else:
+        monkeypatch.setattr(autoselect, "KERNEL_NAMES", ("native", "onednn"))
+    assert choose_kernel("auto", *question).how == "measured"
+
+
+def test_times_of_another_layer_are_not_taken(classifier: Simulated, question: tuple[object, ...]) -> None:
+    choose_kernel("auto", *question)
+    shape = ModelShape.of(classifier.config)
+    assert choose_kernel("auto", replace(shape, vocabulary=7), *question[1:]).how == "cached"
+    assert choose_kernel("auto", replace(shape, inner=96), *question[1:]).how == "measured"
+
+
+def test_without_a_cache_they_are_measured_each_time_and_that_is_said(
+    monkeypatch: pytest.MonkeyPatch, question: tuple[object, ...], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "file" / "cache"))
+    assert [choose_kernel("auto", *question).how for _ in range(2)] == ["measured", "measured"]
+    assert caplog.text.count("cache unusable") == 1
+
+
+def test_how_it_was_chosen_is_told(monkeypatch: pytest.MonkeyPatch, question: tuple[object, ...]) -> None:
+    assert choose_kernel("fbgemm", *question).facts()["kernel_choice"] == "given"
+    monkeypatch.setattr(autoselect, "KERNEL_NAMES", ("fbgemm",))
+    assert choose_kernel("auto", *question).facts()["kernel_choice"] == "only"
+
+
+@pytest.mark.parametrize(
+    ("kernel", "isa", "flags", "words"),
+    [
+        ("native", "amx", {"amx_int8", "avx512_vnni"}, None),
+        ("native", "avx512_vnni", {"avx512_vnni"}, None),
+        ("native", "avx2", {"avx2"}, "no AVX-512 VNNI on this CPU: the native kernel runs its AVX2 variant"),
+        ("native", "avx2", {"avx2", "avx_vnni"}, "AVX2 variant"),
+        ("native", "portable", set[str](), "plain C"),
+        ("onednn", "AVX2", {"avx2"}, "torch's onednn kernel runs without"),
+        ("onednn", "AVX2", {"avx2", "avx_vnni"}, None),
+        ("fbgemm", "DEFAULT", {"asimd", "asimddp"}, None),
+        ("fbgemm", "DEFAULT", set[str](), None),
+    ],
+)
+def test_a_slow_cpu_gets_an_honest_line(kernel: str, isa: str, flags: set[str], words: str | None) -> None:
+    note = speed_note(kernel, isa, flags)
+    if words is None:
+        assert note is None
+    else:
+        assert note is not None
+        assert words in note
+        assert "slower" in note
+        assert "\n" not in note

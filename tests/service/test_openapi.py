@@ -45,5 +45,8 @@ def test_pages_and_info(client: TestClient) -> None:
     info = client.get("/info").json()
     assert set(info["models"]) == {"classify", "qa"}
     assert info["models"]["classify"]["backends"]["fp32"]["dequantized"] is False
+    int8 = info["models"]["classify"]["backends"]["int8"]
+    assert (int8["kernel"], int8["kernel_choice"], int8["kernel_microseconds"]) == ("fbgemm", "given", {})
+    assert (int8["weights_memory"], int8["weights_note"]) == ("private", "torch packs them for each process")
     assert info["limits"]["payload_limit"] == 200_000
     assert info["state"] == "ready"
