@@ -1,4 +1,4 @@
-"""What the quantized layers of one model share during a forward pass: the padding mask and the last input."""
+"""What the quantized layers of one model share during a forward pass: the masks and the last input."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ class ForwardContext:
         """Forget mask and tensors."""
         self.mask: Tensor | None = None
         self.shared: tuple[object, Tensor, Tensor, Tensor] | None = None
+        self._hidden: tuple[Tensor, Tensor] | None = None
 
     def before(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook: keep `attention_mask` (batch, sequence), given by keyword or as second argument.
@@ -62,8 +63,35 @@ class ForwardContext:
         """Keep the quantized copy of `x` for the layers that read the same tensor."""
         self.shared = (owner, x, x_q, scale_x)
 
+    def hidden_keys(self, attention_mask: Tensor | None) -> Tensor | None:
+        """Return where keys are hidden, bool in the mask's shape; layers that get the same mask share the answer.
+
+        Args:
+            attention_mask: Hugging Face's, for its own attention functions: False, or the dtype's smallest number to
+                be added to a score, where a key is hidden. None hides nothing.
+
+        Raises:
+            InputError: if a number is to be added to a score that is seen.
+        """
+        if attention_mask is None:
+            return None
+        if self._hidden is None or self._hidden[0] is not attention_mask:
+            self._hidden = (attention_mask, _hidden_keys(attention_mask))
+        return self._hidden[1]
+
     def __getstate__(self) -> dict[str, object]:
-        return {"ignore_padding": self.ignore_padding, "mask": None, "shared": None}
+        return {"ignore_padding": self.ignore_padding, "mask": None, "shared": None, "_hidden": None}
+
+
+def _hidden_keys(mask: Tensor) -> Tensor:
+    if mask.dtype == torch.bool:
+        return ~mask
+    hidden = mask <= torch.finfo(mask.dtype).min
+    other = mask.masked_fill(hidden, 0)
+    if bool(other.any()):
+        found = float(other[other != 0][0])
+        raise InputError(f"an attention mask may only show (0) or hide keys of quantized products; found {found:g}")
+    return hidden
 
 
 def compute_dtype() -> torch.dtype:

@@ -16,7 +16,7 @@ from q8core.errors import CalibrationError, SchemeError
 from q8core.quant.context import ForwardContext
 from q8core.quant.layers import QATEmbedding, QATLinear, RangeName
 from q8core.quant.ranges import CalibrationMethod, create_collector
-from q8core.quant.scheme import Scheme, SlotScheme
+from q8core.quant.scheme import ATTENTION_PRODUCTS, Scheme, SlotScheme
 
 if TYPE_CHECKING:
     from transformers import BertConfig, BertForQuestionAnswering, BertForSequenceClassification
@@ -30,6 +30,7 @@ _SLOT_OF_ENDING = {
     "attention.self.query": "query",
     "attention.self.key": "key",
     "attention.self.value": "value",
+    "attention.self": ATTENTION_PRODUCTS,
     "attention.output.dense": "attention_output",
     "intermediate.dense": "ffn_in",
     "output.dense": "ffn_out",
@@ -52,21 +53,18 @@ def slot_of(path: str) -> str:
 
 
 def prepare(model: BertModelForTask, scheme: Scheme) -> BertModelForTask:
-    """Replace the linears and embeddings of `model` by fake-quantized ones, in place, and return it.
+    """Replace the linears, embeddings and, by scheme, attentions of `model` by fake-quantized ones; return it.
 
-    The model keeps its class, its parameters and their names. A forward hook passes `attention_mask` to the
-    observers, so that padding does not widen the ranges (`scheme.ignore_padding`).
+    The model is changed in place. It keeps its class, its parameters and their names. A forward hook passes
+    `attention_mask` to the observers, so that padding does not widen the ranges (`scheme.ignore_padding`).
 
     Raises:
         SchemeError: if the model is not a float32 BERT for one of the two tasks, is a decoder or pruned, was
-            prepared before, or an override of the scheme matches no module.
+            prepared before, or the scheme has an override that matches no module or does not fit where it applies.
     """
     _check_model(model)
-    modules = {path: module for path, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Embedding))}
-    slots = {path: scheme.resolve(slot_of(path), path) for path in modules}
-    for glob in scheme.overrides:
-        if not any(fnmatchcase(path, glob) for path in modules):
-            raise SchemeError(f"override {glob!r} matches no module; paths look like {next(iter(modules))!r}")
+    modules = {path: module for path, module in model.named_modules() if _has_slot(module)}
+    slots = _resolved(scheme, list(modules))
     context = ForwardContext(ignore_padding=scheme.ignore_padding)
     built: dict[str, QATLinear] = {}
     for path, module in modules.items():
@@ -75,10 +73,12 @@ def prepare(model: BertModelForTask, scheme: Scheme) -> BertModelForTask:
             continue
         if isinstance(module, nn.Embedding):
             twin: nn.Module = QATEmbedding(module, path=path, slot=slot)
-        else:
+        elif isinstance(module, nn.Linear):
             owner = _input_owner(path, slot, scheme, built)
             twin = QATLinear(module, path=path, scheme=scheme, slot=slot, context=context, shares_input_of=owner)
             built[path] = twin
+        else:
+            twin = _attention_twin(module, path, slot, context)
         model.set_submodule(path, twin)
     model.register_forward_pre_hook(context.before, with_kwargs=True)
     model.register_forward_hook(context.after, always_call=True)
@@ -171,6 +171,33 @@ def _collected(layer: QATLinear) -> dict[RangeName, Tensor]:
         if not bool(torch.isfinite(threshold)):
             raise CalibrationError(f"{layer.path}: the {name} of this layer is infinite or NaN on calibration data")
     return thresholds
+
+
+def _has_slot(module: nn.Module) -> bool:
+    from transformers.models.bert.modeling_bert import BertSelfAttention
+
+    return isinstance(module, (nn.Linear, nn.Embedding, BertSelfAttention))
+
+
+def _resolved(scheme: Scheme, paths: list[str]) -> dict[str, SlotScheme]:
+    """Return the scheme of each module, checked for what belongs together."""
+    slots = {path: scheme.resolve(slot_of(path), path) for path in paths}
+    for glob in scheme.overrides:
+        if not any(fnmatchcase(path, glob) for path in paths):
+            raise SchemeError(f"override {glob!r} matches no module; paths look like {paths[0]!r}")
+    for path in paths:
+        if slot_of(path) == ATTENTION_PRODUCTS:
+            scheme.quantizes_products(path)
+    return slots
+
+
+def _attention_twin(module: nn.Module, path: str, slot: SlotScheme, context: ForwardContext) -> nn.Module:
+    from transformers.models.bert.modeling_bert import BertSelfAttention
+
+    from q8core.quant.self_attention import QATSelfAttention
+
+    assert isinstance(module, BertSelfAttention)
+    return QATSelfAttention(module, path=path, slot=slot, context=context)
 
 
 def _input_owner(path: str, slot: SlotScheme, scheme: Scheme, built: Mapping[str, QATLinear]) -> QATLinear | None:

@@ -1,6 +1,6 @@
 """What is quantized and how: a `Scheme` is plain data, and the presets are schemes.
 
-A BERT has eleven slots (`SLOTS`); each has a `SlotScheme`, and `overrides` change single modules by a glob of
+A BERT has twelve slots (`SLOTS`); each has a `SlotScheme`, and `overrides` change single modules by a glob of
 their path. Everything unknown is a `SchemeError`: a typo must never leave a layer in float32 silently.
 """
 
@@ -27,8 +27,10 @@ LINEAR_SLOTS = (
     "pooler",
     "head",
 )
-SLOTS = EMBEDDING_SLOTS + LINEAR_SLOTS
-REQUANTIZABLE_SLOTS = ("query", "key")
+ATTENTION_PRODUCTS = "attention_products"
+"""Q K^T and P V of an attention, both in integers: see `q8core.quant.products`."""
+SLOTS = (*EMBEDDING_SLOTS, *LINEAR_SLOTS, ATTENTION_PRODUCTS)
+REQUANTIZABLE_SLOTS = ("query", "key", "value")
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,13 @@ class SlotScheme:
 
     Attributes:
         enabled: False leaves the module in float32.
-        weight: one scale per tensor, or one per output row (linear) or table row (embedding).
+        weight: one scale per tensor, or one per output row (linear) or table row (embedding); the attention
+            products have no weight.
         activation: where the input scale comes from: "ema" of max|x| in training or calibration (static at
-            inference), "dynamic" per token, or "none" (embeddings have no input to quantize).
-        requantize_output: put the output on an 8-bit grid too (query and key only: the operands of Q K^T).
+            inference), "dynamic" per token, or "none" (embeddings have no input to quantize, the attention
+            products take their operands with the scales they come with).
+        requantize_output: put the output on an 8-bit grid too: query and key, the operands of Q K^T, and value,
+            where the attention products are quantized.
         start_step: training steps that only observe ranges and compute in float32.
     """
 
@@ -96,6 +101,7 @@ class Scheme:
             _check_bool(flag, getattr(self, flag))
         for slot, slot_scheme in self.slots.items():
             _check_slot(slot, slot_scheme)
+        _check_products(self.slots)
         for glob, changes in self.overrides.items():
             _slot_from_dict(f"override {glob!r}", changes, base=SlotScheme())
         object.__setattr__(self, "slots", {slot: self.slots[slot] for slot in SLOTS})
@@ -111,6 +117,17 @@ class Scheme:
         _check_slot(slot, resolved, where=f" at {path}")
         return resolved
 
+    def quantizes_products(self, path: str) -> bool:
+        """Return whether the attention at `path` (ending in attention.self) multiplies integers.
+
+        Raises:
+            SchemeError: if query, key and value there do not fit that.
+        """
+        here = {ATTENTION_PRODUCTS: self.resolve(ATTENTION_PRODUCTS, path)}
+        here |= {slot: self.resolve(slot, f"{path}.{slot}") for slot in REQUANTIZABLE_SLOTS}
+        _check_products(here, where=f" at {path}")
+        return here[ATTENTION_PRODUCTS].enabled
+
     def to_dict(self) -> dict[str, object]:
         """Return the scheme as plain JSON values."""
         return asdict(self)
@@ -118,6 +135,8 @@ class Scheme:
     @classmethod
     def from_dict(cls, data: Mapping[str, object]) -> Scheme:
         """Return the scheme that `to_dict` described.
+
+        Without the slot of the attention products, which first manifests did not know, they are in float32.
 
         Raises:
             SchemeError: if a key is unknown or missing (the message names the allowed ones) or a value is wrong.
@@ -128,6 +147,7 @@ class Scheme:
         for slot, value in _mapping("slots", data["slots"]).items():
             _check_keys("slot", {slot: None}, SLOTS)
             slots[slot] = _slot_from_dict(f"slot {slot!r}", _mapping(f"slot {slot!r}", value))
+        slots.setdefault(ATTENTION_PRODUCTS, _FLOAT_PRODUCTS)
         overrides = {
             glob: _mapping(f"override {glob!r}", change)
             for glob, change in _mapping("overrides", data["overrides"]).items()
@@ -140,7 +160,8 @@ def preset(name: str) -> Scheme:
     """Return the scheme of that name.
 
     `q8bert` is the default for training, `q8bert-paper` the paper's own rules to the letter, `static` and
-    `dynamic` quantize without training.
+    `dynamic` quantize without training; `q8bert-attention` and `static-attention` also quantize the attention
+    products.
 
     Raises:
         SchemeError: if there is no such preset; the message names the presets.
@@ -158,10 +179,26 @@ def _slot_from_dict(what: str, data: Mapping[str, object], base: SlotScheme | No
 def _check_slot(slot: str, scheme: SlotScheme, where: str = "") -> None:
     if not scheme.enabled:
         return
-    allowed = ("none",) if slot in EMBEDDING_SLOTS else ("ema", "dynamic")
+    allowed = ("ema", "dynamic") if slot in LINEAR_SLOTS else ("none",)
     _check_choice(f"activation of slot {slot}{where}", scheme.activation, allowed)
     if scheme.requantize_output and slot not in REQUANTIZABLE_SLOTS:
-        raise SchemeError(f"requantize_output is for the slots query and key, not for {slot}{where}")
+        raise SchemeError(f"requantize_output is for the slots query, key and value, not for {slot}{where}")
+
+
+def _check_products(slots: Mapping[str, SlotScheme], where: str = "") -> None:
+    """Quantized products and the requantized value, their right operand, come together or not at all."""
+    requantized = {slot: slots[slot].enabled and slots[slot].requantize_output for slot in REQUANTIZABLE_SLOTS}
+    if slots[ATTENTION_PRODUCTS].enabled and not all(requantized.values()):
+        plain = next(slot for slot, found in requantized.items() if not found)
+        raise SchemeError(
+            f"{ATTENTION_PRODUCTS}{where} need requantized query, key and value, but {plain} is not: enable it with "
+            f"requantize_output, or disable {ATTENTION_PRODUCTS}"
+        )
+    if requantized["value"] and not slots[ATTENTION_PRODUCTS].enabled:
+        raise SchemeError(
+            f"the value{where} is requantized for quantized {ATTENTION_PRODUCTS}, which are disabled: enable them, or "
+            "set its requantize_output to false"
+        )
 
 
 def _check_bool(what: str, value: object) -> None:
@@ -189,22 +226,30 @@ def _mapping(what: str, value: object) -> Mapping[str, object]:
     return cast("Mapping[str, object]", value)
 
 
-def _slots(weight: Granularity, activation: ActivationRange, *, requantize: bool) -> dict[str, SlotScheme]:
-    """Return the paper's slots: all tables but token types, all linears, Q and K requantized."""
+_FLOAT_PRODUCTS = SlotScheme(enabled=False, activation="none")
+
+
+def _slots(
+    weight: Granularity, activation: ActivationRange, *, requantize: bool, products: bool = False
+) -> dict[str, SlotScheme]:
+    """Return the paper's slots: all tables but token types, all linears, Q and K requantized; or the products too."""
     table = SlotScheme(weight=weight, activation="none")
     linear = SlotScheme(weight=weight, activation=activation)
-    slots = {slot: table if slot in EMBEDDING_SLOTS else linear for slot in SLOTS}
+    slots = {slot: linear if slot in LINEAR_SLOTS else table for slot in SLOTS}
     slots["token_type_embeddings"] = replace(table, enabled=False)  # two rows: nothing to gain (as the paper)
-    for slot in REQUANTIZABLE_SLOTS:
+    slots[ATTENTION_PRODUCTS] = replace(table, enabled=products)
+    for slot in REQUANTIZABLE_SLOTS if products else ("query", "key"):
         slots[slot] = replace(linear, requantize_output=requantize)
     return slots
 
 
 _PAPER_SLOTS = _slots("per_tensor", "ema", requantize=True)
 _DEFAULT_SLOTS = _slots("per_channel", "ema", requantize=True)
+_ATTENTION_SLOTS = _slots("per_channel", "ema", requantize=True, products=True)
 
 PRESETS: Mapping[str, Scheme] = {
     "q8bert": Scheme("q8bert", _DEFAULT_SLOTS),
+    "q8bert-attention": Scheme("q8bert-attention", _ATTENTION_SLOTS),
     "q8bert-paper": Scheme(
         "q8bert-paper",
         {**_PAPER_SLOTS, "head": replace(_PAPER_SLOTS["head"], start_step=200)},
@@ -213,6 +258,7 @@ PRESETS: Mapping[str, Scheme] = {
         share_qkv_input=False,
     ),
     "static": Scheme("static", _DEFAULT_SLOTS),
+    "static-attention": Scheme("static-attention", _ATTENTION_SLOTS),
     "dynamic": Scheme("dynamic", _slots("per_channel", "dynamic", requantize=False)),
 }
 """The named schemes."""

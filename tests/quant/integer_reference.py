@@ -81,8 +81,15 @@ class IntegerBert:
         scores = q @ k.transpose(0, 1, 3, 2) / math.sqrt(hidden // self.heads)
         scores = np.where(mask[:, None, None, :] == 0, -np.inf, scores)
         weights = np.exp(scores - scores.max(-1, keepdims=True))
-        weights = weights / weights.sum(-1, keepdims=True)
-        context = (weights @ v).transpose(0, 2, 1, 3).reshape(batch, length, hidden)
+        if f"{path}.attention.self.value.output_scale" in self.t:
+            p = np.rint(255 * weights).astype(np.int64)
+            scale_v = self.t[f"{path}.attention.self.value.output_scale"].astype(np.float64)
+            acc = p @ np.rint(v / scale_v).astype(np.int64)
+            self.largest_accumulator = max(self.largest_accumulator, int(np.abs(acc).max()))
+            context = acc * scale_v / p.sum(-1, keepdims=True)
+        else:
+            context = weights / weights.sum(-1, keepdims=True) @ v
+        context = context.transpose(0, 2, 1, 3).reshape(batch, length, hidden)
         x = self._norm(f"{path}.attention.output.LayerNorm", x + self.linear(f"{path}.attention.output.dense", context))
         inner = self.linear(f"{path}.intermediate.dense", x)
         inner = inner * 0.5 * (1 + _erf(inner / math.sqrt(2)))

@@ -45,7 +45,8 @@ def test_whole_model_equals_an_integer_bert(name: str, task: str) -> None:
         difference = np.abs(got - expected)[real]
         # Float32 and float64 may round a value that lies on a tie to neighbouring integers: rarely, by one step.
         assert np.median(difference) < 1e-5 * np.abs(expected).max()
-        assert difference.max() < 5e-3 * np.abs(expected).max()
+        # With quantized products such a step goes on to more places: every query's probability of that key.
+        assert difference.max() < (3e-2 if name.endswith("attention") else 5e-3) * np.abs(expected).max()
         axis = -1 if task == "classify" else 1
         masked = np.where(real[..., None], expected, -math.inf)
         assert np.array_equal(np.where(real[..., None], got, -math.inf).argmax(axis), masked.argmax(axis))
@@ -80,17 +81,27 @@ def test_names_types_and_shapes() -> None:
     assert kinds["bert.embeddings.word_embeddings.weight_scale"] == (torch.float32, (100,))
     assert kinds["bert.embeddings.token_type_embeddings.weight"] == (torch.float32, (2, 32))
     assert "bert.embeddings.token_type_embeddings.weight_scale" not in kinds
-    assert {name for name in kinds if name.endswith("output_scale")} == {
-        f"bert.encoder.layer.{layer}.attention.self.{name}.output_scale"
-        for layer in (0, 1)
-        for name in ("query", "key")
-    }
+    assert requantized(tensors) == {f"{layer}.{name}" for layer in (0, 1) for name in ("query", "key")}
     assert {name for name, _ in model.named_parameters()} <= kinds.keys()
     assert not any("threshold" in name or "observed" in name or "position_ids" in name for name in kinds)
     assert all(tensor.is_contiguous() for tensor in tensors.values())
     pointers = [tensor.data_ptr() for tensor in tensors.values()]
     assert len(set(pointers)) == len(pointers)  # safetensors refuses shared memory
     assert all(int(tensor.min()) >= -127 for tensor in tensors.values() if tensor.dtype == torch.int8)
+
+
+def requantized(tensors: dict[str, Tensor]) -> set[str]:
+    """The linears with an output scale, as layer.name."""
+    paths = [name.removesuffix(".output_scale") for name in tensors if name.endswith(".output_scale")]
+    return {path.removeprefix("bert.encoder.layer.").replace("attention.self.", "") for path in paths}
+
+
+def test_quantized_products_add_one_scale_per_layer() -> None:
+    tensors, without = convert(prepared("q8bert-attention")), convert(prepared("q8bert"))
+    assert {name: (t.dtype, t.shape) for name, t in tensors.items() if name not in without} == {
+        f"bert.encoder.layer.{layer}.attention.self.value.output_scale": (torch.float32, (1,)) for layer in (0, 1)
+    }
+    assert without.keys() < tensors.keys()
 
 
 def test_per_tensor_scales_have_one_element() -> None:

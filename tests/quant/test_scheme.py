@@ -27,7 +27,8 @@ def test_paper_preset_is_the_paper() -> None:
     assert (scheme.ema_decay, scheme.ema_debias) == (0.9999, False)
     assert (scheme.ignore_padding, scheme.share_qkv_input) == (False, False)
     assert {slot: s.start_step for slot, s in scheme.slots.items() if s.start_step} == {"head": 200}
-    assert {slot for slot, s in scheme.slots.items() if not s.enabled} == {"token_type_embeddings"}
+    unquantized = {slot for slot, s in scheme.slots.items() if not s.enabled}
+    assert unquantized == {"token_type_embeddings", "attention_products"}
     assert {slot for slot, s in scheme.slots.items() if s.requantize_output} == {"query", "key"}
     assert {s.weight for s in scheme.slots.values()} == {"per_tensor"}
 
@@ -43,7 +44,7 @@ def test_default_preset_mends_the_paper() -> None:
 
 
 def test_unknown_preset_names_the_known_ones() -> None:
-    with pytest.raises(SchemeError, match="q8bert, q8bert-paper, static, dynamic; found 'q8brt'"):
+    with pytest.raises(SchemeError, match=r"q8bert, q8bert-attention, q8bert-paper, .*; found 'q8brt'"):
         preset("q8brt")
 
 
@@ -96,7 +97,8 @@ def test_slot_values_are_checked(changes: dict[str, object], message: str) -> No
     [
         ("query", SlotScheme(activation="none"), "activation of slot query must be one of ema, dynamic"),
         ("word_embeddings", SlotScheme(), "activation of slot word_embeddings must be one of none"),
-        ("value", SlotScheme(requantize_output=True), "for the slots query and key, not for value"),
+        ("pooler", SlotScheme(requantize_output=True), "for the slots query, key and value, not for pooler"),
+        ("attention_products", SlotScheme(), "activation of slot attention_products must be one of none; found 'ema'"),
     ],
 )
 def test_slots_are_checked_against_their_place(slot: str, scheme: SlotScheme, message: str) -> None:
@@ -133,6 +135,56 @@ def test_overrides_are_checked_where_they_apply() -> None:
     scheme = replace(preset("q8bert"), overrides={"classifier": {"requantize_output": True}})
     with pytest.raises(SchemeError, match="not for head at classifier"):
         scheme.resolve("head", "classifier")
+
+
+def attention_slots(**changes: SlotScheme) -> Scheme:
+    base = preset("q8bert-attention")
+    return replace(base, slots={**base.slots, **changes})
+
+
+@pytest.mark.parametrize("slot", ["query", "key", "value"])
+@pytest.mark.parametrize("change", [{"enabled": False}, {"requantize_output": False}])
+def test_quantized_products_need_integer_operands(slot: str, change: dict[str, bool]) -> None:
+    operand = replace(preset("q8bert-attention").slots[slot], **change)
+    with pytest.raises(SchemeError, match=rf"attention_products need requantized query, key and value, but {slot} is"):
+        attention_slots(**{slot: operand})
+    path = "bert.encoder.layer.1.attention.self"
+    scheme = replace(preset("q8bert-attention"), overrides={f"{path}.{slot}": change})
+    assert scheme.quantizes_products("bert.encoder.layer.0.attention.self")
+    with pytest.raises(SchemeError, match=rf"attention_products at {path} need .* but {slot} is not"):
+        scheme.quantizes_products(path)
+
+
+def test_a_requantized_value_needs_quantized_products() -> None:
+    """Nothing else reads an integer value: the tensor `value.output_scale` says that the products are quantized."""
+    with pytest.raises(SchemeError, match="the value is requantized for quantized attention_products"):
+        attention_slots(attention_products=SlotScheme(enabled=False, activation="none"))
+
+
+def test_overrides_choose_the_layers_of_quantized_products() -> None:
+    path = "bert.encoder.layer.{}.attention.self"
+    without = {path.format(1): {"enabled": False}, path.format(1) + ".value": {"requantize_output": False}}
+    scheme = replace(preset("q8bert-attention"), overrides=without)
+    assert [scheme.quantizes_products(path.format(layer)) for layer in (0, 1)] == [True, False]
+    added = {path.format(1): {"enabled": True}, path.format(1) + ".value": {"requantize_output": True}}
+    scheme = replace(preset("q8bert"), overrides=added)
+    assert [scheme.quantizes_products(path.format(layer)) for layer in (0, 1)] == [False, True]
+
+
+def test_attention_presets_change_nothing_else() -> None:
+    for name, base in (("q8bert-attention", "q8bert"), ("static-attention", "static")):
+        ours, theirs = preset(name).slots, preset(base).slots
+        assert {slot for slot in SLOTS if ours[slot] != theirs[slot]} == {"value", "attention_products"}
+        assert ours["value"] == replace(theirs["value"], requantize_output=True)
+
+
+def test_a_scheme_from_before_quantized_products_has_none() -> None:
+    old = data()
+    del old["slots"]["attention_products"]
+    assert Scheme.from_dict(old) == preset("q8bert")
+    old["slots"]["value"]["requantize_output"] = True
+    with pytest.raises(SchemeError, match="the value is requantized"):
+        Scheme.from_dict(old)
 
 
 def test_schemes_do_not_change() -> None:
