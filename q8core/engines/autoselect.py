@@ -90,23 +90,26 @@ def choose_kernel(name: str, shape: ModelShape, task: TaskKind, source: TensorSo
         raise EngineError("no int8 kernel works on this machine: " + "; ".join(f"{k}: {v}" for k, v in refused.items()))
     if len(usable) == 1:
         return Choice(next(iter(usable.values())), "only", refused=refused)
-    how, times = _times(usable, shape)
+    products = "bert.encoder.layer.0.attention.self.value.output_scale" in source
+    how, times = _times(usable, shape, quantized_products=products)
     best = min(usable, key=lambda each: math.prod(times[each].values()))
     return Choice(usable[best], how, times, refused)
 
 
-def _times(kernels: Mapping[str, Int8Kernel], shape: ModelShape) -> tuple[Literal["measured", "cached"], Microseconds]:
+def _times(
+    kernels: Mapping[str, Int8Kernel], shape: ModelShape, *, quantized_products: bool
+) -> tuple[Literal["measured", "cached"], Microseconds]:
     """Return the times of an earlier load under the same conditions, or measure, and keep them for later ones."""
-    key = _conditions(kernels, shape)
+    key = {**_conditions(kernels, shape), "quantized_products": quantized_products}
     try:
         kept = read_record("kernels", key)
         if kept is not None:
             return "cached", {name: {int(rows): float(t) for rows, t in by.items()} for name, by in kept.items()}
-        times = measure_layer(kernels, shape)
+        times = measure_layer(kernels, shape, quantized_products=quantized_products)
         write_record("kernels", key, {name: {str(rows): t for rows, t in by.items()} for name, by in times.items()})
     except OSError as error:
         tell_unusable(error)
-        times = measure_layer(kernels, shape)
+        times = measure_layer(kernels, shape, quantized_products=quantized_products)
     return "measured", times
 
 
@@ -128,9 +131,11 @@ def _conditions(kernels: Mapping[str, Int8Kernel], shape: ModelShape) -> Key:
     }
 
 
-def measure_layer(kernels: Mapping[str, Int8Kernel], shape: ModelShape) -> Microseconds:
+def measure_layer(
+    kernels: Mapping[str, Int8Kernel], shape: ModelShape, *, quantized_products: bool = False
+) -> Microseconds:
     """Return kernel -> tokens -> median microseconds of a one-layer model of this shape, the kernels taking turns."""
-    models = {name: _one_layer(kernel, shape) for name, kernel in kernels.items()}
+    models = {name: _one_layer(kernel, shape, quantized_products) for name, kernel in kernels.items()}
     times: dict[str, dict[int, list[float]]] = {name: {rows: [] for rows in ROWS} for name in kernels}
     deadline = time.monotonic() + _BUDGET_SECONDS
     zeros = torch.zeros(max(ROWS), dtype=torch.int64)
@@ -148,7 +153,7 @@ def measure_layer(kernels: Mapping[str, Int8Kernel], shape: ModelShape) -> Micro
     return {name: {rows: round(sorted(t)[len(t) // 2], 1) for rows, t in by.items()} for name, by in times.items()}
 
 
-def _one_layer(kernel: Int8Kernel, shape: ModelShape) -> Forward:
+def _one_layer(kernel: Int8Kernel, shape: ModelShape, quantized_products: bool) -> Forward:
     config = BertConfig(
         vocab_size=16,
         hidden_size=shape.hidden,
@@ -158,4 +163,5 @@ def _one_layer(kernel: Int8Kernel, shape: ModelShape) -> Forward:
         max_position_embeddings=max(ROWS),
         layer_norm_eps=shape.norm_epsilon,
     )
-    return kernel.load(ModelShape.of(config), "qa", TensorSource(RandomInt8(config, "qa")), 2)
+    tensors = RandomInt8(config, "qa", quantized_products=quantized_products)
+    return kernel.load(ModelShape.of(config), "qa", TensorSource(tensors), 2)

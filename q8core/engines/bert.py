@@ -75,9 +75,12 @@ class Model:
 
     def workspace_bytes(self, tokens: int) -> int:
         """Return the bytes of activations of `tokens` tokens, at their peak in a layer."""
-        attention = 4 * (1 + 3 + 1) * self.shape.hidden  # residual, q k v, context
-        feed_forward = 4 * 2 * self.shape.hidden + self.state_bytes * self.shape.inner
-        return tokens * max(attention, feed_forward)
+        shape = self.shape
+        length = min(tokens, shape.positions)
+        scores = max(layer.products.workspace_bytes(tokens, length, shape.heads) for layer in self.layers)
+        attention = 4 * (1 + 3 + 1) * shape.hidden  # residual, q k v, context
+        feed_forward = 4 * 2 * shape.hidden + self.state_bytes * shape.inner
+        return max(tokens * attention + scores, tokens * feed_forward)
 
 
 @dataclass

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch.nn.functional as F
 from torch import Tensor
 
-from q8core.engines.attention import packed_attention
+from q8core.engines.attention import Products, packed_attention
 from q8core.engines.linear import ActivatingLinear, Linear, StaticLinear
 from q8core.engines.packing import Run, TokenBatch
 
@@ -106,10 +106,9 @@ class ProjectionPart:
 
 @dataclass(frozen=True)
 class Projection:
-    """Queries, keys and values of a layer, and the factor that softmax's argument still needs."""
+    """Queries, keys and values of a layer."""
 
     parts: tuple[ProjectionPart, ...]
-    score_scale: float
 
     def __call__(self, hidden: Tensor, query_rows: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Return q, k, v (T, H); with `query_rows` (B,), where the query has a part of its own, q is (B, H)."""
@@ -159,6 +158,7 @@ class EncoderLayer:
 
     heads: int
     projection: Projection
+    products: Products
     output: Linear
     output_norm: Norm
     feed_forward: FeedForward
@@ -168,7 +168,7 @@ class EncoderLayer:
         """Return the next hidden state (T, H); with `query_rows` (B,), only that of those rows, (B, H)."""
         q, k, v = self.projection(hidden, query_rows)
         first_only = query_rows is not None
-        context = packed_attention(q, k, v, runs, self.heads, self.projection.score_scale, first_only=first_only)
+        context = packed_attention(q, k, v, runs, self.heads, self.products, first_only=first_only)
         residual = hidden if query_rows is None else hidden[query_rows]
         attended = self.output_norm(self.output.add(context, residual))
         return self.final_norm(self.feed_forward(attended))

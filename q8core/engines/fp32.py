@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from q8core.engines.attention import FloatProducts
 from q8core.engines.bert import Model, score_scale
 from q8core.engines.encoder import (
     Embeddings,
@@ -79,7 +80,8 @@ def _layer(source: TensorSource, shape: ModelShape, number: int, *, own_query: b
     )
     return EncoderLayer(
         heads=shape.heads,
-        projection=Projection(parts, score_scale(shape)),
+        projection=Projection(parts),
+        products=FloatProducts(score_scale(shape)),
         output=load_float_linear(source, f"{path}.attention.output.dense", h, h),
         output_norm=load_norm(source, f"{path}.attention.output.LayerNorm", shape),
         feed_forward=FloatFeedForward(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from q8core.engines.attention import FloatProducts, Products, QuantizedProducts
 from q8core.engines.bert import Model, score_scale
 from q8core.engines.encoder import (
     Embeddings,
@@ -30,7 +31,10 @@ from q8core.engines.shape import ModelShape
 from q8core.engines.source import TensorSource
 from q8core.errors import CheckpointError
 from q8core.quant.arithmetic import dequantize_bias, rescale_factor
+from q8core.quant.products import score_factor
 from q8core.tasks.task import TaskKind
+
+_QKV = ("query", "key", "value")
 
 
 def load_int8(shape: ModelShape, task: TaskKind, source: TensorSource, labels: int, kernel: LinearKernel) -> Model:
@@ -65,9 +69,11 @@ def _layer(
     source: TensorSource, shape: ModelShape, kernel: LinearKernel, number: int, *, own_query: bool
 ) -> EncoderLayer:
     path, h, f = f"bert.encoder.layer.{number}", shape.hidden, shape.inner
+    tensors = {name: take_linear(source, f"{path}.attention.self.{name}", h, h, requantized=True) for name in _QKV}
     return EncoderLayer(
         heads=shape.heads,
-        projection=_projection(source, shape, kernel, f"{path}.attention.self", own_query=own_query),
+        projection=_projection(tensors, shape, kernel, own_query=own_query),
+        products=_products(tensors, shape, f"{path}.attention.self"),
         output=_linear(source, kernel, f"{path}.attention.output.dense", h, h),
         output_norm=load_norm(source, f"{path}.attention.output.LayerNorm", shape),
         feed_forward=_feed_forward(
@@ -87,27 +93,36 @@ def _feed_forward(
 
 
 def _projection(
-    source: TensorSource, shape: ModelShape, kernel: LinearKernel, path: str, *, own_query: bool
+    tensors: Mapping[str, LinearTensors], shape: ModelShape, kernel: LinearKernel, *, own_query: bool
 ) -> Projection:
-    h = shape.hidden
-    tensors = {
-        name: take_linear(source, f"{path}.{name}", h, h, requantized=name != "value")
-        for name in ("query", "key", "value")
-    }
     groups = (("query",), ("key", "value")) if own_query else (("query", "key", "value"),)
     if not all(_fit_together([tensors[name] for name in group]) for group in groups):
-        groups = (("query",), ("key",), ("value",))
+        groups = tuple((name,) for name in _QKV)
     parts = tuple(
         ProjectionPart(
             _pack(kernel, [tensors[name] for name in group]),
             group,
-            _grid([tensors[name].output_scale for name in group], h),
+            _grid([tensors[name].output_scale for name in group], shape.hidden),
         )
         for group in groups
     )
+    return Projection(parts)
+
+
+def _products(tensors: Mapping[str, LinearTensors], shape: ModelShape, path: str) -> Products:
+    """Return how the attention at `path` multiplies: a requantized value means integers.
+
+    Raises:
+        CheckpointError: if the value is requantized, but query or key is not.
+    """
     # Requantized queries and keys stay integers; their scales go into the one factor of the scores.
-    scales = [tensors[name].output_scale for name in ("query", "key")]
-    return Projection(parts, score_scale(shape) * math.prod(float(s) for s in scales if s is not None))
+    scale_q, scale_k, scale_v = (tensors[name].output_scale for name in _QKV)
+    if scale_v is None:
+        return FloatProducts(score_scale(shape) * math.prod(float(s) for s in (scale_q, scale_k) if s is not None))
+    if scale_q is None or scale_k is None:
+        plain = "query" if scale_q is None else "key"
+        raise CheckpointError(f"{path}.value has an output_scale, so {path}.{plain} needs one too; it has none")
+    return QuantizedProducts(score_factor(shape.head_size, scale_q, scale_k), scale_v)
 
 
 def _fit_together(layers: Sequence[LinearTensors]) -> bool:

@@ -48,13 +48,13 @@ def take_linear(source: TensorSource, path: str, out: int, columns: int, *, requ
         path: the module's path.
         out: outputs.
         columns: inputs.
-        requantized: whether an output scale may be there (queries and keys).
+        requantized: whether an output scale may be there (queries, keys and values).
 
     Raises:
         CheckpointError: if one is missing, does not fit, or has no business here.
     """
     if not requantized and f"{path}.output_scale" in source:
-        raise CheckpointError(f"{path}.output_scale: only the outputs of query and key are requantized")
+        raise CheckpointError(f"{path}.output_scale: only the outputs of query, key and value are requantized")
     weight = source.take(f"{path}.weight", (out, columns), dtypes=(torch.int8, torch.float32))
     if weight.dtype == torch.float32:
         return LinearTensors(weight, own(source.take(f"{path}.bias", (out,))))

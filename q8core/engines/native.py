@@ -184,6 +184,8 @@ def refused(shape: ModelShape, task: TaskKind, source: TensorSource) -> str | No
             return f"the native kernel computes static int8 layers; {path} has no input_scale"
         if path.endswith((".query", ".key")) and f"{path}.output_scale" not in source:
             return f"the native kernel computes requantized queries and keys; {path} has no output_scale"
+        if path.endswith(".value") and f"{path}.output_scale" in source:
+            return f"the native kernel computes attention products in float; {path} is requantized for integer ones"
     return None
 
 

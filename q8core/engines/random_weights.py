@@ -20,7 +20,7 @@ LABELS = 2
 _WEIGHT_STD = 0.02  # BERT's initialisation, and about what training leaves
 _UNIFORM_STD = 127 / 3**0.5  # of integers spread evenly over +-127
 _WEIGHT_SCALE = _WEIGHT_STD / _UNIFORM_STD
-_INPUT_SCALE, _QK_SCALE = 5 / 127, 4 / 127
+_INPUT_SCALE, _QKV_SCALE = 5 / 127, 4 / 127
 
 
 class _Made(Mapping[str, Tensor]):
@@ -41,10 +41,11 @@ class _Made(Mapping[str, Tensor]):
 
 
 class RandomInt8(_Made):
-    """The tensors of a random int8 checkpoint in the `q8bert` scheme."""
+    """The tensors of a random int8 checkpoint in the `q8bert` scheme, or in `q8bert-attention`."""
 
-    def __init__(self, config: BertConfig, task: TaskKind = "classify") -> None:
+    def __init__(self, config: BertConfig, task: TaskKind = "classify", *, quantized_products: bool = False) -> None:
         makers: dict[str, Callable[[torch.Generator], Tensor]] = _norms(config)
+        requantized = (".query", ".key", ".value") if quantized_products else (".query", ".key")
         for path, (rows, columns) in embedding_shapes(config).items():
             if path.endswith("token_type_embeddings"):
                 makers[f"{path}.weight"] = _normal(rows, columns)
@@ -56,8 +57,8 @@ class RandomInt8(_Made):
             makers[f"{path}.weight_scale"] = _constant(_WEIGHT_SCALE, out)
             makers[f"{path}.input_scale"] = _constant(_INPUT_SCALE, 1)
             makers[f"{path}.bias"] = _biases(out)
-            if path.endswith((".query", ".key")):
-                makers[f"{path}.output_scale"] = _constant(_QK_SCALE, 1)
+            if path.endswith(requantized):
+                makers[f"{path}.output_scale"] = _constant(_QKV_SCALE, 1)
         super().__init__(makers)
 
 

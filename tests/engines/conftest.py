@@ -121,5 +121,11 @@ def classifier() -> Simulated:
 
 
 @pytest.fixture(scope="session")
+def attentive() -> Simulated:
+    """A classifier with quantized attention products."""
+    return simulate("classify", preset("q8bert-attention"))
+
+
+@pytest.fixture(scope="session")
 def answerer() -> Simulated:
     return simulate("qa", preset("q8bert"))

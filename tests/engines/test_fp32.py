@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from q8core.engines import build_engine
-from q8core.engines.attention import packed_attention
+from q8core.engines.attention import FloatProducts, packed_attention
 from q8core.engines.packing import TokenBatch
 from q8core.errors import CheckpointError, InputError
 from tests.engines.conftest import (
@@ -42,12 +42,13 @@ def test_equal_lengths_share_a_call_without_changing_a_bit() -> None:
     heads, size, lengths = 3, 16, (33, 33, 33, 200, 200, 7)
     q, k, v = (torch.randn(sum(lengths), heads * size) for _ in range(3))
     ids = torch.zeros(sum(lengths), dtype=torch.int64)
-    together = packed_attention(q, k, v, TokenBatch(ids, ids, lengths).runs(), heads, 0.25)
+    products = FloatProducts(0.25)
+    together = packed_attention(q, k, v, TokenBatch(ids, ids, lengths).runs(), heads, products)
     start = 0
     for length in lengths:
         rows = slice(start, start + length)
         alone = TokenBatch(ids[rows], ids[rows], (length,)).runs()
-        assert torch.equal(together[rows], packed_attention(q[rows], k[rows], v[rows], alone, heads, 0.25))
+        assert torch.equal(together[rows], packed_attention(q[rows], k[rows], v[rows], alone, heads, products))
         start += length
 
 
@@ -56,8 +57,8 @@ def test_attention_equals_the_textbook_formula() -> None:
     q, k, v = (torch.randn(9, 8, dtype=torch.float32) for _ in range(3))
     ids = torch.zeros(9, dtype=torch.int64)
     batch = TokenBatch(ids, ids, (4, 5))
-    found = packed_attention(q, k, v, batch.runs(), 2, 0.3)
-    first = packed_attention(q[batch.first_rows()], k, v, batch.runs(), 2, 0.3, first_only=True)
+    found = packed_attention(q, k, v, batch.runs(), 2, FloatProducts(0.3))
+    first = packed_attention(q[batch.first_rows()], k, v, batch.runs(), 2, FloatProducts(0.3), first_only=True)
     for row, rows in enumerate((range(4), range(4, 9))):
         for head in (slice(0, 4), slice(4, 8)):
             own_q, own_k, own_v = (each[list(rows), head].double() for each in (q, k, v))

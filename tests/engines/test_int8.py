@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from q8core.engines import build_engine
+from q8core.engines.attention import FloatProducts, QuantizedProducts
 from q8core.engines.bert import BertEngine, Model
 from q8core.engines.encoder import StaticFeedForward
 from q8core.engines.int8 import load_int8
@@ -82,7 +83,31 @@ def test_padding_of_the_simulation_moves_few_integers(task: str) -> None:
 
 
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("scheme", ["q8bert", "dynamic"])
+@pytest.mark.parametrize("kernel", TORCH_KERNELS)
+def test_with_quantized_products_padding_moves_no_integer(task: str, kernel: str) -> None:
+    """A padded batch of the simulation against packed sequences: attention is sums of integers, in any order."""
+    simulated = simulate(task, preset("q8bert-attention"))
+    engine = build_engine(simulated.config, simulated.task, simulated.tensors, "int8", kernel)
+    for seed in range(3):
+        sequences = random_sequences(LENGTHS, seed)
+        expected = reference_logits(task, simulated.model, sequences)
+        assert largest_difference(engine_logits(engine, sequences), expected) <= 2e-6
+
+
+def test_quantized_products_in_some_layers() -> None:
+    path = f"{LAYER}.attention.self"
+    without = {path: {"enabled": False}, f"{path}.value": {"requantize_output": False}}
+    simulated = simulate("qa", replace(preset("q8bert-attention"), overrides=without))
+    engine = build_engine(simulated.config, "qa", simulated.tensors, "int8", "onednn")
+    assert isinstance(engine.model, Model)
+    assert [type(layer.products) for layer in engine.model.layers] == [FloatProducts, QuantizedProducts]
+    sequences = random_sequences([12])
+    expected = reference_logits("qa", simulated.model, sequences)
+    assert largest_difference(engine_logits(engine, sequences), expected) <= 2e-6
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("scheme", ["q8bert", "q8bert-attention", "dynamic"])
 def test_both_torch_kernels_give_the_same_bits(task: str, scheme: str) -> None:
     simulated = simulate(task, preset(scheme))
     sequences = random_sequences(LENGTHS)
@@ -143,8 +168,7 @@ LAYER = "bert.encoder.layer.0"
         (f"{LAYER}.output.dense.weight_scale", torch.zeros(32), "not a positive finite number"),
         (f"{LAYER}.output.dense.input_scale", torch.tensor([float("nan")]), "not a positive finite number"),
         (f"{LAYER}.output.dense.weight_scale", torch.ones(5), r"needed: \(1,\) or \(32,\)"),
-        (f"{LAYER}.output.dense.output_scale", torch.ones(1), "only the outputs of query and key"),
-        (f"{LAYER}.attention.self.value.output_scale", torch.ones(1), "only the outputs of query and key"),
+        (f"{LAYER}.output.dense.output_scale", torch.ones(1), "only the outputs of query, key and value"),
         ("bert.embeddings.word_embeddings.weight_scale", None, "is missing"),
         ("bert.encoder.layer.7.output.dense.bias", torch.zeros(1), "fit no part of the model"),
     ],
@@ -154,6 +178,14 @@ def test_damaged_tensors_are_refused(
 ) -> None:
     with pytest.raises(CheckpointError, match=message):
         build_engine(classifier.config, "classify", broken(classifier.tensors, name, value), "int8", "onednn")
+
+
+@pytest.mark.parametrize("slot", ["query", "key"])
+def test_quantized_products_need_integer_queries_and_keys(attentive: Simulated, slot: str) -> None:
+    damaged = broken(attentive.tensors, f"{LAYER}.attention.self.{slot}.output_scale", None)
+    message = rf"self\.value has an output_scale, so .*self\.{slot} needs one too"
+    with pytest.raises(CheckpointError, match=message):
+        build_engine(attentive.config, "classify", damaged, "int8", "onednn")
 
 
 def test_each_tensor_is_read_once_and_dropped(classifier: Simulated) -> None:

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from q8core.engines import TokenBatch, build_engine
+from q8core.engines import TokenBatch, attention, build_engine
 from tests.engines.conftest import KERNELS, Float, Simulated, random_sequences
 from tests.engines.reachable import reachable_tensors, storage_bytes
 
@@ -45,6 +45,26 @@ def test_workspace_follows_the_largest_batch(classifier: Simulated) -> None:
         engine.infer(TokenBatch.pack(random_sequences(lengths)))
         assert engine.memory().workspace == tokens * 4 * 5 * 32
     assert engine.memory().total == sum((engine.memory().weights, engine.memory().scales, engine.memory().workspace))
+
+
+def test_workspace_counts_the_scores_of_quantized_products(
+    attentive: Simulated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = build_engine(attentive.config, "classify", attentive.tensors, "int8", "onednn")
+    engine.infer(TokenBatch.pack(random_sequences([30, 20])))
+    assert engine.memory().workspace == 50 * 4 * 5 * 32 + 4 * 4 * 50 * 50
+    seen: list[int] = []
+    exponentials = attention.exponentials
+
+    def record(scores: torch.Tensor, factor: float) -> torch.Tensor:
+        seen.append(scores.nbytes)
+        return exponentials(scores, factor)
+
+    monkeypatch.setattr(attention, "exponentials", record)
+    monkeypatch.setattr(attention, "_SCORES", 4 * 30 * 30 * 2)
+    engine.infer(TokenBatch.pack(random_sequences([30] * 5)))
+    assert seen[:3] == [4 * 4 * 30 * 30 * count for count in (2, 2, 1)]
+    assert engine.memory().workspace - 150 * 4 * 5 * 32 >= max(seen)
 
 
 def test_describe_is_plain_json(classifier: Simulated) -> None:

@@ -109,6 +109,10 @@ def test_the_number_of_threads_does_not_matter(answerer: Simulated, threads: int
         ({"*.layer.1.output.dense": {"activation": "dynamic"}}, r"layer\.1\.output\.dense has no input_scale"),
         ({"classifier": {"enabled": False}}, "classifier has no input_scale"),
         ({"*.layer.0.attention.self.key": {"requantize_output": False}}, r"self\.key has no output_scale"),
+        (
+            {"*.layer.1.attention.self": {"enabled": True}, "*.layer.1.*.value": {"requantize_output": True}},
+            r"layer\.1\.attention\.self\.value is requantized for integer ones",
+        ),
     ],
 )
 def test_other_schemes_are_refused_and_auto_takes_another_kernel(overrides: Any, reason: str) -> None:

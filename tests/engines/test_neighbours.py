@@ -29,7 +29,7 @@ def engines() -> dict[str, BertEngine]:
     for task in ("classify", "qa"):
         made = float_model(task)
         built[f"{task} fp32"] = build_engine(made.config, made.task, made.model.state_dict(), "fp32")
-        for scheme in ("q8bert", "dynamic"):
+        for scheme in ("q8bert", "q8bert-attention", "dynamic"):
             simulated = simulate(task, preset(scheme))
             for kernel in KERNELS if scheme == "q8bert" else TORCH_KERNELS:
                 built[f"{task} {scheme} {kernel}"] = build_engine(
