@@ -1,4 +1,4 @@
-"""Which tensors a BERT checkpoint must hold, and in which shapes: derived from its config alone."""
+"""Which tensors a BERT checkpoint must hold, and in which shapes: derived from its config and scheme."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from transformers import BertConfig
 
 from q8core.checkpoint.tensors import TensorFile
 from q8core.errors import CheckpointError
+from q8core.quant import Scheme, slot_of
 from q8core.tasks.task import TaskKind
 
 Shape = tuple[int, ...]
@@ -70,11 +71,13 @@ def check_float_layout(file: TensorFile, config: BertConfig, task: TaskKind, lab
         _expect(file, name, shape, ("F32", "F16", "BF16"))
 
 
-def check_int8_layout(file: TensorFile, config: BertConfig, task: TaskKind, labels: int) -> None:
+def check_int8_layout(file: TensorFile, config: BertConfig, task: TaskKind, labels: int, scheme: Scheme) -> None:
     """Every tensor of an int8 checkpoint there, in its shape and type, and none besides.
 
     Raises:
-        CheckpointError: naming the first tensor that is missing, unknown, or of another shape or type.
+        CheckpointError: naming the first tensor that is missing, unknown, of another shape or type, or at odds with
+            the scheme.
+        SchemeError: if the scheme does not fit together in a layer.
     """
     seen: set[str] = set()
 
@@ -90,7 +93,8 @@ def check_int8_layout(file: TensorFile, config: BertConfig, task: TaskKind, labe
         for part in ("weight", "bias"):
             expect(f"{path}.{part}", (config.hidden_size,), ("F32",))
     for path, (out, columns) in linear_shapes(config, task, labels).items():
-        expect(f"{path}.weight", (out, columns), ("I8", "F32"))
+        requantized = _requantized(scheme, path)
+        expect(f"{path}.weight", (out, columns), ("I8",) if requantized else ("I8", "F32"))
         if file.dtype(f"{path}.weight") == "F32":
             expect(f"{path}.bias", (out,), ("F32",))
             continue
@@ -99,11 +103,22 @@ def check_int8_layout(file: TensorFile, config: BertConfig, task: TaskKind, labe
         expect(f"{path}.bias", (out,), ("I32",) if static else ("F32",))
         if static:
             expect(f"{path}.input_scale", (1,), ("F32",))
-        if f"{path}.output_scale" in file:
+        if requantized:
             expect(f"{path}.output_scale", (1,), ("F32",))
+        elif f"{path}.output_scale" in file:
+            raise CheckpointError(
+                f"{file.path} holds {path}.output_scale, which its scheme {scheme.name} does not have"
+            )
+    for layer in range(config.num_hidden_layers):
+        scheme.quantizes_products(f"bert.encoder.layer.{layer}.attention.self")
     unknown = sorted(set(file) - seen)
     if unknown:
         raise CheckpointError(f"{file.path} holds tensors that no part of the model uses: {', '.join(unknown[:5])}")
+
+
+def _requantized(scheme: Scheme, path: str) -> bool:
+    slot = scheme.resolve(slot_of(path), path)
+    return slot.enabled and slot.requantize_output
 
 
 def _expect(file: TensorFile, name: str, shapes: Shape | tuple[Shape, ...], dtypes: tuple[str, ...]) -> None:

@@ -121,8 +121,8 @@ class Checkpoint:
 
     def _check_tensors(self) -> None:
         labels = len(self.labels)
-        if self.manifest:
-            check_int8_layout(self._int8, self.config, self.task, labels)
+        if self.scheme:
+            check_int8_layout(self._int8, self.config, self.task, labels, self.scheme)
             _check_values(self._int8)
         if (self.path / FLOAT_FILE).is_file():
             check_float_layout(TensorFile(self.path / FLOAT_FILE), self.config, self.task, labels)

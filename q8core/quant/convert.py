@@ -20,7 +20,8 @@ def convert(prepared: nn.Module) -> dict[str, Tensor]:
 
     A linear at M gives `M.weight` int8 (out, in), `M.weight_scale` float32 (1,) or (out,), `M.input_scale`
     float32 (1,) and `M.bias` int32 (out,); with dynamic activations there is no input scale and the bias stays
-    float32. Query and key may have `M.output_scale` float32 (1,). An embedding gives `M.weight` int8
+    float32. Query and key may have `M.output_scale` float32 (1,); the value has one where, and only where, the
+    attention products are quantized. An embedding gives `M.weight` int8
     (rows, dim) and `M.weight_scale` float32 (1,) or (rows,). All other parameters stay float32.
 
     Raises:

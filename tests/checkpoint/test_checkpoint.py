@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from q8core.checkpoint import Checkpoint
 from q8core.checkpoint.manifest import FLOAT_FILE, INT8_FILE, MANIFEST_FILE, file_entry
 from q8core.engines import load_engine, self_test
-from q8core.errors import CheckpointError
+from q8core.errors import CheckpointError, SchemeError
+from q8core.quant import preset
 from tests.training.test_qat import quantize_tiny
 
 
@@ -132,6 +133,63 @@ def test_wrong_manifests(copy: Path, changes: dict[str, object], message: str) -
     edit_manifest(copy, **changes)
     with pytest.raises(CheckpointError, match=message):
         Checkpoint.open(copy)
+
+
+@pytest.fixture(scope="module")
+def attention(tiny_classifier: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with quantized attention products."""
+    folder = tmp_path_factory.mktemp("attention") / "int8"
+    return quantize_tiny(tiny_classifier, folder, "static-attention", keep_float=False)
+
+
+VALUE = "bert.encoder.layer.1.attention.self.value"
+
+
+def test_quantized_attention_products_travel_by_file(attention: Path) -> None:
+    opened = Checkpoint.open(attention)
+    assert opened.scheme == preset("static-attention")
+    assert f"{VALUE}.output_scale" in opened.int8_tensors()
+    for backend in ("int8", "fp32"):
+        assert self_test(load_engine(opened, backend), opened, tolerance=1e-4).labels_equal
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop(f"{VALUE}.output_scale"), r"lacks the tensor .*layer\.1.*value\.output_scale"),
+        (lambda t: t.update({f"{VALUE}.output_scale": torch.ones(2)}), r"shape \(2,\)"),
+        (lambda t: t.update({f"{VALUE}.output_scale": -torch.ones(1)}), "not positive"),
+        (lambda t: t.update({f"{VALUE}.weight": t[f"{VALUE}.weight"].float()}), "F32; allowed: I8"),
+    ],
+)
+def test_wrong_tensors_of_quantized_products(
+    attention: Path, tmp_path: Path, change: Callable[[dict[str, torch.Tensor]], object], message: str
+) -> None:
+    copy = Path(shutil.copytree(attention, tmp_path / "copy"))
+    edit_tensors(copy, change)
+    with pytest.raises(CheckpointError, match=message):
+        Checkpoint.open(copy)
+
+
+def test_a_scale_that_the_scheme_does_not_have(copy: Path) -> None:
+    edit_tensors(copy, lambda t: t.update({f"{VALUE}.output_scale": torch.ones(1)}))
+    with pytest.raises(CheckpointError, match=r"value\.output_scale, which its scheme static does not have"):
+        Checkpoint.open(copy)
+
+
+def test_a_scheme_that_does_not_fit_together(attention: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(attention, tmp_path / "copy"))
+    scheme = json.loads((copy / MANIFEST_FILE).read_text())["scheme"]
+    edit_manifest(copy, scheme={**scheme, "overrides": {VALUE.removesuffix(".value"): {"enabled": False}}})
+    with pytest.raises(SchemeError, match=r"the value at .*layer\.1\.attention\.self is requantized"):
+        Checkpoint.open(copy)
+
+
+def test_a_manifest_from_before_quantized_products(copy: Path) -> None:
+    scheme = json.loads((copy / MANIFEST_FILE).read_text())["scheme"]
+    del scheme["slots"]["attention_products"]
+    edit_manifest(copy, scheme=scheme)
+    assert Checkpoint.open(copy).scheme == preset("static")
 
 
 def test_a_manifest_cannot_reach_outside_its_folder(copy: Path) -> None:
