@@ -26,7 +26,9 @@ def quantize(
     task: TaskName,
     model: Annotated[str, typer.Option(help="Fine-tuned BERT: a folder or a hub id.")],
     output: Annotated[Path, typer.Option(help="Folder for the checkpoint.")],
-    scheme: Annotated[str, typer.Option(help="static (calibrated on training data) or dynamic.")] = "static",
+    scheme: Annotated[
+        str, typer.Option(help="static or static-attention (calibrated on training data), or dynamic.")
+    ] = "static",
     data: DataFolder = None,
     train_file: TrainFile = None,
     dev_file: DevFile = None,
@@ -44,14 +46,15 @@ def quantize(
     from q8core.training.model import model_folder, model_labels
     from q8core.training.qat import quantize_trained
 
-    if scheme not in ("static", "dynamic"):
-        raise InputError(f"--scheme is {scheme!r}; allowed: static, dynamic (for QAT use `q8bert train`)")
+    if scheme not in ("static", "static-attention", "dynamic"):
+        allowed = "static, static-attention, dynamic (for QAT use `q8bert train`)"
+        raise InputError(f"--scheme is {scheme!r}; allowed: {allowed}")
     if calibration not in ("max", "percentile", "mse"):
         raise InputError(f"--calibration is {calibration!r}; allowed: max, percentile, mse")
     options = DataOptions(task, data, train_file, dev_file, text_column, pair_column, label_column, max_length)
     folder = model_folder(model)
     labels = None if task != "classify" else model_labels(model)
-    work = options.read(load_tokenizer(folder), with_train=scheme == "static", labels=labels)
+    work = options.read(load_tokenizer(folder), with_train=scheme != "dynamic", labels=labels)
     scores = quantize_trained(
         model,
         work,

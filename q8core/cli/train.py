@@ -26,7 +26,9 @@ def train(
     task: TaskName,
     model: Annotated[str, typer.Option(help="Pretrained or fine-tuned BERT: a folder or a hub id.")],
     output: Annotated[Path, typer.Option(help="Folder for the result; an unfinished run in it goes on.")],
-    scheme: Annotated[str, typer.Option(help="fp32 to fine-tune in float, else a scheme for QAT.")] = "q8bert",
+    scheme: Annotated[
+        str, typer.Option(help="fp32 to fine-tune in float; for QAT q8bert, q8bert-attention or q8bert-paper.")
+    ] = "q8bert",
     data: DataFolder = None,
     train_file: TrainFile = None,
     dev_file: DevFile = None,

@@ -77,7 +77,7 @@ def quantize_trained(
     method: CalibrationMethod = "max",
     seed: int = 42,
 ) -> dict[str, dict[str, float]]:
-    """Post-training quantization of a fine-tuned model: ``dynamic``, or ``static`` with calibration.
+    """Post-training quantization of a fine-tuned model: ``dynamic``, or ``static`` schemes with calibration.
 
     Calibration reads training examples only: the dev set stays unseen.
     """

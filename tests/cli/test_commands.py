@@ -9,10 +9,15 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from fastapi.testclient import TestClient
 
 from q8core.checkpoint.manifest import INT8_FILE
 from q8core.errors import EngineError
 from service.__main__ import main
+from service.app import create_app
+from service.lifecycle import State
+from service.registry import ModelRegistry
+from service.settings import Settings
 from tests.conftest import save_tiny
 from tests.service.tiny_checkpoints import make_checkpoint
 
@@ -115,6 +120,32 @@ def test_the_version_is_that_of_the_package(run) -> None:
     assert out == f"q8bert {version('q8bert')}\n"
 
 
+def test_quantized_attention_products_from_training_to_serving(
+    run, data: Path, tiny_classifier: Path, tmp_path: Path
+) -> None:
+    trained, post, scores = tmp_path / "trained", tmp_path / "post", tmp_path / "scores.json"
+    recipe = ["--precision", "bf16", "--epochs", 12, "--learning-rate", 1e-3, "--batch-size", 4, "--dropout", 0.1]
+    train = ["train", "--model", tiny_classifier, "--output", trained, "--scheme", "q8bert-attention"]
+    code, out, err = run(*train, *own_data(data), *recipe)
+    assert code == 0, err
+    quantize = ["quantize", "--model", trained, "--output", post, "--scheme", "static-attention"]
+    code, out, err = run(*quantize, *own_data(data))
+    assert code == 0, err
+    dev = ["--task", "classify", "--dev-file", data / "dev.csv", "--label-column", "intent"]
+    for checkpoint, scheme in ((trained, "q8bert-attention"), (post, "static-attention")):
+        code, out, err = run("evaluate", "--checkpoint", checkpoint, *dev, "--json", scores)
+        assert code == 0, err
+        assert json.loads(scores.read_text())["scores"] == {"int8": {"accuracy": 1.0}}
+        code, out, err = run("info", checkpoint)
+        assert (code, json.loads(out)["scheme"]) == (0, scheme)
+    registry = ModelRegistry.open((trained,), ("fp32", "int8"), kernel="auto", threads=1)
+    with TestClient(create_app(Settings(threads=1), registry)) as client:
+        assert client.app.state.service.lifecycle.wait_until_settled(240) is State.READY
+        for backend in ("int8", "fp32"):
+            answer = client.post("/classify", json={"inputs": "a great, very great film", "backend": backend})
+            assert answer.json()[0][0]["label"] == "praise"
+
+
 def test_squad_from_training_to_scores(run, tiny_qa: Path, tmp_path: Path) -> None:
     qas = [{"id": str(i), "question": "who sat?", "answers": [{"text": "cat", "answer_start": 4}]} for i in range(4)]
     document = {"data": [{"paragraphs": [{"context": "the cat sat on the mat. " * 9, "qas": qas}]}]}
@@ -142,7 +173,7 @@ def test_wrong_arguments_are_one_sentence_and_a_code(run, data: Path, tiny_class
         (["train", *here, *own_data(data), "--scheme", "q9"], "q9"),
         (["train", *here, *own_data(data), "--epochs", "0"], "epochs is 0"),
         (["train", "--model", "no/such-model", "--output", tmp_path / "x", *own_data(data)], "no/such-model"),
-        (["quantize", *here, *own_data(data), "--scheme", "q8bert"], "allowed: static, dynamic"),
+        (["quantize", *here, *own_data(data), "--scheme", "q8bert"], "allowed: static, static-attention, dynamic"),
         (["evaluate", "--checkpoint", tiny_classifier, "--task", "squad", "--data", data], "made for classify"),
         (["evaluate", "--checkpoint", tiny_classifier, *own_data(data)[:2], "--dev-file", data / "dev.csv",
           "--label-column", "intent"], "unknown label"),

@@ -49,7 +49,7 @@ def make_trainer(folder: Path, output: Path, scheme: str | None, config: TrainCo
     return Trainer(model, task, score, config, output)
 
 
-@pytest.mark.parametrize("scheme", [None, "q8bert"])
+@pytest.mark.parametrize("scheme", [None, "q8bert", "q8bert-attention"])
 def test_training_learns(tiny_classifier: Path, tmp_path: Path, scheme: str | None) -> None:
     trainer = make_trainer(tiny_classifier, tmp_path, scheme, replace(CONFIG, epochs=12))
     before = trainer.score(trainer.model.eval(), None)["accuracy"] if scheme is None else 0.5
@@ -57,7 +57,7 @@ def test_training_learns(tiny_classifier: Path, tmp_path: Path, scheme: str | No
     assert trainer.score(trainer.model, None)["accuracy"] == 1.0 > before
 
 
-@pytest.mark.parametrize(("scheme", "average"), [(None, 0.0), ("q8bert", 0.0), (None, 0.3)])
+@pytest.mark.parametrize(("scheme", "average"), [(None, 0.0), ("q8bert", 0.0), ("q8bert-attention", 0.0), (None, 0.3)])
 def test_a_stopped_run_ends_with_the_same_weights(
     tiny_classifier: Path, tmp_path: Path, scheme: str | None, average: float
 ) -> None:

@@ -42,7 +42,7 @@ def test_qat_ends_in_a_checkpoint_that_scores_the_same(tiny_classifier: Path, tm
         BertForSequenceClassification.from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("scheme", ["static", "dynamic"])
+@pytest.mark.parametrize("scheme", ["static", "static-attention", "dynamic"])
 def test_post_training_quantization_stays_near_the_float_model(
     tiny_classifier: Path, tmp_path: Path, scheme: str
 ) -> None:
@@ -58,15 +58,16 @@ def test_post_training_quantization_stays_near_the_float_model(
     assert float((int8 - expected).abs().max()) < 0.1 * spread
 
 
-def test_simulation_and_engine_agree(tiny_classifier: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", ["static", "static-attention"])
+def test_simulation_and_engine_agree(tiny_classifier: Path, tmp_path: Path, scheme: str) -> None:
     task = make_task(tiny_classifier)
-    opened = Checkpoint.open(quantize_tiny(tiny_classifier, tmp_path))
+    opened = Checkpoint.open(quantize_tiny(tiny_classifier, tmp_path, scheme))
     # static calibration is deterministic: the same examples give the same simulation again
     from q8core.quant import calibrate
     from q8core.training.qat import _batches, sample
 
     model = BertForSequenceClassification.from_pretrained(tiny_classifier).eval()
-    prepared = prepare(model, preset("static"))
+    prepared = prepare(model, preset(scheme))
     calibrate(prepared, _batches(sample(task, 512, 42), task))
     simulated = torch.stack(model_logits(prepared, task.dev_features(), "classify"))
     for kernel in ("fbgemm", "onednn"):
