@@ -184,8 +184,6 @@ def refused(shape: ModelShape, task: TaskKind, source: TensorSource) -> str | No
             return f"the native kernel computes static int8 layers; {path} has no input_scale"
         if path.endswith((".query", ".key")) and f"{path}.output_scale" not in source:
             return f"the native kernel computes requantized queries and keys; {path} has no output_scale"
-        if path.endswith(".value") and f"{path}.output_scale" in source:
-            return f"the native kernel computes attention products in float; {path} is requantized for integer ones"
     return None
 
 
@@ -228,10 +226,14 @@ class _Loader:
         path, h, f = f"bert.encoder.layer.{number}", self.shape.hidden, self.shape.inner
         layer, factor = structs.Layer(), score_scale(self.shape)
         for name in _ATTENTION:
-            tensors = take_linear(self.source, f"{path}.attention.self.{name}", h, h, requantized=name != "value")
+            tensors = take_linear(self.source, f"{path}.attention.self.{name}", h, h, requantized=True)
             setattr(layer, name, self._pack(tensors))
-            if tensors.output_scale is not None:
-                setattr(layer, f"{name}_inverse", float(tensors.output_scale.reciprocal()))
+            if tensors.output_scale is None:  # values of float products: the structure's zeros say so
+                continue
+            setattr(layer, f"{name}_inverse", float(tensors.output_scale.reciprocal()))
+            if name == "value":
+                layer.value_scale = float(tensors.output_scale)
+            else:
                 factor = math.prod((factor, float(tensors.output_scale)))
         layer.score_scale = factor
         layer.output = self.linear(f"{path}.attention.output.dense", h, h)

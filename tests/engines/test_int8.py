@@ -33,7 +33,7 @@ from tests.engines.conftest import (
 )
 from tests.engines.reachable import reachable_tensors
 
-NATIVE_SCHEMES = ("q8bert", "q8bert-paper", "static")
+NATIVE_SCHEMES = ("q8bert", "q8bert-paper", "q8bert-attention", "static", "static-attention")
 LENGTHS = [5, 12, 12, 1, 90, 3]
 ODD_PATHS: dict[str, dict[str, object]] = {
     "bert.encoder.layer.0.attention.self.query": {"requantize_output": False},
@@ -83,7 +83,7 @@ def test_padding_of_the_simulation_moves_few_integers(task: str) -> None:
 
 
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("kernel", TORCH_KERNELS)
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_with_quantized_products_padding_moves_no_integer(task: str, kernel: str) -> None:
     """A padded batch of the simulation against packed sequences: attention is sums of integers, in any order."""
     simulated = simulate(task, preset("q8bert-attention"))
