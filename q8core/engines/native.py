@@ -7,14 +7,12 @@ step of its grid. Every variant of the library gives the same bits as the others
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from q8core.engines.bert import score_scale
 from q8core.engines.fp32 import head_path, load_norm
 from q8core.engines.linear_tensors import LinearTensors, own, take_linear
 from q8core.engines.packed_file import PackedModel, Store, packed_key, place
@@ -25,6 +23,7 @@ from q8core.engines.source import TensorSource
 from q8core.errors import EngineError
 from q8core.native import load_library, structs, variants
 from q8core.quant.arithmetic import dequantize_bias, rescale_factor
+from q8core.quant.products import score_factor
 from q8core.tasks.task import TaskKind
 
 _LANES, _PANEL, _DEPTH = 16, 32, 64
@@ -224,18 +223,16 @@ class _Loader:
     def layer(self, number: int) -> structs.Layer:
         """Load an encoder layer."""
         path, h, f = f"bert.encoder.layer.{number}", self.shape.hidden, self.shape.inner
-        layer, factor = structs.Layer(), score_scale(self.shape)
+        layer, scales = structs.Layer(), dict[str, Tensor]()
         for name in _ATTENTION:
             tensors = take_linear(self.source, f"{path}.attention.self.{name}", h, h, requantized=True)
             setattr(layer, name, self._pack(tensors))
-            if tensors.output_scale is None:  # values of float products: the structure's zeros say so
-                continue
-            setattr(layer, f"{name}_inverse", float(tensors.output_scale.reciprocal()))
-            if name == "value":
-                layer.value_scale = float(tensors.output_scale)
-            else:
-                factor = math.prod((factor, float(tensors.output_scale)))
-        layer.score_scale = factor
+            if tensors.output_scale is not None:
+                scales[name] = tensors.output_scale
+                setattr(layer, f"{name}_inverse", float(tensors.output_scale.reciprocal()))
+        layer.score_scale = score_factor(self.shape.head_size, scales["query"], scales["key"])
+        if "value" in scales:  # else its zeros say that the products of probabilities and values are those of floats
+            layer.value_scale = float(scales["value"])
         layer.output = self.linear(f"{path}.attention.output.dense", h, h)
         layer.output_norm = self.norm(f"{path}.attention.output.LayerNorm")
         layer.inner = self.linear(f"{path}.intermediate.dense", f, h)

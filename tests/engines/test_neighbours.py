@@ -31,7 +31,7 @@ def engines() -> dict[str, BertEngine]:
         built[f"{task} fp32"] = build_engine(made.config, made.task, made.model.state_dict(), "fp32")
         for scheme in ("q8bert", "q8bert-attention", "dynamic"):
             simulated = simulate(task, preset(scheme))
-            for kernel in KERNELS if scheme == "q8bert" else TORCH_KERNELS:
+            for kernel in TORCH_KERNELS if scheme == "dynamic" else KERNELS:
                 built[f"{task} {scheme} {kernel}"] = build_engine(
                     simulated.config, simulated.task, simulated.tensors, "int8", kernel
                 )
