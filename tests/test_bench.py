@@ -16,11 +16,12 @@ from typer.testing import CliRunner
 from q8core.bench import models, speed, workloads
 from q8core.bench.comparison import FLOOR, FP32_PEER, INT8_PEER, with_references
 from q8core.bench.contenders import CONTENDERS, STOCK, load_contender
-from q8core.bench.environment import environment
+from q8core.bench.environment import environment, usable_cpus
 from q8core.bench.floor import FLOORS, Floor, Product, products
 from q8core.bench.folder import random_folder
 from q8core.bench.models import bench_config
 from q8core.bench.padding import pad
+from q8core.bench.threads import parse_threads
 from q8core.bench.timing import Timing, take_turns
 from q8core.bench.workloads import Shape, Workload, parse_workload, random_batch
 from q8core.cli import app
@@ -67,28 +68,30 @@ def test_the_named_shapes_are_those_of_the_models() -> None:
 
 
 def test_ratios_are_taken_round_by_round() -> None:
-    timing = Timing("m", "2x50", "int8", 100, (1.0, 2.0, 4.0), references={STOCK: ("transformers", (3.0, 10.0, 8.0))})
+    timing = Timing(
+        "m", "2x50", "int8", 2, 100, (1.0, 2.0, 4.0), references={STOCK: ("transformers", (3.0, 10.0, 8.0))}
+    )
     assert timing.median == 2.0
     assert timing.faster_than(STOCK) == (3.0, 2.5, 4.0)  # the median of 3, 5 and 2, not 8 / 2
     over = timing.over(STOCK)
     assert over is not None
     assert over.median == pytest.approx(1 / 3)
     assert timing.tokens_per_second == pytest.approx(100 / 0.002)
-    alone = Timing("m", "1x1", "int8", 1, (1.0,))
+    alone = Timing("m", "1x1", "int8", 2, 1, (1.0,))
     assert alone.faster_than(STOCK) is None
     assert alone.spread == (1.0, 1.0)
 
 
 def test_latencies_are_percentiles_of_batches_and_the_time_is_their_sum() -> None:
     times = tuple(float(n) for n in range(1, 102))
-    timing = Timing("m", "sst2", "int8", 1, (sum(times),), times)
+    timing = Timing("m", "sst2", "int8", 2, 1, (sum(times),), times)
     assert timing.latencies == {"p50": 51.0, "p95": 96.0, "p99": 100.0}
     assert timing.median == sum(times)
 
 
 def test_the_references_are_the_fastest_peers_and_the_floor_of_the_same_precision() -> None:
     times = {"transformers": 9.0, "floor-fp32": 2.0, "floor-int8": 0.5, "a-fp32": 4.0, "b-fp32": 3.0, "a-int8": 2.0}
-    timings = [Timing("m", "w", name, 1, (value,)) for name, value in {**times, "int8-native": 1.0}.items()]
+    timings = [Timing("m", "w", name, 2, 1, (value,)) for name, value in {**times, "int8-native": 1.0}.items()]
     found = {t.engine: t for t in with_references(timings, ("a-fp32", "b-fp32", "a-int8"))}
     named = {key: name for key, (name, _) in found["int8-native"].references.items()}
     assert named == {STOCK: "transformers", FLOOR: "floor-int8", FP32_PEER: "b-fp32", INT8_PEER: "a-int8"}
@@ -111,7 +114,7 @@ def test_each_round_times_each_engine_once_starting_with_another() -> None:
     order: list[str] = []
     rounds: list[int] = []
     contenders = {name: Recorder(name, order) for name in "abc"}
-    found = take_turns("m", contenders, Shape(1, 4).workload(), 10, 3, lambda: rounds.append(1))
+    found = take_turns("m", 2, contenders, Shape(1, 4).workload(), 10, 3, lambda: rounds.append(1))
     assert order == [f"{name}4" for name in ("aabbcc" + "aabbcc" + "bbccaa" + "ccaabb")]  # each once untimed before
     assert len(rounds) == 3
     assert all(len(timing.milliseconds) == 3 for timing in found)
@@ -120,7 +123,7 @@ def test_each_round_times_each_engine_once_starting_with_another() -> None:
 def test_a_turn_runs_all_batches_of_the_workload() -> None:
     order: list[str] = []
     contenders = {name: Recorder(name, order) for name in "ab"}
-    (first, _) = take_turns("m", contenders, Workload("w", ((2, 3), (4,))), 10, 2)
+    (first, _) = take_turns("m", 2, contenders, Workload("w", ((2, 3), (4,))), 10, 2)
     assert order[8:] == ["a5", "a5", "a4", "b5", "b5", "b4", "b5", "b5", "b4", "a5", "a5", "a4"]
     assert len(first.milliseconds) == 2
     assert len(first.batch_milliseconds) == 4
@@ -247,7 +250,58 @@ def test_a_run_prints_a_table_and_writes_json(tmp_path: Path) -> None:
     assert all(t["ratios"]["floor"]["contender"] in FLOORS for t in report["timings"])
     stock = [t for t in report["timings"] if t["engine"] == "transformers"]
     assert all(t["ratio_to_transformers"] == t["ratios"]["transformers"]["times_faster"] == 1 for t in stock)
-    assert set(report["load_seconds"]["bert-base"]) == set(CONTENDERS)
+    assert report["threads"] == [1]
+    assert [(load["threads"], load["engine"]) for load in report["load_seconds"]] == [(1, name) for name in CONTENDERS]
+
+
+class Fixed:
+    """A contender of one thread count, as peers are; writes down which is there, and torch's setting."""
+
+    alive = 0
+
+    def __init__(self, threads: int, order: list[tuple[int, int, int]]) -> None:
+        Fixed.alive += 1
+        self.threads, self.order, self.itself = threads, order, self  # a cycle, as larger objects have
+
+    def __del__(self) -> None:
+        Fixed.alive -= 1
+
+    def bind(self, batch: TokenBatch):
+        return lambda: self.order.append((self.threads, torch.get_num_threads(), Fixed.alive))
+
+
+@pytest.mark.usefixtures("tiny_shape")
+def test_several_thread_counts_in_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Contenders are loaded anew for each count, and those of the one before are gone by then."""
+    order: list[tuple[int, int, int]] = []
+    monkeypatch.setattr(speed, "load_contender", lambda name, folder, task, threads: Fixed(threads, order))
+    before, file = torch.get_num_threads(), tmp_path / "bench.json"
+    try:
+        arguments = ("--engine", "fp32", "--repeats", "1", "--shape", "1x8", "--shape", "1x9", "--json", str(file))
+        code, output, error = run("--threads", "2,1", "--threads", "2", *arguments)
+    finally:
+        torch.set_num_threads(before)
+    assert code == 0, error
+    assert order == [(2, 2, 1)] * 8 + [(1, 1, 1)] * 8  # two workloads, each run four times
+    report = json.loads(file.read_text())
+    assert report["threads"] == [2, 1]
+    assert [(t["threads"], t["workload"]) for t in report["timings"] if t["engine"] == "fp32"] == [
+        (threads, shape) for threads in (2, 1) for shape in ("1x8", "1x9")
+    ]
+    assert [load["threads"] for load in report["load_seconds"]] == [2, 1]
+    assert "2 and 1 threads" in output
+    assert "bert-base, 1 thread:" in output
+
+
+def test_thread_counts_are_read_in_order_and_once() -> None:
+    assert parse_threads(["4", "1,2", "2, 4"]) == [4, 1, 2]
+    assert parse_threads([]) == [usable_cpus()]
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "two", "1,", "", "1.5"])
+def test_wrong_thread_counts_are_refused(text: str) -> None:
+    with pytest.raises(InputError, match="expected a count of at least 1, or several such as 1,2"):
+        parse_threads([text])
 
 
 @pytest.mark.usefixtures("tiny_shape")
@@ -266,7 +320,7 @@ def test_a_run_on_mixed_lengths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.usefixtures("tiny_shape")
 def test_ctrl_c_keeps_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop_at_the_second(*args: object) -> object:
-        if args[2] == Shape(2, 16).workload():
+        if args[3] == Shape(2, 16).workload():
             raise KeyboardInterrupt
         return take_turns(*args)  # pyright: ignore[reportArgumentType]
 
@@ -290,6 +344,8 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path: Path, monkeypatch: pytest.Monk
         (["--workload", "mnli"], "--workload is 'mnli'"),
         (["--workload", "sst2=dev.tsv"], "needs --tokenizer FOLDER"),
         (["--checkpoint", "x"], "--checkpoint is for --memory"),
+        (["--threads", "0"], "--threads is '0'"),
+        (["--memory", "--threads", "1,2"], "--memory is measured with one thread count; --threads names 2"),
         (["--json", "/nonexistent/out.json"], "the folder /nonexistent does not exist"),
     ],
 )

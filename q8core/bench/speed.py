@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from q8core.bench.floor import FLOORS, Floor
 from q8core.bench.folder import random_folder
 from q8core.bench.models import bench_config
 from q8core.bench.peers.registry import PEER_NAMES, about, import_runtime, load_peer, prepare_peer
+from q8core.bench.threads import threads_text
 from q8core.bench.timing import Timing, take_turns
 from q8core.bench.workloads import Workload
 from q8core.tasks.task import TaskKind
@@ -31,7 +33,7 @@ class SpeedRun:
         workloads: what each runs.
         engines: names of contenders; the floors of their precisions join them.
         task: classify or qa.
-        threads: CPU threads of each.
+        threads: CPU threads of each; everything is timed with each count.
         repeats: rounds.
     """
 
@@ -39,13 +41,13 @@ class SpeedRun:
     workloads: Sequence[Workload]
     engines: Sequence[str]
     task: TaskKind
-    threads: int
+    threads: Sequence[int]
     repeats: int
 
     @property
     def rounds(self) -> int:
-        """Rounds of all models and workloads."""
-        return len(self.models) * len(self.workloads) * self.repeats
+        """Rounds of all models, thread counts and workloads."""
+        return len(self.models) * len(self.threads) * len(self.workloads) * self.repeats
 
 
 @dataclass
@@ -54,11 +56,13 @@ class Measured:
 
     Attributes:
         timings: in the order taken.
-        load_seconds: model -> contender -> seconds from its files in the page cache to ready to run.
+        load_seconds: (model, threads) -> contender -> seconds from its files in the page cache to ready to run.
     """
 
     timings: list[Timing] = field(default_factory=list[Timing])
-    load_seconds: dict[str, dict[str, float]] = field(default_factory=dict[str, dict[str, float]])
+    load_seconds: dict[tuple[str, int], dict[str, float]] = field(
+        default_factory=dict[tuple[str, int], dict[str, float]]
+    )
 
 
 def measure_speed(run: SpeedRun, found: Measured, say: Callable[[str], None], on_round: Callable[[], None]) -> None:
@@ -73,33 +77,48 @@ def measure_speed(run: SpeedRun, found: Measured, say: Callable[[str], None], on
     Raises:
         EngineError: if a kernel cannot be used on this machine, or a peer cannot be prepared.
     """
-    torch.set_num_threads(run.threads)
     logging.disable_progress_bar()  # transformers' own would run across ours
     for model in run.models:
-        config = bench_config(model)
         say(f"{model}: writing random weights")
         with random_folder(model, run.task) as folder:
-            seconds = found.load_seconds.setdefault(model, {})
-            contenders: dict[str, Contender] = {}
             for name in run.engines:
                 if name in PEER_NAMES:
                     say(f"{model}: preparing {name} ({about(name)}), up to a minute or two")
                     prepare_peer(name, folder, run.task)
-                say(f"{model}: loading {name}")
-                contenders[name], seconds[name] = _timed_load(name, folder, run)
-        contenders |= _floors(config, run)
-        for workload in run.workloads:
-            say(f"{model} {workload.name}")
-            timings = take_turns(model, contenders, workload, int(config.vocab_size), run.repeats, on_round)
-            found.timings += with_references(timings, PEER_NAMES)
+            for threads in run.threads:
+                _measure_folder(model, folder, threads, run, found, say, on_round)
 
 
-def _timed_load(name: str, folder: Path, run: SpeedRun) -> tuple[Contender, float]:
+def _measure_folder(
+    model: str,
+    folder: Path,
+    threads: int,
+    run: SpeedRun,
+    found: Measured,
+    say: Callable[[str], None],
+    on_round: Callable[[], None],
+) -> None:
+    """Time the workloads of a model with a thread count, which peers fix when they load: all are loaded for it."""
+    gc.collect()  # the contenders of another thread count are gone before these are loaded
+    torch.set_num_threads(threads)
+    config, seconds = bench_config(model), found.load_seconds.setdefault((model, threads), {})
+    where, contenders = f"{model}, {threads_text((threads,))}", dict[str, Contender]()
+    for name in run.engines:
+        say(f"{where}: loading {name}")
+        contenders[name], seconds[name] = _timed_load(name, folder, run.task, threads)
+    contenders |= _floors(config, run)
+    for workload in run.workloads:
+        say(f"{where}: {workload.name}")
+        timings = take_turns(model, threads, contenders, workload, int(config.vocab_size), run.repeats, on_round)
+        found.timings += with_references(timings, PEER_NAMES)
+
+
+def _timed_load(name: str, folder: Path, task: TaskKind, threads: int) -> tuple[Contender, float]:
     if name in PEER_NAMES:
         import_runtime(name)
     load = load_peer if name in PEER_NAMES else load_contender
     begin = time.perf_counter()
-    contender = load(name, folder, run.task, run.threads)
+    contender = load(name, folder, task, threads)
     return contender, time.perf_counter() - begin
 
 

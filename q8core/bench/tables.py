@@ -12,6 +12,7 @@ from rich.table import Table
 from q8core.bench.comparison import FLOOR, FP32_PEER, INT8_PEER
 from q8core.bench.contenders import STOCK
 from q8core.bench.resident import Resident
+from q8core.bench.threads import threads_text
 from q8core.bench.timing import PERCENTILES, Timing
 
 _KEYS = ("work-\nload", "contender")
@@ -20,38 +21,40 @@ _REFERENCES = {FLOOR: "x\nfloor", FP32_PEER: "x fp32\npeer", INT8_PEER: "x int8\
 """Reference -> heading of its column."""
 
 
-def heading(environment: Mapping[str, object], threads: int) -> str:
+def heading(environment: Mapping[str, object], threads: Sequence[int]) -> str:
     """Return the lines that say what was measured on."""
     flags = " ".join(cast("list[str]", environment["cpu_flags"])) or "none of the int8 flags"
     return (
         f"{environment['cpu']} ({environment['cpus']} CPUs usable, load {environment['load_average']}), {flags}\n"
         f"torch {environment['torch']} ({environment['torch_isa']}), transformers {environment['transformers']}, "
-        f"Python {environment['python']}, {threads} threads"
+        f"Python {environment['python']}, {threads_text(threads)}"
     )
 
 
 def timing_tables(timings: Sequence[Timing], title: str) -> list[Table]:
-    """Return a table for each model, with a row per contender and workload."""
-    return [_timing_table(list(rows), f"{model}: {title}") for model, rows in _by_model(timings)]
+    """Return a table for each model and thread count, with a row per contender and workload."""
+    return [_timing_table(list(rows), f"{_name(*key)}: {title}") for key, rows in _by_model(timings)]
 
 
-def comparison_tables(timings: Sequence[Timing], load_seconds: Mapping[str, Mapping[str, float]]) -> list[Table]:
-    """Return a table for each model: latency of batches, and times against the floor and the fastest peers.
+def comparison_tables(
+    timings: Sequence[Timing], load_seconds: Mapping[tuple[str, int], Mapping[str, float]]
+) -> list[Table]:
+    """Return a table for each model and thread count: latency of batches, times against floor and fastest peers.
 
     Args:
         timings: those that were measured.
-        load_seconds: model -> contender -> seconds.
+        load_seconds: (model, threads) -> contender -> seconds.
     """
     tables: list[Table] = []
-    for model, rows in _by_model(timings):
+    for key, rows in _by_model(timings):
         known = list(rows)
         has = [name for name in (FLOOR, FP32_PEER, INT8_PEER) if any(name in timing.references for timing in known)]
-        table = _table(f"{model}: {_COMPARED}", _KEYS)
+        table = _table(f"{_name(*key)}: {_COMPARED}", _KEYS)
         for column in (*(f"p{p}\nms" for p in PERCENTILES), *(_REFERENCES[name] for name in has), "load\ns"):
             table.add_column(column, justify="right", no_wrap=True)
         for _, same in groupby(known, key=lambda timing: timing.workload):
             for timing in same:
-                load = load_seconds.get(model, {}).get(timing.engine)
+                load = load_seconds.get(key, {}).get(timing.engine)
                 table.add_row(
                     timing.workload,
                     timing.engine,
@@ -92,8 +95,12 @@ def _table(title: str, columns: Sequence[str]) -> Table:
     return table
 
 
-def _by_model(timings: Sequence[Timing]) -> Iterator[tuple[str, Iterator[Timing]]]:
-    return groupby(timings, key=lambda timing: timing.model)
+def _by_model(timings: Sequence[Timing]) -> Iterator[tuple[tuple[str, int], Iterator[Timing]]]:
+    return groupby(timings, key=lambda timing: (timing.model, timing.threads))
+
+
+def _name(model: str, threads: int) -> str:
+    return f"{model}, {threads_text((threads,))}"
 
 
 def _timing_table(timings: Sequence[Timing], title: str) -> Table:

@@ -37,6 +37,7 @@ class Timing:
         model: the shape of the model.
         workload: the workload's name.
         engine: the contender's name.
+        threads: CPU threads it ran on.
         tokens: real tokens of the workload.
         milliseconds: of the whole workload, one for each round.
         batch_milliseconds: of each batch of each round.
@@ -46,6 +47,7 @@ class Timing:
     model: str
     workload: str
     engine: str
+    threads: int
     tokens: int
     milliseconds: tuple[float, ...]
     batch_milliseconds: tuple[float, ...] = ()
@@ -105,6 +107,7 @@ class Timing:
             "model": self.model,
             "workload": self.workload,
             "engine": self.engine,
+            "threads": self.threads,
             "median_ms": self.median,
             "quartiles_ms": list(self.spread),
             "tokens_per_second": self.tokens_per_second,
@@ -118,13 +121,14 @@ class Timing:
 
 def take_turns(
     model: str,
+    threads: int,
     contenders: Mapping[str, Contender],
     workload: Workload,
     vocabulary: int,
     repeats: int,
     on_round: Callable[[], None] = lambda: None,
 ) -> list[Timing]:
-    """Time the contenders on one workload in `repeats` rounds; each round, another one starts."""
+    """Time contenders, loaded for `threads`, on one workload in `repeats` rounds; in each, another one starts."""
     batches = workload.batches(vocabulary)
     calls = {name: [contender.bind(batch) for batch in batches] for name, contender in contenders.items()}
     for runs in calls.values():  # the first calls lay out buffers and pick code
@@ -144,6 +148,7 @@ def take_turns(
             model,
             workload.name,
             name,
+            threads,
             workload.tokens,
             tuple(sum(batch) for batch in rounds),
             tuple(time for batch in rounds for time in batch),

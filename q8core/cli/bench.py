@@ -50,7 +50,10 @@ def bench(
     task: Annotated[
         str, typer.Option(help="qa: every token goes through every layer; classify: ours cut the last layer short.")
     ] = "qa",
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. [default: all usable CPUs]")] = None,
+    threads: Annotated[
+        list[str] | None,
+        typer.Option(help="CPU threads, or several counts to compare (1,2); repeatable. [default: all usable CPUs]"),
+    ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Rounds in which the engines take turns.")] = 15,
     memory: Annotated[bool, typer.Option("--memory", help="Measure memory, each engine in its own process.")] = False,
     json_file: JsonFile = None,
@@ -72,7 +75,7 @@ def bench(
         tokenizer=tokenizer,
         engines=tuple(engine or ()),
         task=task,
-        threads=threads,
+        threads=threads or (),
         repeats=repeats,
         memory=memory,
         peers=peers,

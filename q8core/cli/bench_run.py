@@ -10,13 +10,14 @@ from typing import cast
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from q8core.bench.environment import environment, usable_cpus
+from q8core.bench.environment import environment
 from q8core.bench.folder import random_folder
 from q8core.bench.models import bench_config
 from q8core.bench.peers.registry import PEER_NAMES, about, choose_contenders
 from q8core.bench.resident import Resident, measurable, measure_resident
 from q8core.bench.speed import Measured, SpeedRun, measure_speed
 from q8core.bench.tables import comparison_tables, heading, memory_table, timing_tables
+from q8core.bench.threads import parse_threads
 from q8core.bench.workloads import Shape, Workload, parse_workload
 from q8core.checkpoint import Checkpoint
 from q8core.errors import InputError
@@ -32,7 +33,7 @@ def run_bench(
     tokenizer: Path | None,
     engines: tuple[str, ...],
     task: TaskKind,
-    threads: int | None,
+    threads: Sequence[str],
     repeats: int,
     memory: bool,
     peers: bool,
@@ -41,9 +42,11 @@ def run_bench(
     """Compare the engines; False if Ctrl-C ended it early, with what was measured until then printed and written.
 
     Raises:
-        InputError: an unknown model, engine or workload, or a sequence that a model has no positions for.
+        InputError: an unknown model, engine, workload or thread count, or a sequence that a model has no positions for.
     """
-    names, threads = choose_contenders(engines, peers=peers), threads or usable_cpus()
+    names, counts = choose_contenders(engines, peers=peers), parse_threads(threads)
+    if memory and len(counts) > 1:
+        raise InputError(f"--memory is measured with one thread count; --threads names {len(counts)}")
     if checkpoint is not None and any(name in PEER_NAMES for name in names):
         raise InputError("peers are measured on random weights: leave out either --checkpoint or the peers")
     workloads = [Shape.parse(text).workload() for text in shapes]
@@ -51,12 +54,12 @@ def run_bench(
     for name in models:
         _check_lengths(name, workloads)
     console, machine = Console(), environment()
-    console.print(heading(machine, threads), highlight=False, soft_wrap=True)
-    report: dict[str, object] = {"environment": machine, "threads": threads, "task": task}
+    console.print(heading(machine, counts), highlight=False, soft_wrap=True)
+    report: dict[str, object] = {"environment": machine, "threads": counts, "task": task}
     if memory:
-        done = _memory(console, report, names, models, checkpoint, task, threads)
+        done = _memory(console, report, names, models, checkpoint, task, counts[0])
     else:
-        done = _speed(console, report, SpeedRun(models, workloads, names, task, threads, repeats))
+        done = _speed(console, report, SpeedRun(models, workloads, names, task, counts, repeats))
     if json_file is not None:
         json_file.write_text(json.dumps({**report, "complete": done}, indent=1) + "\n", encoding="utf-8")
     if not done:
@@ -87,7 +90,11 @@ def _speed(console: Console, report: dict[str, object], run: SpeedRun) -> bool:
         console.print(table)
     report["workloads"] = {workload.name: workload.describe() for workload in run.workloads}
     report["peers"] = {name: about(name) for name in run.engines if name in PEER_NAMES}
-    report["load_seconds"] = found.load_seconds
+    report["load_seconds"] = [
+        {"model": model, "threads": threads, "engine": name, "seconds": seconds}
+        for (model, threads), loads in found.load_seconds.items()
+        for name, seconds in loads.items()
+    ]
     report["timings"] = [timing.to_dict() for timing in found.timings]
     return complete
 
