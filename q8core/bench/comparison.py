@@ -20,11 +20,11 @@ def is_int8(name: str) -> bool:
 
 
 def with_references(timings: Sequence[Timing], peers: Collection[str]) -> list[Timing]:
-    """Return the timings of one workload, each with what it is compared with.
+    """Return the timings of one workload, each with what it is compared with; of several, the one of lowest median.
 
     Args:
         timings: of all contenders, from the same rounds.
-        peers: the contenders that are other people's runtimes; the fastest is that with the lowest median.
+        peers: the contenders that are other people's runtimes.
     """
     by_name = {timing.engine: timing for timing in timings}
     shared = {STOCK: by_name[STOCK]} if STOCK in by_name else {}
@@ -35,8 +35,8 @@ def with_references(timings: Sequence[Timing], peers: Collection[str]) -> list[T
     found: list[Timing] = []
     for timing in timings:
         own = dict(shared)
-        floor = by_name.get(FLOORS[is_int8(timing.engine)])
-        if floor is not None:
-            own[FLOOR] = floor
+        floors = [by_name[name] for name in FLOORS[is_int8(timing.engine)] if name in by_name]
+        if floors:
+            own[FLOOR] = min(floors, key=lambda floor: floor.median)
         found.append(replace(timing, references={name: (t.engine, t.milliseconds) for name, t in own.items()}))
     return found

@@ -1,28 +1,36 @@
 """The least time that a model's linear layers can take: their matrix products alone, on real tokens only.
 
-No embeddings, attention, activation, normalisation, or (de)quantization between the layers: what an engine takes beyond
-this is everything that is not a matrix product. The products are oneDNN's: its int8 linear writes bytes, its fp32
-linear has its weights laid out beforehand. Each layer has its own weights, as in a model. With few tokens the calls
-themselves count, and an engine that makes fewer of them, such as the native kernel, can fall below this floor.
+No embeddings, attention, activation or normalisation between the layers: what an engine takes beyond this is everything
+that is not a matrix product. Each layer has its own weights, as in a model.
+
+In fp32 the products are oneDNN's, the weights laid out beforehand. In int8 there are two floors, both of which write
+bytes: oneDNN's products, and the native library's, all in one team of threads, where this machine has that library. An
+engine is compared with the faster one of its precision.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import BertConfig
 
+from q8core.bench.contenders import Contender, load_engine_files
 from q8core.engines import TokenBatch
 from q8core.engines.kernel_onednn import ZERO_POINT, OnednnKernel, OnednnLinear
 from q8core.engines.linear import FloatLinear
+from q8core.engines.native import NativeModel
 from q8core.engines.shape import ModelShape
+from q8core.errors import EngineError
+from q8core.native import load_library, structs
 from q8core.tasks.task import TaskKind
 
-FLOORS = ("floor-fp32", "floor-int8")
-"""Names of the floors, indexed by whether it is the int8 one."""
+_FP32, _ONEDNN, _NATIVE = "floor-fp32", "floor-int8-onednn", "floor-int8-native"
+FLOORS = ((_FP32,), (_ONEDNN, _NATIVE))
+"""Names of the floors, indexed by whether they are int8."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,28 @@ def products(shape: ModelShape, task: TaskKind) -> list[Product]:
     return [*full * (shape.layers - 1), Product(2 * h, h), Product(h, h, True), *rest]
 
 
-class Floor:
+def load_floors(folder: Path, task: TaskKind, threads: int, *, int8: bool) -> dict[str, Contender]:
+    """Load the floors of a precision, by name; the native one only where an engine could use that kernel.
+
+    Args:
+        folder: random weights.
+        task: classify or qa.
+        threads: CPU threads.
+        int8: which precision.
+    """
+    config = BertConfig.from_pretrained(folder)
+    if not int8:
+        return {_FP32: OnednnFloor(config, task, int8=False)}
+    floors: dict[str, Contender] = {_ONEDNN: OnednnFloor(config, task, int8=True)}
+    try:
+        model = load_engine_files("int8-native", folder, task, threads).model
+    except EngineError:  # there was no compiler, or it computes something else: then nothing is compared with it
+        return floors
+    assert isinstance(model, NativeModel)
+    return {**floors, _NATIVE: NativeFloor(model)}
+
+
+class OnednnFloor:
     """The matrix products of a model, one after the other, on inputs that stay as they are."""
 
     def __init__(self, config: BertConfig, task: TaskKind, *, int8: bool) -> None:
@@ -76,6 +105,25 @@ class Floor:
             with torch.inference_mode():
                 for layer, x in calls:
                     layer(x)
+
+        return run
+
+
+class NativeFloor:
+    """The matrix products of a model by the native library, each on what the one before wrote."""
+
+    def __init__(self, model: NativeModel) -> None:
+        self._model = model
+
+    def bind(self, batch: TokenBatch) -> Callable[[], object]:
+        """Make the memory that the products write and read."""
+        library, model = load_library(), self._model
+        what = structs.Batch(batch.tokens, len(batch.lengths))
+        memory = torch.full((library.q8_products_bytes(model.view, what),), ZERO_POINT + 1, dtype=torch.uint8)
+
+        def run() -> Tensor:
+            library.q8_products(model.variant[1], model.view, what, memory.data_ptr(), torch.get_num_threads())
+            return memory
 
         return run
 

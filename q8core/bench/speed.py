@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from transformers import BertConfig
 from transformers.utils import logging
 
 from q8core.bench.comparison import is_int8, with_references
 from q8core.bench.contenders import Contender, load_contender
-from q8core.bench.floor import FLOORS, Floor
+from q8core.bench.floor import load_floors
 from q8core.bench.folder import random_folder
 from q8core.bench.models import bench_config
 from q8core.bench.peers.registry import PEER_NAMES, about, import_runtime, load_peer, prepare_peer
@@ -106,7 +105,8 @@ def _measure_folder(
     for name in run.engines:
         say(f"{where}: loading {name}")
         contenders[name], seconds[name] = _timed_load(name, folder, run.task, threads)
-    contenders |= _floors(config, run)
+    for int8 in sorted({is_int8(name) for name in run.engines}):
+        contenders |= load_floors(folder, run.task, threads, int8=int8)
     for workload in run.workloads:
         say(f"{where}: {workload.name}")
         timings = take_turns(model, threads, contenders, workload, int(config.vocab_size), run.repeats, on_round)
@@ -120,8 +120,3 @@ def _timed_load(name: str, folder: Path, task: TaskKind, threads: int) -> tuple[
     begin = time.perf_counter()
     contender = load(name, folder, task, threads)
     return contender, time.perf_counter() - begin
-
-
-def _floors(config: BertConfig, run: SpeedRun) -> dict[str, Contender]:
-    precisions = sorted({is_int8(name) for name in run.engines})
-    return {FLOORS[int8]: Floor(config, run.task, int8=int8) for int8 in precisions}

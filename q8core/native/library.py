@@ -43,6 +43,8 @@ def load_library() -> Any:
         ("q8_workspace_bytes", c_int64, (POINTER(Model), POINTER(Batch), c_int)),
         ("q8_forward", None, (c_void_p, POINTER(Model), POINTER(Batch), c_void_p, c_void_p, c_int)),
         ("q8_accumulate", None, (c_void_p, POINTER(Linear), c_void_p, c_int64, c_void_p)),
+        ("q8_products_bytes", c_int64, (POINTER(Model), POINTER(Batch))),
+        ("q8_products", None, (c_void_p, POINTER(Model), POINTER(Batch), c_void_p, c_int)),
     ):
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments

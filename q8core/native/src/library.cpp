@@ -1,5 +1,6 @@
 // What Python calls (through ctypes): choosing a variant, packing weights, running.
 #include "encoder.h"
+#include "floor.h"
 #if defined(__x86_64__) && defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -83,4 +84,13 @@ Q8_EXPORT void q8_forward(const Variant* variant, const Model* model, const Batc
 Q8_EXPORT void q8_accumulate(const Variant* variant, const Linear* layer, const uint8_t* a, int64_t rows,
                              int32_t* sums) {
   variant->accumulate(*layer, a, rows, sums);
+}
+
+Q8_EXPORT int64_t q8_products_bytes(const Model* model, const Batch* batch) {
+  return FloorBuffers(*model, *batch, nullptr).bytes;
+}
+
+// The matrix products of the layers alone; `memory` begins with the first layer's input, as activations.
+Q8_EXPORT void q8_products(const Variant* variant, const Model* model, const Batch* batch, char* memory, int threads) {
+  variant->products(*model, *batch, memory, threads);
 }

@@ -58,4 +58,5 @@ struct Variant {
   const char* name;
   void (*forward)(const Model&, const Batch&, char* workspace, float* logits, int threads);
   void (*accumulate)(const Linear&, const uint8_t* a, int64_t rows, int32_t* sums);
+  void (*products)(const Model&, const Batch&, char* memory, int threads);
 };

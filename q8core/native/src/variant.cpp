@@ -1,5 +1,6 @@
 // The engine for one instruction set: compiled once per variant, with the compiler's flags for it.
 #include "encoder.h"
+#include "floor.h"
 
 #define Q8_JOIN_(a, b) a##b
 #define Q8_JOIN(a, b) Q8_JOIN_(a, b)
@@ -7,4 +8,4 @@
 #define Q8_TEXT(a) Q8_TEXT_(a)
 
 extern const Variant Q8_JOIN(variant_, Q8_VARIANT);
-const Variant Q8_JOIN(variant_, Q8_VARIANT) = {Q8_TEXT(Q8_VARIANT), forward, accumulate};
+const Variant Q8_JOIN(variant_, Q8_VARIANT) = {Q8_TEXT(Q8_VARIANT), forward, accumulate, products};

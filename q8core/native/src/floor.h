@@ -1,0 +1,60 @@
+// The matrix products of a model's layers and nothing else, for measuring: the least time that a forward pass can take.
+#pragma once
+
+#include "linear.h"
+
+namespace {
+
+// What the products read and write, in the layout of activations.
+struct FloorBuffers {
+  uint8_t *hidden, *projected[3], *attended, *inner;
+  int64_t bytes;
+
+  FloorBuffers(const Model& model, const Batch& batch, char* base) {
+    const int64_t rows = up(batch.tokens, kRows) + 2 * kRows;  // whole blocks are read, and prefetched a little further
+    const int64_t size = rows * up(model.hidden, kDepth);
+    uint8_t* place = reinterpret_cast<uint8_t*>(base);
+    hidden = place;
+    for (auto& each : projected) each = place += size;
+    attended = place += size;
+    inner = place += size;
+    bytes = 5 * size + rows * up(model.inner, kDepth);
+  }
+};
+
+// to = quantize(y), as activations: the least that can be done with an output.
+inline void linear_bytes(const Linear& layer, const uint8_t* a, int64_t rows, float inverse, uint8_t* to) {
+  const int64_t kb = up(layer.n, kDepth) / kDepth;
+  linear_nowait(layer, a, rows, [=, &layer](const Block& block) {
+    if (block.column >= kb * kDepth) return;
+    uint8_t* place = to + at(block.row, block.column, kb);
+    block.outputs(layer, [=](int64_t m, Floats y) { store(place + m * kDepth, to_bytes(y * inverse)); });
+  });
+}
+
+// Each product reads what the one before wrote, values standing in for the attention's result. For classification the
+// last layer goes on with the first rows, as many as there are sequences.
+inline void products(const Model& model, const Batch& batch, char* memory, int threads) {
+  const FloorBuffers buffers(model, batch, memory);
+#pragma omp parallel num_threads(threads)
+  {
+    const TileConfig tiles;
+    (void)tiles;
+    for (int32_t n = 0; n < model.layers; n++) {
+      const Layer& layer = model.layer[n];
+      const int64_t rows = n + 1 == model.layers && model.classify ? batch.sequences : batch.tokens;
+      linear_bytes(layer.query, buffers.hidden, rows, layer.query_inverse, buffers.projected[0]);
+      linear_bytes(layer.key, buffers.hidden, batch.tokens, layer.key_inverse, buffers.projected[1]);
+      linear_bytes(layer.value, buffers.hidden, batch.tokens, layer.output.input_inverse, buffers.projected[2]);
+#pragma omp barrier
+      linear_bytes(layer.output, buffers.projected[2], rows, layer.inner.input_inverse, buffers.attended);
+#pragma omp barrier
+      linear_bytes(layer.inner, buffers.attended, rows, layer.outer.input_inverse, buffers.inner);
+#pragma omp barrier
+      linear_bytes(layer.outer, buffers.inner, rows, layer.query.input_inverse, buffers.hidden);
+#pragma omp barrier
+    }
+  }
+}
+
+}  // namespace
