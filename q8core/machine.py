@@ -7,6 +7,8 @@ import platform
 from functools import cache
 from pathlib import Path
 
+from q8core.native.library import ISA_VARIABLE
+
 VARIABLES = (
     "OMP_NUM_THREADS",
     "OMP_WAIT_POLICY",
@@ -20,6 +22,7 @@ VARIABLES = (
     "ONEDNN_CPU_ISA_HINTS",
     "FBGEMM_ENABLE_INSTRUCTIONS",
     "MKL_ENABLE_INSTRUCTIONS",
+    ISA_VARIABLE,
     "LD_PRELOAD",
 )
 """Environment variables that change which code runs, or how threads wait."""

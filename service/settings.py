@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from q8core.cache import CACHE_VARIABLE
 from q8core.errors import InputError
+from q8core.native.library import ISA_VARIABLE
 
 Backend = Literal["fp32", "int8"]
 ENV_PREFIX = "Q8BERT_"
@@ -103,7 +104,7 @@ def load_settings(options: Mapping[str, Any]) -> Settings:
 
 def unknown_variables(environment: Mapping[str, str] = os.environ) -> list[str]:
     """Names with our prefix that nothing reads: a typo, or variables that Kubernetes adds for a Service."""
-    known = {CACHE_VARIABLE, *(ENV_PREFIX + name.upper() for name in Settings.model_fields)}
+    known = {CACHE_VARIABLE, ISA_VARIABLE, *(ENV_PREFIX + name.upper() for name in Settings.model_fields)}
     return sorted(name for name in environment if name.startswith(ENV_PREFIX) and name not in known)
 
 

@@ -17,12 +17,13 @@ _SOURCES = Path(__file__).with_name("src")
 
 _AVX512 = ("f", "bw", "vl", "dq", "vnni")
 _AVX512_FLAGS = (*(f"-mavx512{part}" for part in _AVX512), "-mfma", "-mprefer-vector-width=512")
-_VARIANTS: dict[str, tuple[str, ...]] = {
+VARIANTS: dict[str, tuple[str, ...]] = {
     "amx": (*_AVX512_FLAGS, "-mamx-tile", "-mamx-int8"),
     "avx512_vnni": _AVX512_FLAGS,
     "avx2": ("-mavx2", "-mfma"),
     "portable": (),
 }
+"""Variant -> the compiler's flags for it; the best first."""
 # No contraction of products and sums, which is for the compiler to choose: all variants give the same bits.
 _FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fopenmp", "-ffp-contract=off", "-fno-math-errno", "-fno-exceptions")
 _QUIET = ("-fno-rtti", "-fno-threadsafe-statics", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi")
@@ -52,9 +53,9 @@ def compile_library(folder: Path) -> Path:
     compiler = shutil.which(name)
     if compiler is None:
         raise CannotCompile(f"there is no C++ compiler {name!r} here")
-    names = tuple(_VARIANTS) if platform.machine() == "x86_64" else ("portable",)
+    names = tuple(VARIANTS) if platform.machine() == "x86_64" else ("portable",)
     with tempfile.TemporaryDirectory() as build:
-        jobs = {name: ("variant.cpp", (*_VARIANTS[name], f"-DQ8_VARIANT={name}")) for name in names}
+        jobs = {name: ("variant.cpp", (*VARIANTS[name], f"-DQ8_VARIANT={name}")) for name in names}
         jobs["library"] = ("library.cpp", (f'-DQ8_DIGEST="{source_digest()}"',))
 
         def compile_one(name: str) -> str:

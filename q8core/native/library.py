@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import os
 from ctypes import POINTER, c_char_p, c_int, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from q8core.errors import EngineError
-from q8core.native.compile import LIBRARY, source_digest
+from q8core.errors import EngineError, InputError
+from q8core.native.compile import LIBRARY, VARIANTS, source_digest
 from q8core.native.structs import Batch, Linear, Model
+
+ISA_VARIABLE = "Q8BERT_MAX_ISA"
+"""The environment variable that names the best variant that may be used."""
+
+VARIANT_NAMES = tuple(VARIANTS)
+"""All variants, the best first."""
 
 
 @cache
@@ -51,13 +58,24 @@ def load_library() -> Any:
     return library
 
 
-@cache
 def variants() -> dict[str, int]:
-    """Return the variants that this CPU can run, best first: name -> address.
+    """Return the variants that this CPU can run and `Q8BERT_MAX_ISA` allows, best first: name -> address.
 
     Raises:
         EngineError: if there is no library.
+        InputError: if the variable has an unknown value.
     """
+    found, limit = _runnable(), os.environ.get(ISA_VARIABLE)
+    if not limit:
+        return found
+    if limit not in VARIANT_NAMES:
+        raise InputError(f"{ISA_VARIABLE} is {limit!r}; allowed: {', '.join(VARIANT_NAMES)}")
+    allowed = VARIANT_NAMES[VARIANT_NAMES.index(limit) :]
+    return {name: address for name, address in found.items() if name in allowed}
+
+
+@cache
+def _runnable() -> dict[str, int]:
     library, found = load_library(), dict[str, int]()
     while address := library.q8_variant(len(found)):
         found[library.q8_variant_name(address).decode()] = address

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from transformers import BertConfig
 
 from q8core.engines import TokenBatch, build_engine
-from q8core.engines.kernels import accumulate, extreme_operands, proven_native
+from q8core.engines.kernels import accumulate, extreme_operands, proven_kernel, proven_native
 from q8core.engines.native import load_native
 from q8core.engines.random_weights import RandomInt8
 from q8core.engines.shape import ModelShape
 from q8core.engines.source import TensorSource
-from q8core.errors import EngineError
+from q8core.errors import EngineError, InputError
 from q8core.native import compile, library, variants
 from q8core.quant import preset
 from tests.engines.conftest import TASKS, Simulated, simulate
@@ -96,6 +96,28 @@ def test_every_variant_and_torch_agree(
     difference = (found - reference.infer(TokenBatch(ids, ids % 2, lengths))).abs().amax(dim=1)
     assert float((difference <= 1e-5).float().mean()) >= 0.8
     assert float(difference.max()) <= 0.05
+
+
+def test_a_user_can_restrict_the_variants(monkeypatch: pytest.MonkeyPatch) -> None:
+    everything = list(variants())
+    for limit in ("amx", "avx512_vnni", "avx2", "portable"):
+        monkeypatch.setenv("Q8BERT_MAX_ISA", limit)
+        if limit in everything:
+            assert list(variants()) == everything[everything.index(limit) :]
+        assert proven_kernel("native", [64]).facts["isa"] == next(iter(variants()))
+    assert list(variants()) == ["portable"]
+    monkeypatch.setenv("Q8BERT_MAX_ISA", "")
+    assert list(variants()) == everything
+
+
+@pytest.mark.parametrize("kernel", ["native", "auto"])
+def test_an_unknown_restriction_is_refused(monkeypatch: pytest.MonkeyPatch, kernel: str) -> None:
+    """Not taken for a reason to choose another kernel."""
+    monkeypatch.setenv("Q8BERT_MAX_ISA", "avx512")
+    config = BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
+    message = "Q8BERT_MAX_ISA is 'avx512'; allowed: amx, avx512_vnni, avx2, portable"
+    with pytest.raises(InputError, match=message):
+        build_engine(config, "qa", RandomInt8(config, "qa"), "int8", kernel)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 5])
