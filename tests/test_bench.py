@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,16 +19,18 @@ from q8core.bench.comparison import FLOOR, FP32_PEER, INT8_PEER, with_references
 from q8core.bench.contenders import CONTENDERS, STOCK, load_contender
 from q8core.bench.environment import environment, usable_cpus
 from q8core.bench.floor import FLOORS
-from q8core.bench.folder import random_folder
+from q8core.bench.folder import CACHE_VARIABLE, random_folder
 from q8core.bench.models import bench_config
 from q8core.bench.padding import pad
+from q8core.bench.resident import measure_resident
 from q8core.bench.threads import parse_threads
 from q8core.bench.timing import Timing, take_turns
 from q8core.bench.workloads import Shape, Workload, parse_workload, random_batch
+from q8core.checkpoint import Checkpoint
 from q8core.cli import app
 from q8core.engines import TokenBatch, build_engine
 from q8core.engines.random_weights import RandomFloat, RandomInt8
-from q8core.errors import InputError
+from q8core.errors import EngineError, InputError
 
 TINY = {
     "vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
@@ -205,7 +209,7 @@ def test_all_contenders_agree_on_what_they_compute() -> None:
     batch = Shape(2, 7).batch(100)
     with random_folder("bert-base", "qa") as folder:
         for name in CONTENDERS:
-            out = load_contender(name, folder, "qa", 1).bind(batch)()
+            out: Any = load_contender(name, Checkpoint.open(folder), 1).bind(batch)()
             logits = out if isinstance(out, torch.Tensor) else torch.stack([out.start_logits, out.end_logits], -1)
             assert logits.numel() == 2 * 7 * 2
 
@@ -215,8 +219,9 @@ def test_padded_and_packed_logits_are_the_same() -> None:
     """Stock transformers, padded and masked, and our fp32 engine, packed, on the same weights; float rounding apart."""
     batch = random_batch((3, 9, 5), 100)
     with random_folder("bert-base", "classify") as folder:
-        stock = load_contender(STOCK, folder, "classify", 1).bind(batch)()
-        ours = load_contender("fp32", folder, "classify", 1).bind(batch)()
+        checkpoint = Checkpoint.open(folder)
+        stock: Any = load_contender(STOCK, checkpoint, 1).bind(batch)()
+        ours: Any = load_contender("fp32", checkpoint, 1).bind(batch)()
     torch.testing.assert_close(ours, stock.logits, atol=1e-4, rtol=0)
 
 
@@ -261,7 +266,7 @@ class Fixed:
 def test_several_thread_counts_in_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Contenders are loaded anew for each count, and those of the one before are gone by then."""
     order: list[tuple[int, int, int]] = []
-    monkeypatch.setattr(speed, "load_contender", lambda name, folder, task, threads: Fixed(threads, order))
+    monkeypatch.setattr(speed, "load_contender", lambda name, checkpoint, threads: Fixed(threads, order))
     before, file = torch.get_num_threads(), tmp_path / "bench.json"
     try:
         arguments = ("--engine", "fp32", "--repeats", "1", "--shape", "1x8", "--shape", "1x9", "--json", str(file))
@@ -352,14 +357,30 @@ def test_memory_of_each_engine_in_its_own_process(tmp_path: Path) -> None:
     rows = json.loads(file.read_text())["memory"]["bert-base"]
     assert [row["engine"] for row in rows] == ["transformers", "int8-onednn"]
     assert all(row["peak_rss"] >= row["loaded_rss"] > 0 for row in rows)
+    assert all(row["second_used_uss"] > 0 for row in rows)
+    assert all(row["second_load_seconds"] > 0 for row in rows)
     assert rows[1]["reported"] > 0
 
 
-def test_random_folder_goes_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(models._SIZES, "bert-base", TINY)
-    with random_folder("bert-base", "qa") as folder:
-        assert {file.name for file in folder.iterdir()} >= {"config.json", "model.safetensors"}
-    assert not folder.exists()
+def test_what_fails_in_another_process_is_told(tmp_path: Path) -> None:
+    with pytest.raises(
+        EngineError, match=r"measuring the memory of int8-onednn failed: .*CheckpointError: .* is not a"
+    ):
+        measure_resident("int8-onednn", tmp_path / "nothing", "qa", 1)
+
+
+@pytest.mark.usefixtures("tiny_shape")
+def test_random_folder_is_a_checkpoint_and_goes_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the cache of what is derived from it."""
+    monkeypatch.setenv(CACHE_VARIABLE, "the user's")
+    for task, labels in (("qa", 0), ("classify", 2)):
+        with random_folder("bert-base", task) as folder:
+            opened = Checkpoint.open(folder)
+            assert (opened.task, opened.name, len(opened.labels)) == (task, "bert-base", labels)
+            assert opened.float_tensors()[1] is False
+            assert Path(os.environ[CACHE_VARIABLE]).parent == folder
+        assert not folder.exists()
+        assert os.environ[CACHE_VARIABLE] == "the user's"
 
 
 def test_environment_is_plain_json_and_names_the_cpu() -> None:

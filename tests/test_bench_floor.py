@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import BertModel
 
 from q8core.bench import floor
 from q8core.bench.floor import FLOORS, NativeFloor, OnednnFloor, Product, load_floors, products
+from q8core.bench.folder import random_folder
 from q8core.bench.models import bench_config
 from q8core.bench.workloads import random_batch
-from q8core.checkpoint.manifest import INT8_FILE
+from q8core.checkpoint import Checkpoint
 from q8core.engines.native import load_native
 from q8core.engines.random_weights import RandomInt8
 from q8core.engines.shape import ModelShape
@@ -103,24 +103,25 @@ def test_the_native_floor_computes_every_product(variant: str, task: Any, hidden
     assert len(memory) == 0
 
 
-def int8_folder(folder: Path) -> Path:
-    config = bench_config("bert-base", **TINY)
-    config.save_pretrained(folder)
-    save_file(dict(RandomInt8(config, "qa")), folder / INT8_FILE)
-    return folder
+@pytest.fixture
+def checkpoint() -> Iterator[Checkpoint]:
+    with random_folder("bert-base", "qa", **TINY) as folder:
+        yield Checkpoint.open(folder)
 
 
-def test_each_precision_has_its_floors(tmp_path: Path) -> None:
+def test_each_precision_has_its_floors(checkpoint: Checkpoint) -> None:
     for int8 in (False, True):
-        floors = load_floors(int8_folder(tmp_path), "qa", 1, int8=int8)
+        floors = load_floors(checkpoint, 1, int8=int8)
         assert tuple(floors) == FLOORS[int8]
         for each in floors.values():
             each.bind(random_batch((3, 5), 100))()
 
 
-def test_without_the_native_library_onednns_floor_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_native_library_onednns_floor_is_left(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: object) -> None:
         raise EngineError("the native kernel was not built")
 
-    monkeypatch.setattr(floor, "load_engine_files", refuse)
-    assert tuple(load_floors(int8_folder(tmp_path), "qa", 1, int8=True)) == ("floor-int8-onednn",)
+    monkeypatch.setattr(floor, "load_named_engine", refuse)
+    assert tuple(load_floors(checkpoint, 1, int8=True)) == ("floor-int8-onednn",)

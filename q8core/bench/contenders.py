@@ -1,4 +1,4 @@
-"""What is compared: our engines, stock transformers, and how each is loaded from a folder of random weights."""
+"""What is compared: our engines, stock transformers, and how each is loaded from a checkpoint."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from transformers import BertConfig, BertForQuestionAnswering, BertForSequenceClassification
+from transformers import BertForQuestionAnswering, BertForSequenceClassification
 
 from q8core.bench.padding import pad
-from q8core.checkpoint.manifest import FLOAT_FILE, INT8_FILE
-from q8core.checkpoint.tensors import TensorFile
-from q8core.engines import Engine, TokenBatch, build_engine
+from q8core.checkpoint import Checkpoint
+from q8core.engines import Engine, TokenBatch, load_engine
 from q8core.engines.bert import BertEngine
 from q8core.tasks.task import TaskKind
 
@@ -63,24 +62,27 @@ def stock_class(task: TaskKind) -> Any:
     return BertForSequenceClassification if task == "classify" else BertForQuestionAnswering
 
 
-def load_engine_files(name: str, folder: Path, task: TaskKind, threads: int) -> BertEngine:
-    """Load one of `ENGINES` from a folder of random weights.
+def load_stock(folder: Path, task: TaskKind) -> Contender:
+    """Load stock transformers from a folder with float weights."""
+    return StockTransformers(stock_class(task).from_pretrained(folder))
+
+
+def load_named_engine(name: str, checkpoint: Checkpoint, threads: int) -> BertEngine:
+    """Load one of `ENGINES`, as serving does.
 
     Raises:
         EngineError: if its kernel cannot be used on this machine.
     """
     backend, _, kernel = name.partition("-")
-    tensors = TensorFile(folder / (INT8_FILE if backend == "int8" else FLOAT_FILE))
-    config = BertConfig.from_pretrained(folder)
-    return build_engine(config, task, tensors, backend, kernel or "auto", threads)
+    return load_engine(checkpoint, backend, kernel or "auto", threads)
 
 
-def load_contender(name: str, folder: Path, task: TaskKind, threads: int) -> Contender:
-    """Load one of `CONTENDERS` from a folder of random weights.
+def load_contender(name: str, checkpoint: Checkpoint, threads: int) -> Contender:
+    """Load one of `CONTENDERS`.
 
     Raises:
         EngineError: if its kernel cannot be used on this machine.
     """
     if name == STOCK:
-        return StockTransformers(stock_class(task).from_pretrained(folder))
-    return OurEngine(load_engine_files(name, folder, task, threads))
+        return load_stock(checkpoint.path, checkpoint.task)
+    return OurEngine(load_named_engine(name, checkpoint, threads))

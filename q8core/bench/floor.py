@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import BertConfig
 
-from q8core.bench.contenders import Contender, load_engine_files
+from q8core.bench.contenders import Contender, load_named_engine
+from q8core.checkpoint import Checkpoint
 from q8core.engines import TokenBatch
 from q8core.engines.kernel_onednn import ZERO_POINT, OnednnKernel, OnednnLinear
 from q8core.engines.linear import FloatLinear
@@ -58,21 +58,20 @@ def products(shape: ModelShape, task: TaskKind) -> list[Product]:
     return [*full * (shape.layers - 1), Product(2 * h, h), Product(h, h, True), *rest]
 
 
-def load_floors(folder: Path, task: TaskKind, threads: int, *, int8: bool) -> dict[str, Contender]:
+def load_floors(checkpoint: Checkpoint, threads: int, *, int8: bool) -> dict[str, Contender]:
     """Load the floors of a precision, by name; the native one only where an engine could use that kernel.
 
     Args:
-        folder: random weights.
-        task: classify or qa.
+        checkpoint: the model.
         threads: CPU threads.
         int8: which precision.
     """
-    config = BertConfig.from_pretrained(folder)
+    config, task = checkpoint.config, checkpoint.task
     if not int8:
         return {_FP32: OnednnFloor(config, task, int8=False)}
     floors: dict[str, Contender] = {_ONEDNN: OnednnFloor(config, task, int8=True)}
     try:
-        model = load_engine_files("int8-native", folder, task, threads).model
+        model = load_named_engine("int8-native", checkpoint, threads).model
     except EngineError:  # there was no compiler, or it computes something else: then nothing is compared with it
         return floors
     assert isinstance(model, NativeModel)

@@ -1,23 +1,35 @@
-"""A temporary folder with random weights, float and int8: what every contender is loaded from."""
+"""A temporary checkpoint folder with random weights, int8 and float: what every contender is loaded from."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from transformers import BertConfig
 
 from q8core.bench.models import bench_config
-from q8core.checkpoint.manifest import FLOAT_FILE, INT8_FILE
-from q8core.engines.random_weights import RandomFloat, RandomInt8
+from q8core.checkpoint.manifest import FLOAT_FILE
+from q8core.checkpoint.tensors import write_tensors
+from q8core.checkpoint.writer import write_checkpoint
+from q8core.engines.random_weights import LABELS, RandomFloat, RandomInt8
+from q8core.quant import preset
 from q8core.tasks.task import TaskKind
+
+CACHE_VARIABLE = "Q8BERT_CACHE"
+"""The environment variable that names the folder for what engines derive from checkpoints."""
 
 
 @contextmanager
 def random_folder(model: str, task: TaskKind, **changes: int) -> Generator[Path]:
-    """Write a random model of a named shape into a temporary folder that goes away afterwards.
+    """Write a random model of a named shape as a checkpoint into a temporary folder that goes away afterwards.
+
+    Meanwhile the cache of this process, and of those that it starts, is in there too: it is empty to begin with, and
+    the user's own does not fill with random weights.
 
     Args:
         model: one of `MODEL_NAMES`.
@@ -30,7 +42,37 @@ def random_folder(model: str, task: TaskKind, **changes: int) -> Generator[Path]
     config = bench_config(model, **changes)
     with TemporaryDirectory(prefix="q8bert-bench-") as name:
         folder = Path(name)
-        config.save_pretrained(folder)
-        save_file(dict(RandomInt8(config, task)), folder / INT8_FILE, {"format": "pt"})
-        save_file(dict(RandomFloat(config, task)), folder / FLOAT_FILE, {"format": "pt"})
-        yield folder
+        write_random(folder, model, config, task)
+        with _cache(folder / "cache"):
+            yield folder
+
+
+def write_random(folder: Path, name: str, config: BertConfig, task: TaskKind) -> None:
+    """Write a random checkpoint that can be opened like any other; nobody reads text with its tokenizer."""
+    Tokenizer(WordPiece({"[UNK]": 0}, unk_token="[UNK]")).save(str(folder / "tokenizer.json"))
+    write_checkpoint(
+        folder,
+        name=name,
+        config=config,
+        task=task,
+        labels=[str(label) for label in range(LABELS)] if task == "classify" else [],
+        max_length=int(config.max_position_embeddings),
+        scheme=preset("q8bert"),
+        tensors=RandomInt8(config, task),
+        tokenizer_folder=folder,
+    )
+    # Afterwards, so that it is not part of what is hashed whenever the checkpoint is opened.
+    write_tensors(folder / FLOAT_FILE, RandomFloat(config, task))
+
+
+@contextmanager
+def _cache(folder: Path) -> Generator[None]:
+    before = os.environ.get(CACHE_VARIABLE)
+    os.environ[CACHE_VARIABLE] = str(folder)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[CACHE_VARIABLE]
+        else:
+            os.environ[CACHE_VARIABLE] = before

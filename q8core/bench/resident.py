@@ -24,6 +24,9 @@ _TINY = {"vocab_size": 100, "num_hidden_layers": 1, "hidden_size": 48, "intermed
 class Resident:
     """Bytes that one engine added to a fresh process, beyond what imports and the libraries' code took.
 
+    A second process, with the same engine of the same checkpoint, is measured while the first one is there: what it
+    adds is its unique set, the pages that it shares with no other process.
+
     Attributes:
         loaded_rss: resident set after loading.
         loaded_pss: the same, shared pages counted in part.
@@ -31,7 +34,10 @@ class Resident:
         used_pss: the same, shared pages counted in part.
         peak_rss: the highest resident set while loading.
         reported: what the engine's own `memory()` says after use, 0 for stock transformers.
-        load_seconds: time to load.
+        load_seconds: time to verify and load.
+        second_loaded_uss: unique set of the second process after loading.
+        second_used_uss: the same after some batches.
+        second_load_seconds: time to verify and load in the second process, which finds what the first one left.
     """
 
     engine: str
@@ -42,33 +48,35 @@ class Resident:
     peak_rss: int
     reported: int
     load_seconds: float
+    second_loaded_uss: int
+    second_used_uss: int
+    second_load_seconds: float
 
     def to_dict(self) -> dict[str, object]:
         """Return it as plain JSON values, with the peak over the resident size."""
         return {**asdict(self), "peak_over_loaded": self.peak_rss / max(self.loaded_rss, 1)}
 
 
-def measure_resident(engine: str, folder: Path, task: TaskKind, threads: int, *, verified: bool) -> Resident:
-    """Load `engine` from `folder` in a new process, use it, and return what it added.
+def measure_resident(engine: str, folder: Path, task: TaskKind, threads: int) -> Resident:
+    """Load `engine` from `folder` in a new process, use it, then in another one beside it; return what they added.
 
     Args:
         engine: a contender's name, or a peer's.
-        folder: a checkpoint, or a random folder.
+        folder: a checkpoint; our engines open it (hash and check it) as serving does.
         task: classify or qa.
         threads: CPU threads of the engine.
-        verified: the folder is a checkpoint, to be opened (hashed and checked) as serving does.
 
     Raises:
         EngineError: if the process fails; carries its last line.
     """
     command = [sys.executable, "-m", "q8core.bench.resident_process"]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     with random_folder("minilm-l6", task, **_TINY) as tiny:
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1"}  # with the cache of this random folder
         if engine in PEER_NAMES:
             for each in (tiny, folder):
                 prepare_peer(engine, each, task)
         request = {"engine": engine, "folder": str(folder), "tiny": str(tiny), "task": task, "threads": threads}
-        command.append(json.dumps({**request, "verified": verified}))
+        command.append(json.dumps({**request, "second": False}))
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]

@@ -1,23 +1,34 @@
-"""The process that `resident` starts: load one engine, use it, print what it added as one line of JSON."""
+"""The process that `resident` starts: load one engine, use it, print what it added as one line of JSON.
+
+It then starts itself a second time, and waits with its engine loaded: what is shared is not counted there.
+"""
 
 from __future__ import annotations
 
 import gc
 import json
+import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import torch
 from transformers import BertConfig
 
-from q8core.bench.contenders import CONTENDERS, ENGINES, Contender, OurEngine, load_contender, load_engine_files
+from q8core.bench.contenders import (
+    CONTENDERS,
+    STOCK,
+    Contender,
+    OurEngine,
+    load_contender,
+    load_named_engine,
+    load_stock,
+)
 from q8core.bench.peers.registry import PEER_NAMES, load_peer
 from q8core.bench.workloads import Shape
 from q8core.checkpoint import Checkpoint
-from q8core.engines import load_engine
 from q8core.engines.bert import BertEngine
 from q8core.engines.heap import release_freed_memory
 from q8core.tasks.task import TaskKind
@@ -30,57 +41,78 @@ def main(request: dict[str, Any]) -> dict[str, float]:
     torch.set_num_threads(request["threads"])
     folder = Path(request["folder"])
     _settle(request["engine"], Path(request["tiny"]), request["task"])
-    base_rss, base_pss = _now()
+    base = _now()
     _reset_peak()
     begin = time.perf_counter()
     contender, engine = _load(request["engine"], folder, request)
     seconds = time.perf_counter() - begin
     # The kernel brings its account of the peak up to date late, so what is there now may exceed it.
-    peak = max(_peak(), _now()[0]) - base_rss
+    peak = max(_peak(), _now().rss) - base.rss
     gc.collect()
-    loaded_rss, loaded_pss = _now()
+    loaded = _now()
     vocabulary = BertConfig.from_pretrained(folder).vocab_size
     for shape in _USE:
         for _ in range(2):
             contender.bind(shape.batch(vocabulary))()
-    used_rss, used_pss = _now()
+    used = _now()
+    if request["second"]:
+        return {
+            "second_loaded_uss": loaded.uss - base.uss,
+            "second_used_uss": used.uss - base.uss,
+            "second_load_seconds": seconds,
+        }
     return {
-        "loaded_rss": loaded_rss - base_rss,
-        "loaded_pss": loaded_pss - base_pss,
-        "used_rss": used_rss - base_rss,
-        "used_pss": used_pss - base_pss,
+        "loaded_rss": loaded.rss - base.rss,
+        "loaded_pss": loaded.pss - base.pss,
+        "used_rss": used.rss - base.rss,
+        "used_pss": used.pss - base.pss,
         "peak_rss": peak,
         "reported": engine.memory().total if engine else 0,
         "load_seconds": seconds,
+        **_second_process(request),
     }
+
+
+def _second_process(request: dict[str, Any]) -> dict[str, float]:
+    command = [sys.executable, "-m", "q8core.bench.resident_process", json.dumps({**request, "second": True})]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        sys.exit(done.returncode)  # with its last words on the standard error stream, which both have
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def _load(name: str, folder: Path, request: dict[str, Any]) -> tuple[Contender, BertEngine | None]:
     if name in PEER_NAMES:
         return load_peer(name, folder, request["task"], request["threads"]), None
-    if name not in ENGINES:
-        return load_contender(name, folder, request["task"], request["threads"]), None
-    if not request["verified"]:
-        engine = load_engine_files(name, folder, request["task"], request["threads"])
-    else:
-        backend, _, kernel = name.partition("-")
-        engine = load_engine(Checkpoint.open(folder), backend, kernel or "auto", request["threads"])
+    if name == STOCK:
+        return load_stock(folder, request["task"]), None
+    engine = load_named_engine(name, Checkpoint.open(folder), request["threads"])
     return OurEngine(engine), engine
 
 
 def _settle(name: str, folder: Path, task: TaskKind) -> None:
     """Run a tiny model on each engine and on `name`: code that is loaded once per process is not counted as memory."""
-    for each in dict.fromkeys((*CONTENDERS, name)):
-        load = load_peer if each in PEER_NAMES else load_contender
-        load(each, folder, task, torch.get_num_threads()).bind(Shape(1, 8).batch(100))()
+    checkpoint, threads = Checkpoint.open(folder), torch.get_num_threads()
+    for each in CONTENDERS:
+        load_contender(each, checkpoint, threads).bind(Shape(1, 8).batch(100))()
+    if name in PEER_NAMES:
+        load_peer(name, folder, task, threads).bind(Shape(1, 8).batch(100))()
     gc.collect()
     release_freed_memory()  # or an engine could grow into what the imports left, and look smaller than it is
 
 
-def _now() -> tuple[int, int]:
-    """Return (rss, pss) in bytes."""
+class _Sizes(NamedTuple):
+    """Bytes of this process: resident, with shared pages in part, without them."""
+
+    rss: int
+    pss: int
+    uss: int
+
+
+def _now() -> _Sizes:
+    """Return what the kernel says now (psutil reads smaps_rollup; private pages are the unique set)."""
     info = psutil.Process().memory_full_info()
-    return info.rss, info.pss
+    return _Sizes(info.rss, info.pss, info.uss)
 
 
 def _reset_peak() -> None:

@@ -6,7 +6,6 @@ import gc
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from transformers.utils import logging
@@ -20,6 +19,7 @@ from q8core.bench.peers.registry import PEER_NAMES, about, import_runtime, load_
 from q8core.bench.threads import threads_text
 from q8core.bench.timing import Timing, take_turns
 from q8core.bench.workloads import Workload
+from q8core.checkpoint import Checkpoint
 from q8core.tasks.task import TaskKind
 
 
@@ -84,13 +84,14 @@ def measure_speed(run: SpeedRun, found: Measured, say: Callable[[str], None], on
                 if name in PEER_NAMES:
                     say(f"{model}: preparing {name} ({about(name)}), up to a minute or two")
                     prepare_peer(name, folder, run.task)
+            checkpoint = Checkpoint.open(folder)
             for threads in run.threads:
-                _measure_folder(model, folder, threads, run, found, say, on_round)
+                _measure_model(model, checkpoint, threads, run, found, say, on_round)
 
 
-def _measure_folder(
+def _measure_model(
     model: str,
-    folder: Path,
+    checkpoint: Checkpoint,
     threads: int,
     run: SpeedRun,
     found: Measured,
@@ -104,19 +105,22 @@ def _measure_folder(
     where, contenders = f"{model}, {threads_text((threads,))}", dict[str, Contender]()
     for name in run.engines:
         say(f"{where}: loading {name}")
-        contenders[name], seconds[name] = _timed_load(name, folder, run.task, threads)
+        contenders[name], seconds[name] = _timed_load(name, checkpoint, threads)
     for int8 in sorted({is_int8(name) for name in run.engines}):
-        contenders |= load_floors(folder, run.task, threads, int8=int8)
+        contenders |= load_floors(checkpoint, threads, int8=int8)
     for workload in run.workloads:
         say(f"{where}: {workload.name}")
         timings = take_turns(model, threads, contenders, workload, int(config.vocab_size), run.repeats, on_round)
         found.timings += with_references(timings, PEER_NAMES)
 
 
-def _timed_load(name: str, folder: Path, task: TaskKind, threads: int) -> tuple[Contender, float]:
+def _timed_load(name: str, checkpoint: Checkpoint, threads: int) -> tuple[Contender, float]:
+    """Load a contender; importing a peer's package and verifying the checkpoint are not part of the time."""
     if name in PEER_NAMES:
         import_runtime(name)
-    load = load_peer if name in PEER_NAMES else load_contender
     begin = time.perf_counter()
-    contender = load(name, folder, task, threads)
+    if name in PEER_NAMES:
+        contender = load_peer(name, checkpoint.path, checkpoint.task, threads)
+    else:
+        contender = load_contender(name, checkpoint, threads)
     return contender, time.perf_counter() - begin

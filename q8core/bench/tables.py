@@ -68,21 +68,21 @@ def comparison_tables(
 
 
 def memory_table(found: Sequence[Resident], title: str) -> Table:
-    """Return a table of what each engine added to a fresh process, in MiB."""
+    """Return a table of what each engine added to a fresh process, and to a second one beside it, in MiB."""
     table = _table(title, ("engine",))
     for column in (
-        "loaded\nRSS", "loaded\nPSS", "in use\nRSS", "in use\nPSS", "peak of\nloading", "peak /\nloaded",
-        "own\naccount", "load\ns",
+        "loaded\nRSS", "in use\nRSS", "peak of\nloading", "peak /\nloaded", "own\naccount", "load\ns",
+        "2nd\nloaded", "2nd\nin use",
     ):  # fmt: skip
         table.add_column(column, justify="right", no_wrap=True)
     for row in found:
-        sizes = (row.loaded_rss, row.loaded_pss, row.used_rss, row.used_pss, row.peak_rss)
         table.add_row(
             row.engine,
-            *(f"{size / 2**20:.1f}" for size in sizes),
+            *(f"{size / 2**20:.1f}" for size in (row.loaded_rss, row.used_rss, row.peak_rss)),
             f"{row.peak_rss / max(row.loaded_rss, 1):.2f}",
             f"{row.reported / 2**20:.1f}" if row.reported else "",
             f"{row.load_seconds:.2f}",
+            *(f"{size / 2**20:.1f}" for size in (row.second_loaded_uss, row.second_used_uss)),
         )
     return table
 

@@ -55,7 +55,9 @@ def bench(
         typer.Option(help="CPU threads, or several counts to compare (1,2); repeatable. [default: all usable CPUs]"),
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Rounds in which the engines take turns.")] = 15,
-    memory: Annotated[bool, typer.Option("--memory", help="Measure memory, each engine in its own process.")] = False,
+    memory: Annotated[
+        bool, typer.Option("--memory", help="Measure memory, each engine in two processes of its own.")
+    ] = False,
     json_file: JsonFile = None,
 ) -> None:
     """Compare speed (or memory) of the engines with stock transformers, and other runtimes, on random weights."""

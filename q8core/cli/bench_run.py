@@ -111,12 +111,12 @@ def _memory(
     """Measure memory into the report and a table for each model; False if Ctrl-C ended it."""
     if checkpoint is not None:
         opened = Checkpoint.open(checkpoint)
-        found, complete = _measure_each(console, measurable(names, checkpoint), checkpoint, opened.task, threads, True)
+        found, complete = _measure_each(console, measurable(names, checkpoint), checkpoint, opened.task, threads)
         _show_memory(console, report, opened.name, found)
         return complete
     for model in models:
         with random_folder(model, task) as folder:
-            found, complete = _measure_each(console, names, folder, task, threads, False)
+            found, complete = _measure_each(console, names, folder, task, threads)
         _show_memory(console, report, model, found)
         if not complete:
             return False
@@ -124,15 +124,15 @@ def _memory(
 
 
 def _measure_each(
-    console: Console, names: Sequence[str], folder: Path, task: TaskKind, threads: int, verified: bool
+    console: Console, names: Sequence[str], folder: Path, task: TaskKind, threads: int
 ) -> tuple[list[Resident], bool]:
     found: list[Resident] = []
     with _progress(console) as progress:
         bar = progress.add_task("", total=len(names))
         try:
             for name in names:
-                progress.update(bar, description=f"{name} in its own process")
-                found.append(measure_resident(name, folder, task, threads, verified=verified))
+                progress.update(bar, description=f"{name} in processes of its own")
+                found.append(measure_resident(name, folder, task, threads))
                 progress.advance(bar)
         except KeyboardInterrupt:
             return found, False
@@ -141,7 +141,7 @@ def _measure_each(
 
 def _show_memory(console: Console, report: dict[str, object], model: str, found: Sequence[Resident]) -> None:
     if found:
-        console.print(memory_table(found, f"{model}: MiB added to a fresh process"))
+        console.print(memory_table(found, f"{model}: MiB added to a fresh process, and to a 2nd one beside it"))
     memory = cast("dict[str, object]", report.setdefault("memory", {}))
     memory[model] = [row.to_dict() for row in found]
 
