@@ -118,10 +118,10 @@ class NativeFloor:
         """Make the memory that the products write and read."""
         library, model = load_library(), self._model
         what = structs.Batch(batch.tokens, len(batch.lengths))
-        memory = torch.full((library.q8_products_bytes(model.view, what),), ZERO_POINT + 1, dtype=torch.uint8)
+        memory = torch.full((library.q8_products_bytes(model.packed.view, what),), ZERO_POINT + 1, dtype=torch.uint8)
 
         def run() -> Tensor:
-            library.q8_products(model.variant[1], model.view, what, memory.data_ptr(), torch.get_num_threads())
+            library.q8_products(model.variant[1], model.packed.view, what, memory.data_ptr(), torch.get_num_threads())
             return memory
 
         return run
