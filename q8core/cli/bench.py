@@ -58,6 +58,9 @@ def bench(
     memory: Annotated[
         bool, typer.Option("--memory", help="Measure memory, each engine in two processes of its own.")
     ] = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="Also draw the speeds into this PNG: pip install 'q8bert\\[plot]' first.")
+    ] = None,
     json_file: JsonFile = None,
 ) -> None:
     """Compare speed (or memory) of the engines with stock transformers, and other runtimes, on random weights."""
@@ -65,6 +68,8 @@ def bench(
         raise InputError(f"--task is {task!r}; allowed: classify, qa")
     if checkpoint is not None and (not memory or model):
         raise InputError("--checkpoint is for --memory and takes the place of --model")
+    if plot is not None and memory:
+        raise InputError("--plot draws speeds: leave out either --plot or --memory")
     if json_file is not None and not json_file.parent.is_dir():
         raise InputError(f"--json {json_file}: the folder {json_file.parent} does not exist")
     from q8core.cli.bench_run import run_bench
@@ -81,6 +86,7 @@ def bench(
         repeats=repeats,
         memory=memory,
         peers=peers,
+        plot=plot,
         json_file=json_file,
     )
     if not done:

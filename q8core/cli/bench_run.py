@@ -13,11 +13,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from q8core.bench.environment import environment
 from q8core.bench.folder import random_folder
 from q8core.bench.models import bench_config
-from q8core.bench.peers.registry import PEER_NAMES, about, choose_contenders
+from q8core.bench.peers.registry import PEER_NAMES, about, choose_contenders, peer_versions
+from q8core.bench.plot import check_plot, plot_run, subtitle_of
 from q8core.bench.resident import Resident, measurable, measure_resident
 from q8core.bench.speed import Measured, SpeedRun, measure_speed
 from q8core.bench.tables import comparison_tables, heading, memory_table, timing_tables
-from q8core.bench.threads import parse_threads
+from q8core.bench.threads import parse_threads, threads_text
+from q8core.bench.timing import Timing
 from q8core.bench.workloads import Shape, Workload, parse_workload
 from q8core.checkpoint import Checkpoint
 from q8core.errors import InputError
@@ -37,13 +39,17 @@ def run_bench(
     repeats: int,
     memory: bool,
     peers: bool,
+    plot: Path | None,
     json_file: Path | None,
 ) -> bool:
     """Compare the engines; False if Ctrl-C ended it early, with what was measured until then printed and written.
 
     Raises:
-        InputError: an unknown model, engine, workload or thread count, or a sequence that a model has no positions for.
+        InputError: an unknown model, engine, workload or thread count, a sequence that a model has no positions for,
+            or a picture that cannot be drawn.
     """
+    if plot is not None:
+        check_plot(plot)
     names, counts = choose_contenders(engines, peers=peers), parse_threads(threads)
     if memory and len(counts) > 1:
         raise InputError(f"--memory is measured with one thread count; --threads names {len(counts)}")
@@ -56,12 +62,17 @@ def run_bench(
     console, machine = Console(), environment()
     console.print(heading(machine, counts), highlight=False, soft_wrap=True)
     report: dict[str, object] = {"environment": machine, "threads": counts, "task": task}
+    timings: Sequence[Timing] = ()
     if memory:
         done = _memory(console, report, names, models, checkpoint, task, counts[0])
     else:
-        done = _speed(console, report, SpeedRun(models, workloads, names, task, counts, repeats))
+        done, timings = _speed(console, report, SpeedRun(models, workloads, names, task, counts, repeats))
     if json_file is not None:
         json_file.write_text(json.dumps({**report, "complete": done}, indent=1) + "\n", encoding="utf-8")
+    if plot is not None and timings:
+        what = f"random weights, task {task}, {repeats} rounds"
+        title = f"{', '.join(models)}, {threads_text(counts)}"
+        plot_run(timings, title, subtitle_of(machine, peer_versions(names), what), plot)
     if not done:
         console.print("stopped early; what is above was measured")
     return done
@@ -74,8 +85,8 @@ def _check_lengths(model: str, workloads: Sequence[Workload]) -> None:
         raise InputError(f"the longest sequence has {longest} tokens; {model} takes at most {limit}")
 
 
-def _speed(console: Console, report: dict[str, object], run: SpeedRun) -> bool:
-    """Time all models and workloads into the report and tables; False if Ctrl-C ended it."""
+def _speed(console: Console, report: dict[str, object], run: SpeedRun) -> tuple[bool, list[Timing]]:
+    """Time all models and workloads into the report and tables; return False if Ctrl-C ended it, and the timings."""
     found, complete = Measured(), True
     with _progress(console) as progress:
         bar = progress.add_task("", total=run.rounds)
@@ -90,13 +101,14 @@ def _speed(console: Console, report: dict[str, object], run: SpeedRun) -> bool:
         console.print(table)
     report["workloads"] = {workload.name: workload.describe() for workload in run.workloads}
     report["peers"] = {name: about(name) for name in run.engines if name in PEER_NAMES}
+    report["peer_versions"] = peer_versions(run.engines)
     report["load_seconds"] = [
         {"model": model, "threads": threads, "engine": name, "seconds": seconds}
         for (model, threads), loads in found.load_seconds.items()
         for name, seconds in loads.items()
     ]
     report["timings"] = [timing.to_dict() for timing in found.timings]
-    return complete
+    return complete, found.timings
 
 
 def _memory(

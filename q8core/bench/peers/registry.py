@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,11 @@ PEER_NAMES = tuple(_PEERS)
 def about(name: str) -> str:
     """Return what a peer is."""
     return _PEERS[name].about
+
+
+def peer_versions(names: Sequence[str]) -> dict[str, str]:
+    """Return package -> version of what runs the peers among `names`."""
+    return {package: version(package) for package in dict.fromkeys(_PEERS[n].runtime for n in names if n in _PEERS)}
 
 
 def choose_contenders(names: tuple[str, ...], *, peers: bool) -> tuple[str, ...]:
