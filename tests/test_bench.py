@@ -19,13 +19,14 @@ from q8core.bench.comparison import FLOOR, FP32_PEER, INT8_PEER, with_references
 from q8core.bench.contenders import CONTENDERS, STOCK, load_contender
 from q8core.bench.environment import environment, usable_cpus
 from q8core.bench.floor import FLOORS
-from q8core.bench.folder import CACHE_VARIABLE, random_folder
+from q8core.bench.folder import random_folder
 from q8core.bench.models import bench_config
 from q8core.bench.padding import pad
 from q8core.bench.resident import measure_resident
 from q8core.bench.threads import parse_threads
 from q8core.bench.timing import Timing, take_turns
 from q8core.bench.workloads import Shape, Workload, parse_workload, random_batch
+from q8core.cache import CACHE_VARIABLE
 from q8core.checkpoint import Checkpoint
 from q8core.cli import app
 from q8core.engines import TokenBatch, build_engine
@@ -347,19 +348,22 @@ def test_wrong_arguments_are_refused_before_any_work(arguments: list[str], messa
     assert message in str(error)
 
 
-@pytest.mark.usefixtures("tiny_shape")
-def test_memory_of_each_engine_in_its_own_process(tmp_path: Path) -> None:
-    """A real measurement; the tiny model only shows that figures arrive and are of bytes."""
+def test_memory_of_each_engine_in_its_own_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real measurement, of a model large enough that what a process allocates anyway is small beside it."""
+    monkeypatch.setitem(models._SIZES, "bert-base", {**models._SIZES["minilm-l6"], "num_hidden_layers": 1})
     file = tmp_path / "memory.json"
-    code, output, error = run("--memory", "--engine", "int8-onednn", "--engine", "transformers", "--json", str(file))
+    engines = ("transformers", "int8-onednn", "int8-native")
+    code, output, error = run("--memory", *(f"--engine={name}" for name in engines), "--json", str(file))
     assert code == 0, error
     assert "MiB added to a fresh process" in output
-    rows = json.loads(file.read_text())["memory"]["bert-base"]
-    assert [row["engine"] for row in rows] == ["transformers", "int8-onednn"]
-    assert all(row["peak_rss"] >= row["loaded_rss"] > 0 for row in rows)
-    assert all(row["second_used_uss"] > 0 for row in rows)
-    assert all(row["second_load_seconds"] > 0 for row in rows)
-    assert rows[1]["reported"] > 0
+    rows = {row["engine"]: row for row in json.loads(file.read_text())["memory"]["bert-base"]}
+    assert tuple(rows) == engines
+    assert all(row["peak_rss"] >= row["loaded_rss"] > 0 for row in rows.values())
+    assert all(row["second_used_uss"] > 0 and row["second_load_seconds"] > 0 for row in rows.values())
+    weights = 13e6  # 11.7 MB of word embeddings and 1.8 MB of a layer
+    assert all(rows[name]["reported"] > weights for name in engines[1:])
+    assert rows["int8-onednn"]["second_loaded_uss"] > 0.8 * weights
+    assert rows["int8-native"]["second_loaded_uss"] < 0.15 * weights  # shared
 
 
 def test_what_fails_in_another_process_is_told(tmp_path: Path) -> None:

@@ -13,15 +13,13 @@ from tokenizers.models import WordPiece
 from transformers import BertConfig
 
 from q8core.bench.models import bench_config
+from q8core.cache import CACHE_VARIABLE
 from q8core.checkpoint.manifest import FLOAT_FILE
 from q8core.checkpoint.tensors import write_tensors
 from q8core.checkpoint.writer import write_checkpoint
 from q8core.engines.random_weights import LABELS, RandomFloat, RandomInt8
 from q8core.quant import preset
 from q8core.tasks.task import TaskKind
-
-CACHE_VARIABLE = "Q8BERT_CACHE"
-"""The environment variable that names the folder for what engines derive from checkpoints."""
 
 
 @contextmanager
