@@ -28,7 +28,7 @@ _FILLS = {
 _FLOOR_LINES = {False: (0, (5, 3)), True: (0, (1, 1.5))}
 _FLOOR = {"color": "black", "linewidth": 1.1}
 _PRECISIONS = {False: "fp32", True: "int8"}
-_LETTERS = 15
+_LETTERS = 17
 """Letters of the subtitle to an inch."""
 
 _GAP = 0.6
