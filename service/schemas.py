@@ -55,34 +55,61 @@ class StrictModel(BaseModel):
         return data
 
 
-def _check_classify_inputs(value: Any) -> Any:
-    """Say in one sentence what a union of three shapes would say in many."""
+class TextPair(StrictModel):
+    """A text with an optional second one, as Hugging Face's pipeline takes it."""
+
+    text: Text
+    text_pair: Text | None = None
+
+
+ClassifyInput = str | tuple[str, str] | TextPair
+
+
+def _check_classify_inputs(value: Any) -> str | TextPair | list[ClassifyInput]:
+    """Say in one sentence what a union of these shapes would say in many."""
     if isinstance(value, str):
         return _valid_unicode(value)
     if not isinstance(value, list):
-        raise _inputs_error("inputs", value)
+        return _check_object("inputs", value)
     return [_check_classify_input(f"inputs[{place}]", item) for place, item in enumerate(value)]
 
 
-def _check_classify_input(place: str, item: Any) -> str | tuple[str, ...]:
-    texts = [item] if isinstance(item, str) else item
-    if not isinstance(texts, list) or len(texts) != (1 if texts is not item else 2):
+def _check_classify_input(place: str, item: Any) -> ClassifyInput:
+    if isinstance(item, str):
+        return _check_text(place, item)
+    if isinstance(item, list) and len(item) == 2:
+        return _check_text(f"{place}[0]", item[0]), _check_text(f"{place}[1]", item[1])
+    return _check_object(place, item)
+
+
+def _check_object(place: str, item: Any) -> TextPair:
+    if isinstance(item, TextPair):
+        return item
+    known = isinstance(item, dict) and "text" in item and item.keys() <= TextPair.model_fields.keys()
+    if not known:
         raise _inputs_error(place, item)
-    for text in texts:
-        if not isinstance(text, str):
-            raise _inputs_error(place, item)
-        try:
-            _valid_unicode(text)
-        except PydanticCustomError as error:
-            raise PydanticCustomError(error.type, f"{place}: {error.message()}") from error  # type: ignore[arg-type]
-    return item if isinstance(item, str) else tuple(texts)
+    pair = item.get("text_pair")
+    return TextPair(
+        text=_check_text(f"{place}.text", item["text"]),
+        text_pair=None if pair is None else _check_text(f"{place}.text_pair", pair),
+    )
+
+
+def _check_text(place: str, text: Any) -> str:
+    if not isinstance(text, str):
+        raise _inputs_error(place, text)
+    try:
+        return _valid_unicode(text)
+    except PydanticCustomError as error:
+        raise PydanticCustomError(error.type, f"{place}: {error.message()}") from error  # type: ignore[arg-type]
 
 
 def _inputs_error(place: str, value: Any) -> PydanticCustomError:
-    names = {dict: "an object", list: "a list of another shape", type(None): "null", bool: "a boolean"}
+    names = {dict: "an object of another shape", list: "a list of another shape", type(None): "null", bool: "a boolean"}
     return PydanticCustomError(
         "inputs_type",
-        "a text, a list of texts, or a list of [text, text_pair] pairs is expected; {place} is {got}",
+        "a text, an object with text and text_pair, or a list of texts, objects and [text, text_pair] pairs is "
+        "expected; {place} is {got}",
         {"place": place, "got": names.get(type(value), "a number")},
     )
 
@@ -94,7 +121,9 @@ class ClassifyParameters(StrictModel):
         default=None, description="Return only the best k labels; default: all."
     )
     function_to_apply: FunctionToApply | None = Field(
-        default=None, description="Scores from logits; default: what the model was trained with (softmax as a rule)."
+        default=None,
+        description="Scores from logits; default: what the model was trained with: softmax as a rule, sigmoid for "
+        "several labels at once, none for a model that predicts a number.",
     )
     truncation: bool = Field(
         default=True,
@@ -103,10 +132,11 @@ class ClassifyParameters(StrictModel):
 
 
 class ClassifyRequest(StrictModel):
-    """One text, several texts, or several pairs of texts."""
+    """One text or pair of texts, or several."""
 
-    inputs: Annotated[str | list[str | tuple[str, str]], BeforeValidator(_check_classify_inputs)] = Field(
-        description="A text, a list of texts, or a list of [text, text_pair] pairs. Empty texts are valid.",
+    inputs: Annotated[str | TextPair | list[ClassifyInput], BeforeValidator(_check_classify_inputs)] = Field(
+        description="A text, a pair {text, text_pair}, or a list of texts and pairs; in a list, a pair may also be "
+        "[text, text_pair]. Empty texts are valid.",
         examples=["a gripping, beautifully acted film"],
     )
     parameters: ClassifyParameters | None = None
@@ -114,12 +144,18 @@ class ClassifyRequest(StrictModel):
 
     def items(self) -> list[tuple[str, str | None]]:
         """Return every input as ``(text, text_pair or None)``."""
-        listed = [self.inputs] if isinstance(self.inputs, str) else self.inputs
-        return [(item, None) if isinstance(item, str) else item for item in listed]
+        listed = self.inputs if isinstance(self.inputs, list) else [self.inputs]
+        return [_text_and_pair(item) for item in listed]
+
+
+def _text_and_pair(item: ClassifyInput) -> tuple[str, str | None]:
+    if isinstance(item, str):
+        return item, None
+    return (item.text, item.text_pair) if isinstance(item, TextPair) else item
 
 
 class LabelScore(BaseModel):
-    """One label with its score."""
+    """One label with its score; a model that predicts a number answers LABEL_0 with the number as score."""
 
     label: str
     score: float

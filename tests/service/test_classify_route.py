@@ -74,6 +74,16 @@ def test_pairs_see_both_texts(client: TestClient) -> None:
     assert rows[0] != rows[1] != rows[2]
 
 
+def test_pairs_may_be_objects_as_in_hugging_faces_pipeline(client: TestClient) -> None:
+    text, pair = {"text": "good film"}, {"text": "good film", "text_pair": "bad film"}
+    mixed = [text, pair, "good film", ["good film", "bad film"], {**text, "text_pair": None}]
+    single, paired, *rest = client.post("/classify", json={"inputs": mixed}).json()
+    assert single != paired
+    assert rest == [single, paired, single]
+    assert client.post("/classify", json={"inputs": pair}).json() == [paired]
+    assert client.post("/classify", json={"inputs": text}).json() == [single]
+
+
 def test_top_k_and_functions(client: TestClient) -> None:
     def ask(**parameters: object) -> list[dict[str, float]]:
         return client.post("/classify", json={"inputs": "the film is good", "parameters": parameters}).json()[0]
