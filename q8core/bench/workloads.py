@@ -143,7 +143,7 @@ def random_batch(lengths: Sequence[int], vocabulary: int) -> TokenBatch:
 def _sentence_lengths(file: Path, wanted: int, tokenizer: Tokenizer) -> list[int]:
     """Count the tokens of a file's first sentences (GLUE's layout: a column `sentence`)."""
     rows = read_table(file, Columns(text="sentence"))[:wanted]
-    return [len(encode_text(tokenizer, text, None, MAX_LENGTH).input_ids) for text, _, _ in rows]
+    return [len(encode_text(tokenizer, row.text, None, MAX_LENGTH).input_ids) for row in rows]
 
 
 def _window_lengths(file: Path, wanted: int, tokenizer: Tokenizer) -> list[int]:

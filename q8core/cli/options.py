@@ -7,8 +7,10 @@ from typing import Annotated
 
 import typer
 
-TaskName = Annotated[str, typer.Option(help="sst2, squad, or classify for your own files.")]
-DataFolder = Annotated[Path | None, typer.Option(help="Folder with the official files of sst2 or squad.")]
+from q8core.tasks.glue import GLUE
+
+TaskName = Annotated[str, typer.Option(help=f"{', '.join(GLUE)}, squad, or classify for your own files.")]
+DataFolder = Annotated[Path | None, typer.Option(help="Folder with the task's official files.")]
 TrainFile = Annotated[Path | None, typer.Option(help="Your own training data: .csv, .tsv or .jsonl.")]
 DevFile = Annotated[Path | None, typer.Option(help="Your own data to score on, same format.")]
 TextColumn = Annotated[str, typer.Option(help="Column of the text.")]

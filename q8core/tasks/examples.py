@@ -1,26 +1,35 @@
-"""What every reader yields: examples with the file and line they came from."""
+"""What every reader yields: examples, and how their files are found and opened."""
 
 from __future__ import annotations
 
 import gzip
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from q8core.errors import InputError
 
+# The only name of a regression's output, as in Hugging Face's configs.
+REGRESSION_LABELS = ("LABEL_0",)
+
+
+def is_regression(labels: Sequence[str]) -> bool:
+    """Whether a head with these outputs predicts a number: one output does, several are classes."""
+    return len(labels) == 1
+
 
 @dataclass(frozen=True)
 class TextExample:
-    """A text, or a pair, with the index of its label."""
+    """A text, or a pair, with the index of its label, or with its score for regression."""
 
     text: str
     text_pair: str | None
-    label: int
+    label: int | float
 
 
 @dataclass(frozen=True)
 class ClassifyData:
-    """A classification data set in memory."""
+    """A data set of labelled or scored texts in memory; regression has the single label ``LABEL_0``."""
 
     labels: tuple[str, ...]
     train: tuple[TextExample, ...]
@@ -38,6 +47,18 @@ class QAExample:
     answer_start: int
 
 
+def official_file(folder: Path, name: str) -> Path:
+    """The file of a public data set, as it is or compressed with gzip.
+
+    Raises:
+        InputError: the folder holds neither.
+    """
+    for path in (folder / name, folder / f"{name}.gz"):
+        if path.is_file():
+            return path
+    raise InputError(f"{folder} has neither {name} nor {name}.gz")
+
+
 def open_text(path: Path) -> str:
     """Read a UTF-8 file, plain or ``.gz``, with or without a byte order mark.
 
@@ -53,7 +74,8 @@ def open_text(path: Path) -> str:
     except (OSError, EOFError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
     try:
-        text = raw.decode("utf-8-sig")
+        # not "utf-8-sig", which counts the place of an error from behind the mark
+        text = raw.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise InputError(

@@ -1,23 +1,111 @@
-"""Scores: accuracy for classification, exact match and F1 for SQuAD v1.1."""
+"""Scores: accuracy, F1 and correlations for labelled texts, exact match and F1 for SQuAD v1.1.
+
+The scores of labels are a few lines each, which tests hold to scikit-learn and SciPy: two large libraries that the
+service would have to install for numbers that only training and evaluation need.
+"""
 
 from __future__ import annotations
 
+import math
 import re
 import string
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
 
 from q8core.errors import InputError
+
+_Floats = npt.NDArray[np.float64]
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-def accuracy(predicted: Sequence[int], expected: Sequence[int]) -> float:
+def accuracy(predicted: Sequence[float], expected: Sequence[float]) -> float:
     """Share of equal labels, 0..1."""
+    return _matches(predicted, expected) / len(expected)
+
+
+def f1(predicted: Sequence[float], expected: Sequence[float]) -> float:
+    """F1 of class 1 against all others, 0..1; 0 where neither side has a 1."""
+    _matches(predicted, expected)  # refuses what cannot be scored
+    hits = sum(p == e == 1 for p, e in zip(predicted, expected, strict=True))
+    ones = sum(p == 1 for p in predicted) + sum(e == 1 for e in expected)
+    return 2 * hits / ones if ones else 0.0
+
+
+def matthews(predicted: Sequence[float], expected: Sequence[float]) -> float:
+    """Matthews' correlation coefficient for any number of classes, -1..1 (Gorodkin 2004, eq. 8).
+
+    0 where either side holds one class only.
+    """
+    total, correct = len(expected), _matches(predicted, expected)
+    guessed, true = Counter(predicted), Counter(expected)
+    # integers: exact until the root
+    both = correct * total - sum(guessed[label] * count for label, count in true.items())
+    spread_guessed = total**2 - sum(count**2 for count in guessed.values())
+    spread_true = total**2 - sum(count**2 for count in true.values())
+    product = spread_guessed * spread_true
+    return both / math.sqrt(product) if product else 0.0
+
+
+def pearson(predicted: Sequence[float], expected: Sequence[float]) -> float:
+    """Pearson's correlation coefficient, -1..1; 0 where either side is constant, as for :func:`matthews`.
+
+    Raises:
+        InputError: no example, or a prediction that is NaN or infinite.
+    """
+    return _correlation(*_numbers(predicted, expected))
+
+
+def spearman(predicted: Sequence[float], expected: Sequence[float]) -> float:
+    """Spearman's rank correlation, -1..1: Pearson's of the ranks, equal values sharing their mean rank.
+
+    Raises:
+        InputError: no example, or a prediction that is NaN or infinite.
+    """
+    x, y = _numbers(predicted, expected)
+    return _correlation(_ranks(x), _ranks(y))
+
+
+def _matches(predicted: Sequence[float], expected: Sequence[float]) -> int:
     if not expected:
         raise InputError("no example to score")
-    return sum(p == e for p, e in zip(predicted, expected, strict=True)) / len(expected)
+    return sum(p == e for p, e in zip(predicted, expected, strict=True))
+
+
+def _numbers(predicted: Sequence[float], expected: Sequence[float]) -> tuple[_Floats, _Floats]:
+    pairs = np.asarray(list(zip(predicted, expected, strict=True)), np.float64)
+    if not len(pairs):
+        raise InputError("no example to score")
+    if not np.isfinite(pairs).all():
+        raise InputError("a prediction is NaN or infinite: the model has diverged; try a smaller learning rate")
+    return pairs[:, 0], pairs[:, 1]
+
+
+def _ranks(values: _Floats) -> _Floats:
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[place]
+
+
+def _correlation(x: _Floats, y: _Floats) -> float:
+    if (x == x[0]).all() or (y == y[0]).all():
+        return 0.0
+    x, y = x - x.mean(), y - y.mean()
+    cosine = float(np.dot(x / np.linalg.norm(x), y / np.linalg.norm(y)))
+    return max(-1.0, min(1.0, cosine))
+
+
+# Each takes predictions, then what is right: class indices, or numbers for the last two.
+METRICS: dict[str, Callable[[Sequence[float], Sequence[float]], float]] = {
+    "accuracy": accuracy,
+    "f1": f1,
+    "mcc": matthews,
+    "pearson": pearson,
+    "spearman": spearman,
+}
 
 
 def normalize_answer(text: str) -> str:

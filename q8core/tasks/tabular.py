@@ -1,11 +1,11 @@
-"""Classification data in tables: CSV, TSV or JSON lines with a text, an optional second text and a label."""
+"""Labelled texts in tables: CSV, TSV or JSON lines with a text, an optional second text and a label or score."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,10 +22,24 @@ class Columns:
     text: str = "text"
     text_pair: str | None = None
     label: str = "label"
+    header: tuple[str, ...] | None = None
+    """The columns of a .csv or .tsv file that does not name them in its first line."""
+    empty_texts: bool = False
+    """Whether a text may be empty."""
 
 
-def read_table(path: Path, columns: Columns) -> list[tuple[str, str | None, str]]:
-    """Read ``(text, second text, label)`` rows of one file; the ending decides the format.
+@dataclass(frozen=True)
+class TableRow:
+    """A row of a table, its label still as written."""
+
+    line: int
+    text: str
+    text_pair: str | None
+    label: str
+
+
+def read_table(path: Path, columns: Columns) -> list[TableRow]:
+    """Read the rows of one file; the ending decides the format.
 
     ``.csv`` follows RFC 4180 quoting; ``.tsv`` has none (GLUE's texts hold raw, unbalanced quotes);
     ``.jsonl`` is one object a line. A trailing ``.gz`` is unpacked.
@@ -34,45 +48,45 @@ def read_table(path: Path, columns: Columns) -> list[tuple[str, str | None, str]
         InputError: with file and line, for an unknown ending, a missing column, a broken line, an
             empty text or label, or a file without rows.
     """
-    rows: list[tuple[str, str | None, str]] = []
-    for line, row in _rows(path):
-        wanted = [columns.text, columns.label] + ([columns.text_pair] if columns.text_pair else [])
+    rows: list[TableRow] = []
+    wanted = [columns.text, columns.label] + ([columns.text_pair] if columns.text_pair else [])
+    for line, row in _rows(path, columns.header):
         for name in wanted:
             if name not in row:
                 raise InputError(f"{path}, line {line}: no column {name!r}; there are: {', '.join(row) or 'none'}")
         text, label = row[columns.text], row[columns.label].strip()
-        if not text.strip():
+        if not text.strip() and not columns.empty_texts:
             raise InputError(f"{path}, line {line}: the text is empty")
         if not label:
             raise InputError(f"{path}, line {line}: the label is empty")
-        rows.append((text, row[columns.text_pair] if columns.text_pair else None, label))
+        rows.append(TableRow(line, text, row[columns.text_pair] if columns.text_pair else None, label))
     if not rows:
-        raise InputError(f"{path} has a header but no rows")
+        raise InputError(f"{path} holds no rows")
     return rows
 
 
-def _rows(path: Path) -> Iterator[Row]:
+def _rows(path: Path, header: Sequence[str] | None) -> Iterator[Row]:
     endings = [ending for ending in path.suffixes if ending != ".gz"]
     ending = endings[-1].lower() if endings else ""
     if ending not in (".csv", ".tsv", ".jsonl"):
         raise InputError(f"{path}: unknown kind of table; allowed endings: .csv, .tsv, .jsonl (also with .gz)")
     text = open_text(path)
-    return _json_rows(path, text) if ending == ".jsonl" else _separated_rows(path, text, tabs=ending == ".tsv")
+    return _json_rows(path, text) if ending == ".jsonl" else _separated_rows(path, text, ending == ".tsv", header)
 
 
-def _separated_rows(path: Path, text: str, tabs: bool) -> Iterator[Row]:
+def _separated_rows(path: Path, text: str, tabs: bool, header: Sequence[str] | None) -> Iterator[Row]:
     stream = io.StringIO(text, newline="")
     reader = csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.reader(stream, strict=True)
+    expected = f"it needs {len(header)}: {', '.join(header)}" if header else ""
     try:
-        header = next(reader)
+        names = header or next(reader)
         for cells in reader:
             if not cells:
                 continue
-            if len(cells) != len(header):
-                raise InputError(
-                    f"{path}, line {reader.line_num}: {len(cells)} cells, but the header has {len(header)}"
-                )
-            yield reader.line_num, dict(zip(header, cells, strict=True))
+            if len(cells) != len(names):
+                expected = expected or f"the header has {len(names)}"
+                raise InputError(f"{path}, line {reader.line_num}: {len(cells)} cells, but {expected}")
+            yield reader.line_num, dict(zip(names, cells, strict=True))
     except csv.Error as error:
         raise InputError(f"{path}, line {reader.line_num}: broken line: {error}") from error
 
@@ -105,16 +119,41 @@ def read_classify(
     """
     train_rows = read_table(train, columns) if train else []
     if labels is None:
-        labels = tuple(sorted({label for _, _, label in train_rows}))
+        labels = tuple(sorted({row.label for row in train_rows}))
     if len(labels) < 2:
         raise InputError(f"{train} has {len(labels)} distinct label(s); a classifier needs at least 2")
+    trained = label_examples(train, train_rows, labels) if train else ()
+    return ClassifyData(labels, trained, label_examples(dev, read_table(dev, columns), labels))
+
+
+def label_examples(path: Path, rows: Sequence[TableRow], labels: Sequence[str]) -> tuple[TextExample, ...]:
+    """Rows with their labels as indices.
+
+    Raises:
+        InputError: with file and line, for a label that is not among ``labels``.
+    """
     index = {label: i for i, label in enumerate(labels)}
+    for row in rows:
+        if row.label not in index:
+            known = ", ".join(labels[:20]) + (", ..." if len(labels) > 20 else "")
+            raise InputError(f"{path}, line {row.line}: unknown label {row.label!r}; known: {known}")
+    return tuple(TextExample(row.text, row.text_pair, index[row.label]) for row in rows)
 
-    def examples(path: Path | None, rows: list[tuple[str, str | None, str]]) -> tuple[TextExample, ...]:
-        for number, (_, _, label) in enumerate(rows, start=1):
-            if label not in index:
-                known = ", ".join(labels[:20]) + (", ..." if len(labels) > 20 else "")
-                raise InputError(f"{path}, row {number}: unknown label {label!r}; known: {known}")
-        return tuple(TextExample(text, pair, index[label]) for text, pair, label in rows)
 
-    return ClassifyData(labels, examples(train, train_rows), examples(dev, read_table(dev, columns)))
+def score_examples(path: Path, rows: Sequence[TableRow], low: float, high: float) -> tuple[TextExample, ...]:
+    """Rows with their labels as numbers.
+
+    Raises:
+        InputError: with file and line, for a label that is no number or outside ``low`` to ``high``.
+    """
+
+    def score(row: TableRow) -> float:
+        try:
+            value = float(row.label)
+        except ValueError as error:
+            raise InputError(f"{path}, line {row.line}: the score {row.label!r} is no number") from error
+        if not low <= value <= high:  # NaN fails this too
+            raise InputError(f"{path}, line {row.line}: the score is {row.label}; allowed: {low:g} to {high:g}")
+        return value
+
+    return tuple(TextExample(row.text, row.text_pair, score(row)) for row in rows)

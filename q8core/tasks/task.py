@@ -14,11 +14,11 @@ from tokenizers import Tokenizer
 
 from q8core.errors import InputError
 from q8core.tasks.classify import encode_text
-from q8core.tasks.examples import ClassifyData, QAExample, TextExample
-from q8core.tasks.metrics import accuracy, squad_scores
+from q8core.tasks.examples import ClassifyData, QAExample, TextExample, is_regression, official_file
+from q8core.tasks.glue import GLUE, read_glue
+from q8core.tasks.metrics import METRICS, squad_scores
 from q8core.tasks.qa import Window, best_answers, encode_windows
 from q8core.tasks.squad import read_squad
-from q8core.tasks.sst2 import read_sst2
 
 TaskKind = Literal["classify", "qa"]
 # Answers longer than this many tokens are cut in SQuAD's usual evaluation (Devlin et al. 2018).
@@ -28,35 +28,42 @@ SQUAD_DOC_STRIDE = 128
 
 @dataclass(frozen=True)
 class Feature:
-    """One unpadded input; ``target`` is ``(label,)``, or ``(start, end)`` token positions, or empty."""
+    """One unpadded input; ``target`` is ``(label or score,)``, or ``(start, end)`` token positions, or empty."""
 
     input_ids: npt.NDArray[np.int32]
     token_type_ids: npt.NDArray[np.int8]
-    target: tuple[int, ...] = ()
+    target: tuple[int | float, ...] = ()
 
     def __len__(self) -> int:
         """Length in tokens."""
         return len(self.input_ids)
 
 
-def make_feature(input_ids: Sequence[int], token_type_ids: Sequence[int], target: tuple[int, ...] = ()) -> Feature:
+def make_feature(
+    input_ids: Sequence[int], token_type_ids: Sequence[int], target: tuple[int | float, ...] = ()
+) -> Feature:
     """Pack Python lists into compact arrays: a SQuAD epoch holds 15 million tokens."""
     return Feature(np.asarray(input_ids, np.int32), np.asarray(token_type_ids, np.int8), target)
 
 
 @dataclass(frozen=True)
 class ClassifyTask:
-    """Accuracy on labelled texts."""
+    """Texts or pairs with labels, or with a score to predict; ``metrics`` are names in :data:`METRICS`."""
 
     data: ClassifyData
     tokenizer: Tokenizer
     max_length: int = 128
+    metrics: tuple[str, ...] = ("accuracy",)
     kind: TaskKind = field(default="classify", init=False)
-    metric: str = field(default="accuracy", init=False)
+
+    @property
+    def metric(self) -> str:
+        """The metric that chooses the best weights."""
+        return self.metrics[0]
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Names of the classes by index."""
+        """Names of the classes by index; the one name ``LABEL_0`` for regression."""
         return self.data.labels
 
     @property
@@ -77,9 +84,11 @@ class ClassifyTask:
         return self._features(self.data.dev[:limit])
 
     def score(self, logits: Sequence[torch.Tensor]) -> dict[str, float]:
-        """Accuracy (0..1) of logits ``(labels,)`` for the first ``len(logits)`` dev texts."""
-        predicted = [int(row.argmax()) for row in logits]
-        return {"accuracy": accuracy(predicted, [e.label for e in self.data.dev[: len(logits)]])}
+        """Every metric (0..1 or -1..1) of logits ``(labels,)`` for the first ``len(logits)`` dev texts."""
+        number = is_regression(self.labels)
+        predicted = [float(row[0]) if number else int(row.argmax()) for row in logits]
+        expected = [example.label for example in self.data.dev[: len(logits)]]
+        return {name: METRICS[name](predicted, expected) for name in self.metrics}
 
     def _features(self, examples: Sequence[TextExample]) -> list[Feature]:
         features: list[Feature] = []
@@ -160,18 +169,10 @@ def answer_positions(window: Window, example: QAExample) -> tuple[int, int]:
 
 
 def read_task(name: str, folder: Path, tokenizer: Tokenizer, max_length: int | None, with_train: bool) -> Task:
-    """Read a public data set from its official files: ``sst2`` or ``squad``."""
-    if name == "sst2":
-        return ClassifyTask(read_sst2(folder, with_train), tokenizer, max_length or 128)
+    """Read a public data set from its official files: a task of :data:`GLUE`, or ``squad``."""
+    if name in GLUE:
+        return ClassifyTask(read_glue(name, folder, with_train), tokenizer, max_length or 128, GLUE[name].metrics)
     if name == "squad":
-        train = read_squad(_squad_file(folder, "train")) if with_train else []
-        return QATask(train, read_squad(_squad_file(folder, "dev")), tokenizer, max_length or 384)
-    raise InputError(f"unknown task {name!r}; allowed: sst2, squad, or classify for your own files")
-
-
-def _squad_file(folder: Path, split: str) -> Path:
-    names = (f"{split}-v1.1.json", f"{split}-v1.1.json.gz")
-    for name in names:
-        if (folder / name).is_file():
-            return folder / name
-    raise InputError(f"{folder} has neither {names[0]} nor {names[1]}")
+        train = read_squad(official_file(folder, "train-v1.1.json")) if with_train else []
+        return QATask(train, read_squad(official_file(folder, "dev-v1.1.json")), tokenizer, max_length or 384)
+    raise InputError(f"unknown task {name!r}; allowed: {', '.join(GLUE)}, squad, or classify for your own files")

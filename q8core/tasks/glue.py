@@ -1,0 +1,79 @@
+"""The GLUE tasks in their official files (Wang et al. 2018): a table of layouts, labels and metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from q8core.tasks.examples import REGRESSION_LABELS, ClassifyData, TextExample, official_file
+from q8core.tasks.tabular import Columns, TableRow, label_examples, read_table, score_examples
+
+_TRUTH = {"entailment": "entailment", "not_entailment": "not_entailment"}
+_TRUTH_3 = {"entailment": "entailment", "neutral": "neutral", "contradiction": "contradiction"}
+_MNLI = Columns("sentence1", "sentence2", "gold_label")
+# STS-B's scale of similarity.
+_LOWEST, _HIGHEST = 0.0, 5.0
+
+
+@dataclass(frozen=True)
+class GlueTask:
+    """One task: where its texts and labels stand, and what it is scored by.
+
+    Attributes:
+        columns: which columns to read.
+        labels: label as written -> its name, in the order of Hugging Face's ``glue`` data set; none for regression.
+        metrics: names in :data:`q8core.tasks.metrics.METRICS`; the first chooses the best weights.
+        dev: the file to score on.
+    """
+
+    columns: Columns
+    labels: Mapping[str, str]
+    metrics: tuple[str, ...] = ("accuracy",)
+    dev: str = "dev.tsv"
+
+
+GLUE: dict[str, GlueTask] = {
+    "cola": GlueTask(
+        Columns("sentence", header=("source", "label", "mark", "sentence")),
+        {"0": "unacceptable", "1": "acceptable"},
+        ("mcc",),
+    ),
+    "mrpc": GlueTask(
+        Columns("#1 String", "#2 String", "Quality"),
+        {"0": "not_equivalent", "1": "equivalent"},
+        ("f1", "accuracy"),
+    ),
+    "qnli": GlueTask(Columns("question", "sentence"), _TRUTH),
+    "qqp": GlueTask(
+        # Quora's questions may be empty.
+        Columns("question1", "question2", "is_duplicate", empty_texts=True),
+        {"0": "not_duplicate", "1": "duplicate"},
+        ("f1", "accuracy"),
+    ),
+    "rte": GlueTask(Columns("sentence1", "sentence2"), _TRUTH),
+    "sst2": GlueTask(Columns("sentence"), {"0": "negative", "1": "positive"}),
+    "stsb": GlueTask(Columns("sentence1", "sentence2", "score"), {}, ("pearson", "spearman")),
+    "mnli": GlueTask(_MNLI, _TRUTH_3, dev="dev_matched.tsv"),
+    "mnli-mm": GlueTask(_MNLI, _TRUTH_3, dev="dev_mismatched.tsv"),
+    "wnli": GlueTask(Columns("sentence1", "sentence2"), {"0": "not_entailment", "1": "entailment"}),
+}
+
+
+def read_glue(name: str, folder: Path, with_train: bool = True) -> ClassifyData:
+    """Read a task's folder: its dev file and, if wanted, ``train.tsv``; both may be compressed (``.gz``).
+
+    Raises:
+        InputError: a file is missing or not in the task's layout; with file and line where there is one.
+    """
+    task = GLUE[name]
+    paths = [official_file(folder, file) for file in (("train.tsv", task.dev) if with_train else (task.dev,))]
+    parts = [_examples(path, read_table(path, task.columns), task) for path in paths]
+    labels = tuple(task.labels.values()) or REGRESSION_LABELS
+    return ClassifyData(labels, parts[0] if with_train else (), parts[-1])
+
+
+def _examples(path: Path, rows: Sequence[TableRow], task: GlueTask) -> tuple[TextExample, ...]:
+    if task.labels:
+        return label_examples(path, rows, tuple(task.labels))
+    return score_examples(path, rows, _LOWEST, _HIGHEST)
