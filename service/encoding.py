@@ -200,10 +200,10 @@ class QAWork:
 
 def default_function(model: Model) -> FunctionToApply:
     """The function of the problem the model was trained for, as Hugging Face's pipeline chooses it."""
-    problem = getattr(model.checkpoint.config, "problem_type", None)
+    problem = model.checkpoint.problem_type
     if problem == "regression":
         return "none"
-    if problem == "multi_label_classification" or len(model.checkpoint.labels) == 1:
+    if problem == "multi_label_classification":
         return "sigmoid"
     return "softmax"
 

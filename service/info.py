@@ -40,6 +40,7 @@ def _describe_model(model: Model) -> dict[str, Any]:
         "name": model.name,
         "revision": model.revision,
         "labels": list(checkpoint.labels),
+        "problem_type": checkpoint.problem_type,
         "max_length": checkpoint.max_length,
         "scheme": checkpoint.scheme.name if checkpoint.scheme else None,
         "scores": manifest.scores if manifest else {},

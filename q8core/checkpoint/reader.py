@@ -17,6 +17,7 @@ from q8core.checkpoint.manifest import FLOAT_FILE, INT8_FILE, MANIFEST_FILE, Gol
 from q8core.checkpoint.tensors import TensorFile
 from q8core.errors import CheckpointError
 from q8core.quant import Scheme, dequantized_tensors
+from q8core.tasks.examples import is_regression
 from q8core.tasks.task import TaskKind
 from q8core.tokenizer import load_tokenizer
 
@@ -81,6 +82,11 @@ class Checkpoint:
     def name(self) -> str:
         """The manifest's name, or the folder's."""
         return self.manifest.name if self.manifest else self.path.name
+
+    @property
+    def problem_type(self) -> str | None:
+        """What a classification head was trained for, in Hugging Face's words, such as ``regression``."""
+        return cast(str | None, self.config.problem_type)
 
     @property
     def golden(self) -> tuple[GoldenExample, ...]:
@@ -168,7 +174,14 @@ def _float_facts(path: Path, config: BertConfig, raw: dict[str, Any]) -> tuple[T
 
 
 def _check_facts(path: Path, config: BertConfig, task: TaskKind, labels: tuple[str, ...], max_length: int) -> None:
-    if task == "classify" and (len(labels) < 2 or len(set(labels)) != len(labels)):
+    if task == "classify" and is_regression(labels):
+        kind = config.problem_type
+        if kind != "regression":
+            raise CheckpointError(
+                f"{path}: there is one label, {labels[0]!r}, and problem_type in config.json is {kind!r}; a classifier "
+                "needs at least 2 labels, a model that predicts a number the problem_type 'regression'"
+            )
+    elif task == "classify" and (not labels or len(set(labels)) != len(labels)):
         raise CheckpointError(f"{path}: labels are {labels}; a classifier needs at least 2 different ones")
     if not 8 <= max_length <= config.max_position_embeddings:
         raise CheckpointError(

@@ -43,6 +43,7 @@ class DataOptions:
         Raises:
             InputError: an option is missing or does not fit the task, or the data is wrong.
         """
+        from q8core.tasks.examples import is_regression
         from q8core.tasks.tabular import Columns, read_classify
         from q8core.tasks.task import ClassifyTask, read_task
 
@@ -54,6 +55,8 @@ class DataOptions:
             return read_task(self.task, self.data, tokenizer, self.max_length, with_train)
         if self.dev_file is None or (with_train and self.train_file is None):
             raise InputError("--task classify needs " + ("--train-file and " if with_train else "") + "--dev-file")
+        if labels is not None and is_regression(labels):
+            raise InputError("the model predicts a number, which --task classify cannot score; allowed: stsb")
         columns = Columns(self.text_column, self.pair_column, self.label_column)
         train = self.train_file if with_train else None
         return ClassifyTask(read_classify(train, self.dev_file, columns, labels), tokenizer, self.max_length or 128)

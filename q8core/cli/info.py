@@ -32,6 +32,7 @@ def info(
         "name": opened.name,
         "task": opened.task,
         "labels": list(opened.labels),
+        "problem_type": opened.problem_type,
         "max_length": opened.max_length,
         "kind": "int8" if manifest else "float",
         "scheme": manifest.scheme.get("name") if manifest else None,

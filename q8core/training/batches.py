@@ -50,6 +50,7 @@ def collate(features: Sequence[Feature], kind: TaskKind, with_targets: bool = Tr
         mask[row, : len(feature)] = 1
     batch = {"input_ids": ids, "token_type_ids": types, "attention_mask": mask}
     if with_targets and kind == "classify":
+        # class indices make an integer tensor, scores a float one: what the model's loss expects of each
         batch["labels"] = torch.tensor([feature.target[0] for feature in features])
     elif with_targets:
         batch["start_positions"] = torch.tensor([feature.target[0] for feature in features])

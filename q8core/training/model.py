@@ -16,6 +16,7 @@ from transformers import (
 from transformers.utils import logging as hf_logging
 
 from q8core.errors import InputError
+from q8core.tasks.examples import is_regression
 from q8core.tasks.task import TaskKind
 
 BertModel = BertForSequenceClassification | BertForQuestionAnswering
@@ -31,7 +32,7 @@ def load_bert(source: str, kind: TaskKind, labels: tuple[str, ...] = (), dropout
     Args:
         source: a folder in Hugging Face's layout (safetensors) or a hub id.
         kind: which head.
-        labels: class names, for classification.
+        labels: class names, for classification; a single one makes a regression, with the mean squared error as loss.
         dropout: for hidden states and attention.
 
     Raises:
@@ -47,6 +48,10 @@ def load_bert(source: str, kind: TaskKind, labels: tuple[str, ...] = (), dropout
     if kind == "classify" and labels:
         changes["id2label"] = dict(enumerate(labels))
         changes["label2id"] = {label: i for i, label in enumerate(labels)}
+        if is_regression(labels):
+            changes["problem_type"] = "regression"
+        elif config.problem_type == "regression":  # what the source was made for, not this task
+            changes["problem_type"] = "single_label_classification"
     # eager attention is the fastest of the three in bf16 training on CPUs, at every length up to 384
     changes["attn_implementation"] = "eager"
     model_class = HEAD_CLASSES[kind]
