@@ -36,7 +36,7 @@ def load_bert(source: str, kind: TaskKind, labels: tuple[str, ...] = (), dropout
         dropout: for hidden states and attention.
 
     Raises:
-        InputError: not there, not a BERT, or without safetensors weights.
+        InputError: not there, not a BERT, without safetensors weights, or with a head for other labels.
     """
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(source)
@@ -44,6 +44,8 @@ def load_bert(source: str, kind: TaskKind, labels: tuple[str, ...] = (), dropout
         raise InputError(f"no model at {source!r}: {str(error).splitlines()[0]}") from error
     if not isinstance(config, BertConfig):
         raise InputError(f"{source!r} is a {config.model_type!r} model; only 'bert' is supported")
+    if kind == "classify" and labels:
+        _check_head(source, config, len(labels))
     changes: dict[str, Any] = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
     if kind == "classify" and labels:
         changes["id2label"] = dict(enumerate(labels))
@@ -64,6 +66,15 @@ def load_bert(source: str, kind: TaskKind, labels: tuple[str, ...] = (), dropout
         raise InputError(f"{source!r} cannot be loaded as {model_class.__name__}: {error}") from error
     finally:
         hf_logging.set_verbosity(level)
+
+
+def _check_head(source: str, config: BertConfig, outputs: int) -> None:
+    fine_tuned = BertForSequenceClassification.__name__ in (config.architectures or [])
+    if fine_tuned and config.num_labels != outputs:
+        raise InputError(
+            f"{source!r} has a head with {config.num_labels} outputs, this task needs {outputs}; "
+            "start from the pretrained model that it was made from"
+        )
 
 
 def has_head(source: str, kind: TaskKind) -> bool:

@@ -48,7 +48,7 @@ def test_a_pair_task_from_training_to_serving(run, tiny_classifier: Path, tmp_pa
     data = write_glue(tmp_path / "data", "mrpc", pairs(("1", "0")))
     task = ["--task", "mrpc", "--data", data]
     fp32, int8, scores = tmp_path / "fp32", tmp_path / "int8", tmp_path / "scores.json"
-    code, out, err = run("train", "--model", tiny_classifier, "--output", fp32, "--scheme", "fp32", *task, *TRAIN)
+    code, _, err = run("train", "--model", tiny_classifier, "--output", fp32, "--scheme", "fp32", *task, *TRAIN)
     assert code == 0, err
     code, _, err = run("train", "--model", fp32, "--output", int8, *task, "--precision", "fp32", "--max-steps", 4)
     assert code == 0, err
