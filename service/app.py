@@ -17,15 +17,16 @@ import service as package
 from q8core.errors import InputError
 from service.container import Service
 from service.errors import ServiceError, describe_error
+from service.metrics import COMPARE
 from service.middleware import BodyMiddleware, RequestMiddleware
 from service.registry import ModelRegistry
-from service.routes import classify, health, info, metrics, qa
+from service.routes import classify, compare, health, info, metrics, page, qa
 from service.settings import Settings
 from service.trace import RequestTrace
 
 log = logging.getLogger(__name__)
 
-TASK_PATHS = {"/classify": "classify", "/qa": "qa", "/question-answering": "qa"}
+TASK_PATHS = {"/classify": "classify", "/qa": "qa", "/question-answering": "qa", "/compare": COMPARE}
 
 _DESCRIPTION = (
     "BERT in 8 bits on CPUs, beside fp32. Bodies follow Hugging Face's task schemas; every error has the body "
@@ -57,7 +58,8 @@ def create_app(settings: Settings, registry: ModelRegistry) -> FastAPI:
         redoc_url=None,
     )
     app.state.service = service
-    for module in (classify, qa, info, health, metrics):
+    app.mount(page.ASSETS_PATH, page.PageFiles(directory=page.FOLDER), name="page")
+    for module in (classify, qa, compare, info, health, metrics, page):
         app.include_router(module.router)
     for kind in (RequestValidationError, HTTPException, ServiceError, InputError):
         app.add_exception_handler(kind, _answer_error)

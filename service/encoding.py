@@ -41,6 +41,8 @@ class ClassifyWork:
         self._model = model
         self._items = items
         self._parameters = parameters
+        self.task = model.checkpoint.task
+        self.inputs = len(items)
 
     def encode(self) -> EncodedRequest:
         """Encode every input.
@@ -107,6 +109,8 @@ class QAWork:
         self._listed = listed
         self._max_tokens = max_tokens
         self._windows: list[list[Window]] = []
+        self.task = model.checkpoint.task
+        self.inputs = len(items)
 
     def encode(self) -> EncodedRequest:
         """Cut every context into windows.

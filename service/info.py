@@ -52,13 +52,7 @@ def _describe_model(model: Model) -> dict[str, Any]:
 def _describe_engine(loaded: LoadedEngine) -> dict[str, Any]:
     return {
         **loaded.engine.describe(),
-        "memory_bytes": memory_kinds(loaded),
+        "memory_bytes": loaded.memory_bytes,
         "selftest_max_abs_diff": loaded.selftest_max_abs_diff,
         "load_seconds": round(loaded.load_seconds, 3),
     }
-
-
-def memory_kinds(loaded: LoadedEngine) -> dict[str, int]:
-    """Resident bytes by kind, as in the metric's label."""
-    memory = loaded.engine.memory()
-    return {"weights": memory.weights, "scales": memory.scales, "workspace": memory.workspace}

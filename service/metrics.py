@@ -16,6 +16,8 @@ from service.batcher import Batch, Lane
 
 NO_BACKEND = "none"
 """Backend label of requests that were refused before a backend was chosen."""
+COMPARE = "compare"
+"""Task label of requests that both backends answer: each of them counts its own share."""
 STAGES = ("tokenize", "queue", "infer", "postprocess")
 CODES = (200, 400, 404, 405, 413, 415, 422, 429, 499, 500, 503, 504)
 REJECTIONS = {
@@ -139,11 +141,11 @@ def create_metrics(lanes: Sequence[Lane]) -> ServiceMetrics:
 
 def _create_request_children(requests: RequestMetrics, lanes: Sequence[Lane]) -> None:
     backends = list(dict.fromkeys(lane.backend for lane in lanes))
-    for lane in lanes:
+    for lane in [*lanes, *(Lane(COMPARE, backend) for backend in backends)]:
         requests.seconds.labels(*lane)
         for stage in STAGES:
             requests.stage_seconds.labels(*lane, stage)
-    for task in dict.fromkeys(lane.task for lane in lanes):
+    for task in dict.fromkeys([*(lane.task for lane in lanes), COMPARE]):
         for reason in REJECTIONS.values():
             requests.rejected.labels(task, reason)
         for backend in (*backends, NO_BACKEND):

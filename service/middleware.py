@@ -67,12 +67,17 @@ class RequestMiddleware:
         if trace.task is None:
             return
         requests = self._metrics.requests
-        requests.total.labels(trace.task, trace.backend, status).inc()
         if status == 200:
-            requests.seconds.labels(trace.task, trace.backend).observe(seconds)
-            for stage, duration in trace.stages.items():
-                requests.stage_seconds.labels(trace.task, trace.backend, stage).observe(duration)
-        elif trace.error_type in REJECTIONS:
+            for part in trace.shares or [trace]:
+                taken = sum(part.stages.values()) if trace.shares else seconds
+                requests.total.labels(part.task, part.backend, status).inc()
+                requests.seconds.labels(part.task, part.backend).observe(taken)
+                for stage, duration in part.stages.items():
+                    requests.stage_seconds.labels(part.task, part.backend, stage).observe(duration)
+            return
+        failed = trace.shares[-1] if trace.shares else trace
+        requests.total.labels(failed.task, failed.backend, status).inc()
+        if trace.error_type in REJECTIONS:
             requests.rejected.labels(trace.task, REJECTIONS[trace.error_type]).inc()
 
 

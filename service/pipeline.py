@@ -10,12 +10,13 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TypeVar
+from typing import Protocol, TypeVar, cast
 
 from torch import Tensor
 
 from service import schemas
 from service.batcher import BatchQueue, Lane, Ticket, WorkItem
+from service.compare import BACKENDS, compare_labels, compare_spans
 from service.encoding import ClassifyWork, EncodedRequest, QAWork
 from service.errors import (
     BadInput,
@@ -36,12 +37,35 @@ from service.settings import Settings
 from service.trace import InFlight, RequestTrace
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 _SMALLEST_ITEM = 2  # [CLS] [SEP]
 
 
+class Work(Protocol[T_co]):
+    """A request of one task: see `service.encoding`."""
+
+    @property
+    def task(self) -> str:
+        """The task whose engines compute it."""
+        ...
+
+    @property
+    def inputs(self) -> int:
+        """How many inputs it holds."""
+        ...
+
+    def encode(self) -> EncodedRequest:
+        """Turn texts into sequences."""
+        ...
+
+    def finish(self, logits: list[Tensor]) -> T_co:
+        """Turn the sequences' logits into the answer; may be called for several backends' logits."""
+        ...
+
+
 class Pipeline:
-    """Answers requests of all tasks; every way out of a request leads through `_run`."""
+    """Answers requests of all tasks; every way out of a request leads through `_encode` and `_answer`."""
 
     def __init__(
         self,
@@ -84,7 +108,7 @@ class Pipeline:
         if not items:
             raise EmptyInput("inputs is an empty list; send at least one text")
         work = ClassifyWork(model, items, request.parameters or schemas.ClassifyParameters())
-        return await self._run(trace, len(items), work.encode, work.finish)
+        return await self._run(trace, work)
 
     async def answer(
         self, request: schemas.QARequest, backend_header: str | None, trace: RequestTrace
@@ -101,47 +125,106 @@ class Pipeline:
             listed=isinstance(request.inputs, list),
             max_tokens=self._settings.max_queue_tokens,
         )
-        return await self._run(trace, len(items), work.encode, work.finish)
+        return await self._run(trace, work)
+
+    async def compare(
+        self, request: schemas.CompareRequest, trace: RequestTrace
+    ) -> schemas.ClassifyComparison | schemas.QAComparison:
+        """Answer one text or question on both backends, one after the other, from the same token ids."""
+        item = request.item()
+        if isinstance(item, str):
+            model = self._compared_model("classify", trace)
+            work = ClassifyWork(model, [(item, None)], schemas.ClassifyParameters())
+            answers = await self._run_shares(trace, work)
+            return compare_labels(model, answers, trace.by_backend())
+        model = self._compared_model("qa", trace)
+        work = QAWork(model, [item], schemas.QAParameters(), listed=False, max_tokens=self._settings.max_queue_tokens)
+        # one question with top_k 1 has one answer
+        spans = cast("dict[str, schemas.AnswerSpan]", await self._run_shares(trace, work))
+        return compare_spans(model, spans, trace.by_backend())
 
     def _model(self, task: str, body: str | None, header: str | None, trace: RequestTrace) -> Model:
         """Choose model and backend and note both in the trace."""
-        self.check_ready()
-        model = self._registry.models.get(task)
-        if model is None:
-            raise UnknownModel(f"no checkpoint for {task} is loaded; loaded: {', '.join(self._registry.models)}")
+        model = self._loaded_model(task)
         if body is not None and header is not None and body != header:
             raise BadInput(f"the body asks for backend {body!r}, the header x-q8bert-backend for {header!r}")
         asked = body if body is not None else header
         backend = self._settings.chosen_default if asked is None else asked
-        if backend not in self._registry.backends:
-            raise UnknownBackend(f"unknown backend {backend!r}; loaded: {', '.join(self._registry.backends)}")
+        self._check_backend(backend)
         trace.backend, trace.model = backend, model.name
         return model
 
-    async def _run(
-        self,
-        trace: RequestTrace,
-        inputs: int,
-        encode: Callable[[], EncodedRequest],
-        finish: Callable[[list[Tensor]], T],
-    ) -> T:
-        assert trace.task is not None  # only task paths come here
-        lane = Lane(trace.task, trace.backend)
-        deadline = trace.started + self._settings.request_timeout_s
-        self._queue.check_room(lane, inputs * _SMALLEST_ITEM, deadline)
+    def _compared_model(self, task: str, trace: RequestTrace) -> Model:
+        """Choose the model of a request that both backends answer."""
+        model = self._loaded_model(task)
+        for backend in BACKENDS:
+            self._check_backend(backend)
+        trace.model = model.name
+        return model
+
+    def _loaded_model(self, task: str) -> Model:
+        self.check_ready()
+        model = self._registry.models.get(task)
+        if model is None:
+            raise UnknownModel(f"no checkpoint for {task} is loaded; loaded: {', '.join(self._registry.models)}")
+        return model
+
+    def _check_backend(self, backend: str) -> None:
+        if backend not in self._registry.backends:
+            raise UnknownBackend(f"unknown backend {backend!r}; loaded: {', '.join(self._registry.backends)}")
+
+    async def _run(self, trace: RequestTrace, work: Work[T]) -> T:
+        """Answer on the one backend that the trace names."""
+        lane = Lane(work.task, trace.backend)
+        deadline = self._deadline(trace)
+        with self.in_flight.track(trace):
+            encoded = await self._encode(trace, work, lane, deadline)
+            return await self._answer(trace, work, encoded, lane, deadline)
+
+    async def _run_shares(self, trace: RequestTrace, work: Work[T]) -> dict[str, T]:
+        """Encode once and answer on one backend after the other, each waiting in the queue by itself.
+
+        At the same time they would take the CPUs from each other, and their times would say nothing.
+        """
+        deadline = self._deadline(trace)
+        with self.in_flight.track(trace):
+            encoded = await self._encode(trace, work, Lane(work.task, BACKENDS[0]), deadline)
+        answers: dict[str, T] = {}
+        for backend in BACKENDS:
+            share = trace.share(backend)
+            with self.in_flight.track(share):
+                answers[backend] = await self._answer(share, work, encoded, Lane(work.task, backend), deadline)
+            trace.close_share(share)
+        return answers
+
+    def _deadline(self, trace: RequestTrace) -> float:
+        return trace.started + self._settings.request_timeout_s
+
+    async def _encode(self, trace: RequestTrace, work: Work[T], lane: Lane, deadline: float) -> EncodedRequest:
+        """Refuse what the queue has no room for, else encode."""
+        self._queue.check_room(lane, work.inputs * _SMALLEST_ITEM, deadline)
         if self._queue.waiting_requests() + self._encoding >= self._settings.max_queue_requests:
             raise QueueFull(f"{self._encoding} requests are being encoded already; try later")
-        with self.in_flight.track(trace):
-            self._encoding += 1
-            try:
-                with trace.stage("tokenize"):
-                    encoded = await self._in_pool(trace, encode)
-            finally:
-                self._encoding -= 1
-            self._note(trace, encoded)
-            logits = await self._infer(lane, encoded.items, deadline, trace)
-            with trace.stage("postprocess"):
-                return await self._in_pool(trace, partial(finish, logits))
+        self._encoding += 1
+        try:
+            with trace.stage("tokenize"):
+                encoded = await self._in_pool(trace, work.encode)
+        finally:
+            self._encoding -= 1
+        trace.tokens = sum(item.tokens for item in encoded.items)
+        trace.truncated, trace.windows = encoded.truncated, encoded.windows
+        return encoded
+
+    async def _answer(
+        self, trace: RequestTrace, work: Work[T], encoded: EncodedRequest, lane: Lane, deadline: float
+    ) -> T:
+        """Queue the encoded request for one backend, wait and post-process."""
+        self._metrics.requests.input_tokens.labels(lane.backend).observe(trace.tokens or 0)
+        if encoded.windows is not None:
+            self._metrics.requests.qa_windows.labels(lane.backend).observe(encoded.windows)
+        logits = await self._infer(lane, encoded.items, deadline, trace)
+        with trace.stage("postprocess"):
+            return await self._in_pool(trace, partial(work.finish, logits))
 
     async def _in_pool(self, trace: RequestTrace, work: Callable[[], T]) -> T:
         def unless_left() -> T:
@@ -150,13 +233,6 @@ class Pipeline:
             return work()
 
         return await asyncio.get_running_loop().run_in_executor(self._pool, unless_left)
-
-    def _note(self, trace: RequestTrace, encoded: EncodedRequest) -> None:
-        trace.tokens = sum(item.tokens for item in encoded.items)
-        trace.truncated, trace.windows = encoded.truncated, encoded.windows
-        self._metrics.requests.input_tokens.labels(trace.backend).observe(trace.tokens)
-        if encoded.windows is not None:
-            self._metrics.requests.qa_windows.labels(trace.backend).observe(encoded.windows)
 
     async def _infer(self, lane: Lane, items: list[WorkItem], deadline: float, trace: RequestTrace) -> list[Tensor]:
         """Queue the sequences and wait: for the engine, the deadline or the client's leaving, whichever is first."""

@@ -31,6 +31,12 @@ class LoadedEngine:
     selftest_max_abs_diff: float
     load_seconds: float
 
+    @property
+    def memory_bytes(self) -> dict[str, int]:
+        """Resident bytes by kind, as in the metric's label."""
+        memory = self.engine.memory()
+        return {"weights": memory.weights, "scales": memory.scales, "workspace": memory.workspace}
+
 
 @dataclass
 class Model:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypedDict
 
 from pydantic import (
     AfterValidator,
@@ -245,6 +245,120 @@ class AnswerSpan(BaseModel):
 
 # Hugging Face's shape: one answer for top_k=1, a list of them otherwise, and a list of these for a list of inputs.
 QAResponse = AnswerSpan | list[AnswerSpan] | list[list[AnswerSpan]]
+
+
+_CompareInputs = Annotated[
+    Annotated[Text, Tag(f"{UNION_MARK}text")] | Annotated[QAInput, Tag(f"{UNION_MARK}one")],
+    Discriminator(
+        lambda value: {str: f"{UNION_MARK}text", dict: f"{UNION_MARK}one"}.get(type(value)),
+        custom_error_type="inputs_type",
+        custom_error_message="one text, or an object with question and context, is expected",
+    ),
+]
+
+
+class CompareRequest(StrictModel):
+    """A text to classify, or a question with its context as ``inputs`` or in the flat form."""
+
+    inputs: _CompareInputs | None = Field(
+        default=None,
+        examples=["a gripping, beautifully acted film"],
+        description="A text (classified), or an object with question and context (answered).",
+    )
+    question: Text | None = None
+    context: Text | None = None
+
+    @model_validator(mode="after")
+    def _one_form(self) -> CompareRequest:
+        flat = (self.question is not None) + (self.context is not None)
+        if (self.inputs is None and flat != 2) or (self.inputs is not None and flat):
+            raise PydanticCustomError(
+                "compare_form",
+                "send either inputs (one text, or {question, context}) or both question and context",
+            )
+        return self
+
+    def item(self) -> str | QAInput:
+        """Return the text, or the question with its context."""
+        if self.inputs is None:
+            assert self.question is not None  # _one_form
+            assert self.context is not None
+            return QAInput(question=self.question, context=self.context)
+        return self.inputs
+
+
+class MemoryBytes(BaseModel):
+    """Resident bytes of an engine, as in /info."""
+
+    weights: int
+    scales: int
+    workspace: int
+
+
+class ShareFacts(TypedDict):
+    """What both kinds of share have beside the answer."""
+
+    queue_ms: float
+    inference_ms: float
+    kernel: str
+    memory_bytes: MemoryBytes
+
+
+class _Share(BaseModel):
+    queue_ms: float = Field(description="Time in the queue, in milliseconds.")
+    inference_ms: float = Field(description="From leaving the queue to the logits, in milliseconds.")
+    kernel: str = Field(description="The linear kernel that ran.")
+    memory_bytes: MemoryBytes
+
+
+class ClassifyShare(_Share):
+    """One backend's answer to a text."""
+
+    answer: ClassifyResponse = Field(description="As /classify answers.")
+
+
+class QAShare(_Share):
+    """One backend's answer to a question."""
+
+    answer: AnswerSpan = Field(description="As /qa answers.")
+
+
+class LabelDelta(BaseModel):
+    """How far the scores are apart."""
+
+    max_abs_prob: float = Field(description="Largest difference of a label's score.")
+
+
+class SpanDelta(BaseModel):
+    """How far the spans are apart."""
+
+    span_f1: float = Field(description="F1 of the two answers' words, as in SQuAD's score, 0 to 1.")
+
+
+class _Comparison(BaseModel):
+    model: str
+    speedup: float = Field(description="fp32's inference time over int8's, of this one request: noisy.")
+
+
+class ClassifyComparison(_Comparison):
+    """Both backends' labels of one text."""
+
+    task: Literal["classify"]
+    agree: bool = Field(description="Both put the same label first.")
+    delta: LabelDelta
+    results: dict[str, ClassifyShare] = Field(description="By backend.")
+
+
+class QAComparison(_Comparison):
+    """Both backends' answers to one question."""
+
+    task: Literal["qa"]
+    agree: bool = Field(description="Both found the same span.")
+    delta: SpanDelta
+    results: dict[str, QAShare] = Field(description="By backend.")
+
+
+CompareResponse = Annotated[ClassifyComparison | QAComparison, Field(discriminator="task")]
 
 
 class ErrorBody(BaseModel):

@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from service.metrics import NO_BACKEND
 
@@ -29,6 +29,23 @@ class RequestTrace:
     """Done when the client has left; None before the body was read."""
     error_type: str | None = None
     """Of the error answer, None for a good one."""
+    shares: list[RequestTrace] = field(default_factory=lambda: list["RequestTrace"]())
+    """Of a request that several backends answer: one trace for each that has begun."""
+
+    def share(self, backend: str) -> RequestTrace:
+        """Begin the share of one backend; what is noted here already (the encoding) belongs to every share."""
+        share = replace(self, backend=backend, stages=dict(self.stages), shares=[])
+        self.shares.append(share)
+        return share
+
+    def close_share(self, share: RequestTrace) -> None:
+        """Add what a share took to what the whole request took."""
+        for name in share.stages.keys() - {"tokenize"}:
+            self.stages[name] = self.stages.get(name, 0.0) + share.stages[name]
+
+    def by_backend(self) -> dict[str, RequestTrace]:
+        """Return the shares by their backends."""
+        return {share.backend: share for share in self.shares}
 
     @property
     def client_left(self) -> bool:

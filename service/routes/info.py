@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter
-from fastapi.responses import RedirectResponse
 
 from service.info import describe_service
 from service.routes.dependencies import ServiceDep
@@ -17,9 +16,3 @@ router = APIRouter(tags=["observability"])
 def info(service: ServiceDep) -> dict[str, Any]:
     """Describe the running service."""
     return describe_service(service)
-
-
-@router.get("/", include_in_schema=False)
-async def root() -> RedirectResponse:
-    """Lead a browser to the documentation."""
-    return RedirectResponse("/docs")

@@ -81,6 +81,16 @@ CASES = [
     ("/qa", {"inputs": QA, "parameters": {"doc_stride": -1}}, 422, "validation", "doc_stride"),
     ("/qa", {**QA, "context": "a " * 9000, "parameters": {"doc_stride": 58}}, 413, "too_many_tokens", "65536 tokens"),
     ("/qa", {"inputs": QA, "backend": "auto"}, 404, "unknown_backend", "'auto'"),
+    ("/compare", {}, 422, "validation", "both question and context"),
+    ("/compare", {"question": "who?"}, 422, "validation", "both question and context"),
+    ("/compare", {**QA, "inputs": "x"}, 422, "validation", "send either inputs"),
+    ("/compare", {"inputs": ["x"]}, 422, "validation", "inputs: one text, or an object with question and context"),
+    ("/compare", {"inputs": 5}, 422, "validation", "inputs: one text, or an object with question and context"),
+    ("/compare", {"inputs": {"question": "who?"}}, 422, "validation", "inputs.context"),
+    ("/compare", {"inputs": "x", "backend": "int8"}, 422, "validation", "unknown field 'backend'; allowed: inputs"),
+    ("/compare", {**QA, "context": ""}, 422, "validation", "the context is empty"),
+    ("/compare", {**QA, "question": " "}, 422, "validation", "the question is empty"),
+    ("/compare", {**QA, "context": "a " * 50_000}, 413, "too_many_tokens", "65536 tokens"),
 ]
 
 

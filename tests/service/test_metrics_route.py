@@ -95,7 +95,7 @@ def test_every_series_exists_from_the_start() -> None:
     lanes = [Lane(task, backend) for task in ("classify", "qa") for backend in ("fp32", "int8")]
     families = {family.name: family.samples for family in create_metrics(lanes).registry.collect()}
     totals = [s for s in families["q8bert_requests"] if s.name == "q8bert_requests_total"]
-    assert len(totals) == 2 * 3 * len(CODES)
+    assert len(totals) == 3 * 3 * len(CODES)  # classify, qa, compare; none, fp32, int8
     assert all(sample.value == 0 for sample in totals)
     # what only exists once an engine is loaded
     late = {"q8bert_model_memory_bytes", "q8bert_selftest_max_abs_diff", "q8bert_model_info"}

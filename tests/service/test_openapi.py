@@ -10,7 +10,7 @@ from service.errors import ERROR_KINDS, HTTP_KINDS
 
 def test_inference_routes_document_every_status_they_give(client: TestClient) -> None:
     paths = client.get("/openapi.json").json()["paths"]
-    for path in ("/classify", "/qa"):
+    for path in ("/classify", "/qa", "/compare"):
         responses = paths[path]["post"]["responses"]
         assert set(responses) == {"200", "400", "404", "413", "415", "422", "429", "500", "503", "504"}
         for status in set(responses) - {"200"}:
@@ -38,9 +38,7 @@ def test_the_page_needs_nothing_from_elsewhere(client: TestClient) -> None:
     assert (missing.status_code, missing.json()["error_type"]) == (404, "not_found")
 
 
-def test_pages_and_info(client: TestClient) -> None:
-    root = client.get("/", follow_redirects=False)
-    assert (root.status_code, root.headers["location"]) == (307, "/docs")
+def test_docs_and_info(client: TestClient) -> None:
     assert client.get("/docs").status_code == 200
     info = client.get("/info").json()
     assert set(info["models"]) == {"classify", "qa"}

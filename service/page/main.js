@@ -1,0 +1,101 @@
+// The page's entry: forms, requests, errors and links.
+
+import { make } from "./dom.js";
+import { startCharts } from "./live.js";
+import { drawComparison } from "./results.js";
+import { wireTabs } from "./tabs.js";
+
+const LONGEST_LINK = 4000;
+const forms = [...document.querySelectorAll("form[data-task]")];
+const selectTab = wireTabs(document.querySelector('[role="tablist"]'));
+let running = false;
+
+for (const form of forms) {
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    compare(form);
+  });
+  form.addEventListener("keydown", (event) => {
+    const writing = event.target.matches("textarea, input");
+    // while an input method composes, Enter chooses a word
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing || !writing) return;
+    event.preventDefault();
+    form.requestSubmit();
+  });
+}
+window.addEventListener("hashchange", compareLinked);
+startCharts();
+compareLinked();
+
+async function compare(form) {
+  if (running) return;
+  const body = bodyOf(form);
+  setRunning(true);
+  try {
+    const answer = await fetch("compare", {
+      method: "POST",
+      headers: { "content-type": "application/json" },
+      body: JSON.stringify(body),
+    });
+    const found = await answer.json();
+    if (!answer.ok) return showError(found.error, found.request_id);
+    hideError();
+    drawComparison(found, body.context);
+    offerLink(body);
+  } catch (error) {
+    // fetch rejects with a TypeError when nobody answers; JSON fails when somebody else did, a proxy perhaps
+    const unreachable = error instanceof TypeError || error instanceof SyntaxError;
+    showError(unreachable ? "The service does not answer. Your text is still here: try again." : String(error));
+  } finally {
+    setRunning(false);
+  }
+}
+
+function bodyOf(form) {
+  const value = (name) => form.elements.namedItem(name).value;
+  if (form.dataset.task === "classify") return { inputs: value("text") };
+  return { question: value("question"), context: value("context") };
+}
+
+function setRunning(on) {
+  running = on;
+  document.getElementById("results").setAttribute("aria-busy", String(on));
+  for (const button of document.querySelectorAll("button.primary")) {
+    button.disabled = on;
+    button.textContent = on ? "Comparing…" : "Compare";
+  }
+}
+
+function showError(sentence, requestId) {
+  const box = document.getElementById("error");
+  box.replaceChildren(make("p", {}, sentence));
+  if (requestId) box.append(make("p", {}, `Request ${requestId}`));
+  box.hidden = false;
+}
+
+function hideError() {
+  document.getElementById("error").hidden = true;
+}
+
+/** A link holds the texts behind the #, which browsers keep to themselves. */
+function offerLink(body) {
+  const fields = "inputs" in body ? { text: body.inputs } : body;
+  const link = `#${new URLSearchParams(fields)}`;
+  const anchor = document.getElementById("permalink");
+  anchor.hidden = link.length > LONGEST_LINK;
+  anchor.href = link;
+}
+
+/** `#text=...` or `#question=...&context=...`: fill in and compare. */
+function compareLinked() {
+  const fields = new URLSearchParams(location.hash.slice(1));
+  const task = fields.has("text") ? "classify" : fields.has("question") && fields.has("context") ? "qa" : null;
+  if (task === null) return;
+  const form = forms.find((each) => each.dataset.task === task);
+  for (const name of ["text", "question", "context"]) {
+    const field = form.elements.namedItem(name);
+    if (field !== null) field.value = fields.get(name);
+  }
+  selectTab(`tab-${task}`);
+  compare(form);
+}

@@ -1,0 +1,127 @@
+// A comparison, drawn: the sentence on top, then one card for each backend.
+
+import { shortNumber } from "./chart.js";
+import { make } from "./dom.js";
+import { BACKENDS } from "./metrics.js";
+
+const SHOWN_LABELS = 6;
+const MIB = 2 ** 20;
+
+/** Draw the answer of /compare; `context` is the one that was sent. */
+export function drawComparison(found, context) {
+  const summary = document.getElementById("summary");
+  summary.classList.remove("unseen");
+  summary.textContent = sentence(found);
+  const facts = document.getElementById("facts");
+  facts.replaceChildren(...factsOf(found));
+  const pair = document.getElementById("pair");
+  pair.replaceChildren(...BACKENDS.map((backend) => drawBackend(backend, found, context)));
+  for (const element of [facts, pair, document.getElementById("fine-print")]) element.hidden = false;
+  for (const mark of pair.querySelectorAll("mark")) showInside(mark, mark.closest(".passage"));
+}
+
+/** What both say, in a sentence. */
+export function sentence({ task, agree, results }) {
+  const [fp32, int8] = BACKENDS.map((backend) => headlineOf(task, results[backend].answer));
+  if (agree) return `Both say “${fp32}”.`;
+  return `They differ: fp32 says “${fp32}”, int8 “${int8}”.`;
+}
+
+/** `1.9 times faster`, `1.2 times slower`, `as fast`: how int8 stands to fp32. */
+export function ratioWords(ratio, more, less, same) {
+  if (ratio > 0.95 && ratio < 1.05) return same;
+  return ratio > 1 ? `${shortNumber(ratio)}× ${more}` : `${shortNumber(1 / ratio)}× ${less}`;
+}
+
+/** Cut by code points, in which the service counts: `[before, inside, after]`. */
+export function cutByCodePoints(text, start, end) {
+  const points = Array.from(text);
+  return [points.slice(0, start), points.slice(start, end), points.slice(end)].map((part) => part.join(""));
+}
+
+function headlineOf(task, answer) {
+  return task === "qa" ? answer.answer || "no answer" : answer[0][0].label;
+}
+
+function factsOf({ task, agree, delta, speedup, results }) {
+  const size = weightsOf(results.fp32) / weightsOf(results.int8);
+  const facts = [make("li", { class: agree ? "agree" : "differ" }, agree ? "✓ They agree" : "≠ They differ")];
+  if (task === "qa") facts.push(make("li", {}, "token F1 of the answers ", make("strong", {}, delta.span_f1.toFixed(2))));
+  else facts.push(make("li", {}, "scores differ by at most ", make("strong", {}, points(delta.max_abs_prob))));
+  facts.push(make("li", {}, "int8 ", make("strong", {}, ratioWords(speedup, "faster", "slower", "as fast"))));
+  facts.push(make("li", {}, "int8 ", make("strong", {}, ratioWords(size, "smaller", "larger", "as large"))));
+  return facts;
+}
+
+function drawBackend(backend, { task, results }, context) {
+  const result = results[backend];
+  const card = make("article", { class: `card answer ${backend}`, "aria-label": `Answer of ${backend}` });
+  card.append(
+    make("div", { class: "answer-head" }, make("h3", {}, backend), make("span", {}, `kernel ${result.kernel}`)),
+    ...(task === "qa" ? drawSpan(result.answer, context) : drawLabels(result.answer[0], results.fp32.answer[0])),
+    drawCosts(backend, results),
+  );
+  return card;
+}
+
+/** Bars in the first backend's order, so that both cards can be read across. */
+function drawLabels(scores, order) {
+  const best = scores[0];
+  const headline = make("p", { class: "headline", dir: "auto" }, best.label);
+  const byLabel = new Map(scores.map(({ label, score }) => [label, score]));
+  const rows = order
+    .slice(0, SHOWN_LABELS)
+    .map(({ label }) => drawRow(label, percent(byLabel.get(label)), byLabel.get(label)));
+  const parts = [headline, make("div", { class: "rows" }, ...rows)];
+  const rest = order.length - SHOWN_LABELS;
+  if (rest > 0) parts.push(make("p", { class: "hint" }, `and ${rest} more ${rest === 1 ? "label" : "labels"}`));
+  return parts;
+}
+
+function drawSpan({ answer, score, start, end }, context) {
+  const headline = make("p", { class: "headline", dir: "auto" }, answer || "no answer");
+  headline.append(make("small", { dir: "ltr" }, `score ${percent(score)}`));
+  const [before, inside, after] = cutByCodePoints(context, start, end);
+  // focusable, because it scrolls when the context is long
+  const passage = make("div", { class: "passage", dir: "auto", tabindex: "0", role: "group", "aria-label": "Context" });
+  passage.append(before, ...(inside ? [make("mark", {}, inside)] : []), after);
+  return [headline, passage];
+}
+
+function drawCosts(backend, results) {
+  const most = (read) => Math.max(...BACKENDS.map((each) => read(results[each])));
+  const result = results[backend];
+  const time = drawRow("Inference", `${result.inference_ms.toFixed(1)} ms`, result.inference_ms / most((r) => r.inference_ms));
+  const size = drawRow("Weights in memory", `${(weightsOf(result) / MIB).toFixed(1)} MiB`, weightsOf(result) / most(weightsOf));
+  const queue = drawRow("Waited in the queue", `${result.queue_ms.toFixed(1)} ms`);
+  return make("div", { class: "rows costs" }, time, size, queue);
+}
+
+function drawRow(name, value, share) {
+  const row = make("div", { class: "row" });
+  row.append(make("span", { dir: "auto" }, name), make("span", { class: "value" }, value));
+  if (share !== undefined) {
+    const filled = make("i");
+    filled.style.width = `${(100 * Math.min(1, Math.max(0, share))).toFixed(2)}%`;
+    row.append(make("span", { class: "bar", "aria-hidden": "true" }, filled));
+  }
+  return row;
+}
+
+function weightsOf(result) {
+  return result.memory_bytes.weights + result.memory_bytes.scales;
+}
+
+function percent(score) {
+  return `${(100 * score).toFixed(1)} %`;
+}
+
+function points(difference) {
+  const value = 100 * difference;
+  return value < 0.01 ? "under 0.01 points" : `${value.toFixed(2)} points`;
+}
+
+/** Scroll the box, and only the box. */
+function showInside(mark, box) {
+  box.scrollTop += mark.getBoundingClientRect().top - box.getBoundingClientRect().top - box.clientHeight / 3;
+}
