@@ -10,7 +10,7 @@ from service.registry import LoadedEngine, Model
 from service.trace import RequestTrace
 
 FLOAT, INTEGER = BACKENDS = ("fp32", "int8")
-"""In the order in which they run."""
+"""In the order in which they are shown; which of them runs first alternates."""
 
 
 def compare_labels(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Generic, Literal, TypedDict, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -287,6 +287,10 @@ class CompareRequest(StrictModel):
         return self.inputs
 
 
+AnswerT = TypeVar("AnswerT")
+_SPEEDUP = "fp32's inference time over int8's, of this one request: noisy."
+
+
 class MemoryBytes(BaseModel):
     """Resident bytes of an engine, as in /info."""
 
@@ -304,23 +308,20 @@ class ShareFacts(TypedDict):
     memory_bytes: MemoryBytes
 
 
-class _Share(BaseModel):
+class _Share(BaseModel, Generic[AnswerT]):
+    answer: AnswerT = Field(description="As the task's own route answers.")
     queue_ms: float = Field(description="Time in the queue, in milliseconds.")
     inference_ms: float = Field(description="From leaving the queue to the logits, in milliseconds.")
     kernel: str = Field(description="The linear kernel that ran.")
     memory_bytes: MemoryBytes
 
 
-class ClassifyShare(_Share):
-    """One backend's answer to a text."""
-
-    answer: ClassifyResponse = Field(description="As /classify answers.")
+class ClassifyShare(_Share[ClassifyResponse]):
+    """One backend's answer to a text, as /classify gives it, and what it took."""
 
 
-class QAShare(_Share):
-    """One backend's answer to a question."""
-
-    answer: AnswerSpan = Field(description="As /qa answers.")
+class QAShare(_Share[AnswerSpan]):
+    """One backend's answer to a question, as /qa gives it, and what it took."""
 
 
 class LabelDelta(BaseModel):
@@ -335,26 +336,25 @@ class SpanDelta(BaseModel):
     span_f1: float = Field(description="F1 of the two answers' words, as in SQuAD's score, 0 to 1.")
 
 
-class _Comparison(BaseModel):
-    model: str
-    speedup: float = Field(description="fp32's inference time over int8's, of this one request: noisy.")
-
-
-class ClassifyComparison(_Comparison):
+class ClassifyComparison(BaseModel):
     """Both backends' labels of one text."""
 
     task: Literal["classify"]
+    model: str
     agree: bool = Field(description="Both put the same label first.")
     delta: LabelDelta
+    speedup: float = Field(description=_SPEEDUP)
     results: dict[str, ClassifyShare] = Field(description="By backend.")
 
 
-class QAComparison(_Comparison):
+class QAComparison(BaseModel):
     """Both backends' answers to one question."""
 
     task: Literal["qa"]
+    model: str
     agree: bool = Field(description="Both found the same span.")
     delta: SpanDelta
+    speedup: float = Field(description=_SPEEDUP)
     results: dict[str, QAShare] = Field(description="By backend.")
 
 

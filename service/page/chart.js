@@ -4,12 +4,12 @@ import { makeSvg } from "./dom.js";
 import { BACKENDS, SPAN_MS } from "./metrics.js";
 
 const LEFT = 44;
-const RIGHT = 10;
+const RIGHT = 16;
 const TOP = 8;
 const BOTTOM = 22;
 
 /** Draw one value of the history's points into `box`; `empty` is said where there is none. */
-export function drawChart(box, points, read, now, { label, empty, unit }) {
+export function drawChart(box, points, read, now, { label, empty }) {
   const width = box.clientWidth || 400;
   const height = box.clientHeight || 170;
   const lines = BACKENDS.map((backend) => ({ backend, runs: runsOf(points, (point) => read(point, backend)) }));
@@ -24,14 +24,12 @@ export function drawChart(box, points, read, now, { label, empty, unit }) {
     const level = TOP + (height - TOP - BOTTOM) * (1 - part);
     svg.append(makeSvg("line", { class: "grid", x1: LEFT, x2: width - RIGHT, y1: level, y2: level }));
     if (!drawn) continue;
-    const name = part === 0 ? "0" : shortNumber(top * part) + (part === 1 ? unit : "");
-    svg.append(makeSvg("text", { x: LEFT - 7, y: level + 4, "text-anchor": "end" }, name));
+    svg.append(makeSvg("text", { x: LEFT - 7, y: level + 4, "text-anchor": "end" }, shortNumber(top * part)));
   }
   for (const minutes of [5, 4, 3, 2, 1, 0]) {
-    const anchor = minutes === 0 ? "end" : minutes === 5 ? "start" : "middle";
+    if (minutes % 2 === 1 && width < 360) continue;
     const name = minutes === 0 ? "now" : `−${minutes} min`;
-    if (minutes % 2 === 0 && minutes > 0 && width < 360) continue;
-    svg.append(makeSvg("text", { x: x(now - minutes * 60_000), y: height - 5, "text-anchor": anchor }, name));
+    svg.append(makeSvg("text", { x: x(now - minutes * 60_000), y: height - 5, "text-anchor": "middle" }, name));
   }
   if (drawn) for (const { backend, runs } of lines) svg.append(...runs.map((run) => drawRun(run, backend, x, y)));
   else {

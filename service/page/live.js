@@ -18,9 +18,9 @@ export function startCharts() {
     const now = Date.now();
     const { points } = history;
     const name = (what) => `${what} of fp32 and int8 over the last five minutes`;
-    drawChart(rate, points, (point, b) => point.rate[b], now, { label: name("Answers per second"), empty: EMPTY, unit: "/s" });
-    drawChart(latency, points, (point, b) => point.latency[b], now, { label: name("Mean latency"), empty: EMPTY, unit: " ms" });
-    sayNow("rate-now", points.at(-1)?.rate, "/s");
+    drawChart(rate, points, (point, b) => point.rate[b], now, { label: name("Answers per second"), empty: EMPTY });
+    drawChart(latency, points, (point, b) => point.latency[b], now, { label: name("Mean latency"), empty: EMPTY });
+    sayNow("rate-now", history.hasTraffic ? points.at(-1).rate : {}, "/s");
     sayNow("latency-now", points.at(-1)?.latency, " ms");
   }
 

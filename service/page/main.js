@@ -7,7 +7,7 @@ import { wireTabs } from "./tabs.js";
 
 const LONGEST_LINK = 4000;
 const forms = [...document.querySelectorAll("form[data-task]")];
-const selectTab = wireTabs(document.querySelector('[role="tablist"]'));
+const selectTab = wireTabs(document.querySelector('[role="tablist"]'), hideError);
 let running = false;
 
 for (const form of forms) {
@@ -30,6 +30,7 @@ compareLinked();
 async function compare(form) {
   if (running) return;
   const body = bodyOf(form);
+  const focused = document.activeElement;
   setRunning(true);
   try {
     const answer = await fetch("compare", {
@@ -40,7 +41,7 @@ async function compare(form) {
     const found = await answer.json();
     if (!answer.ok) return showError(found.error, found.request_id);
     hideError();
-    drawComparison(found, body.context);
+    drawComparison(found, body.context, readingOf(answer.headers));
     offerLink(body);
   } catch (error) {
     // fetch rejects with a TypeError when nobody answers; JSON fails when somebody else did, a proxy perhaps
@@ -48,7 +49,18 @@ async function compare(form) {
     showError(unreachable ? "The service does not answer. Your text is still here: try again." : String(error));
   } finally {
     setRunning(false);
+    // a disabled button loses the focus
+    if (focused !== null && document.activeElement === document.body) focused.focus({ preventScroll: true });
   }
+}
+
+function readingOf(headers) {
+  const number = (name) => Number(headers.get(name) ?? 0);
+  return {
+    tokens: number("x-compute-tokens"),
+    truncated: number("x-q8bert-truncated"),
+    windows: number("x-q8bert-windows"),
+  };
 }
 
 function bodyOf(form) {

@@ -7,16 +7,17 @@ import { BACKENDS } from "./metrics.js";
 const SHOWN_LABELS = 6;
 const MIB = 2 ** 20;
 
-/** Draw the answer of /compare; `context` is the one that was sent. */
-export function drawComparison(found, context) {
+/** Draw the answer of /compare; `context` is the one that was sent, `reading` tells of the encoding. */
+export function drawComparison(found, context, reading) {
   const summary = document.getElementById("summary");
-  summary.classList.remove("unseen");
+  summary.className = found.agree ? "agree" : "differ";
   summary.textContent = sentence(found);
+  document.getElementById("reading").textContent = readingWords(found.task, reading);
   const facts = document.getElementById("facts");
   facts.replaceChildren(...factsOf(found));
   const pair = document.getElementById("pair");
   pair.replaceChildren(...BACKENDS.map((backend) => drawBackend(backend, found, context)));
-  for (const element of [facts, pair, document.getElementById("fine-print")]) element.hidden = false;
+  for (const element of [summary, facts, pair, document.getElementById("fine-print")]) element.hidden = false;
   for (const mark of pair.querySelectorAll("mark")) showInside(mark, mark.closest(".passage"));
 }
 
@@ -43,14 +44,25 @@ function headlineOf(task, answer) {
   return task === "qa" ? answer.answer || "no answer" : answer[0][0].label;
 }
 
-function factsOf({ task, agree, delta, speedup, results }) {
+/** What was read: `13 tokens.`, and what was not. */
+export function readingWords(task, { tokens, truncated, windows }) {
+  const words = `${tokens} ${tokens === 1 ? "token" : "tokens"}${windows > 1 ? ` in ${windows} windows` : ""}.`;
+  if (!truncated) return words;
+  return `${words} ${task === "qa" ? "The question" : "The text"} is longer than the model reads: its end was cut off.`;
+}
+
+function factsOf({ task, delta, speedup, results }) {
   const size = weightsOf(results.fp32) / weightsOf(results.int8);
-  const facts = [make("li", { class: agree ? "agree" : "differ" }, agree ? "✓ They agree" : "≠ They differ")];
-  if (task === "qa") facts.push(make("li", {}, "token F1 of the answers ", make("strong", {}, delta.span_f1.toFixed(2))));
-  else facts.push(make("li", {}, "scores differ by at most ", make("strong", {}, points(delta.max_abs_prob))));
-  facts.push(make("li", {}, "int8 ", make("strong", {}, ratioWords(speedup, "faster", "slower", "as fast"))));
-  facts.push(make("li", {}, "int8 ", make("strong", {}, ratioWords(size, "smaller", "larger", "as large"))));
-  return facts;
+  const apart =
+    task === "qa"
+      ? [delta.span_f1.toFixed(2), "F1 of the two answers’ words"]
+      : [points(delta.max_abs_prob), "largest difference of a score"];
+  const facts = [
+    [ratioWords(speedup, "faster", "slower", "as fast"), "int8’s inference"],
+    [ratioWords(size, "smaller", "larger", "as large"), "int8’s weights"],
+    apart,
+  ];
+  return facts.map(([value, meaning]) => make("li", {}, make("strong", {}, value), " ", meaning));
 }
 
 function drawBackend(backend, { task, results }, context) {
@@ -58,7 +70,7 @@ function drawBackend(backend, { task, results }, context) {
   const card = make("article", { class: `card answer ${backend}`, "aria-label": `Answer of ${backend}` });
   card.append(
     make("div", { class: "answer-head" }, make("h3", {}, backend), make("span", {}, `kernel ${result.kernel}`)),
-    ...(task === "qa" ? drawSpan(result.answer, context) : drawLabels(result.answer[0], results.fp32.answer[0])),
+    ...(task === "qa" ? drawSpan(backend, result.answer, context) : drawLabels(result.answer[0], results.fp32.answer[0])),
     drawCosts(backend, results),
   );
   return card;
@@ -78,12 +90,13 @@ function drawLabels(scores, order) {
   return parts;
 }
 
-function drawSpan({ answer, score, start, end }, context) {
+function drawSpan(backend, { answer, score, start, end }, context) {
   const headline = make("p", { class: "headline", dir: "auto" }, answer || "no answer");
   headline.append(make("small", { dir: "ltr" }, `score ${percent(score)}`));
   const [before, inside, after] = cutByCodePoints(context, start, end);
   // focusable, because it scrolls when the context is long
-  const passage = make("div", { class: "passage", dir: "auto", tabindex: "0", role: "group", "aria-label": "Context" });
+  const name = `Context with the answer of ${backend}`;
+  const passage = make("div", { class: "passage", dir: "auto", tabindex: "0", role: "region", "aria-label": name });
   passage.append(before, ...(inside ? [make("mark", {}, inside)] : []), after);
   return [headline, passage];
 }
@@ -118,7 +131,7 @@ function percent(score) {
 
 function points(difference) {
   const value = 100 * difference;
-  return value < 0.01 ? "under 0.01 points" : `${value.toFixed(2)} points`;
+  return value < 0.01 ? "< 0.01 points" : `${value.toFixed(2)} points`;
 }
 
 /** Scroll the box, and only the box. */

@@ -14,7 +14,8 @@ router = APIRouter(tags=["inference"])
 async def compare(body: CompareRequest, service: ServiceDep, trace: TraceDep) -> CompareResponse:
     """Answer a text (as /classify does) or a question with its context (as /qa does) on both backends.
 
-    The input is encoded once. The backends run one after the other, fp32 first: timed at the same moment they would
-    take the CPUs from each other. Parameters are the defaults of /classify and /qa.
+    The input is encoded once. The backends run one after the other: timed at the same moment they would take the CPUs
+    from each other. Which of them runs first, and so wakes the CPUs, alternates from request to request. Parameters
+    are the defaults of /classify and /qa.
     """
     return await service.pipeline.compare(body, trace)

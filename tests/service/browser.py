@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,15 @@ from websockets.sync.client import ClientConnection, connect
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PATIENCE_S = 60.0
+# no sandbox: tests run as root in containers, and the page is our own; no /dev/shm: it is tiny there
+_FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--hide-scrollbars",
+)
 
 
 class Browser:
@@ -95,12 +105,11 @@ def running_browser(profile: Path) -> Iterator[Browser]:
     """Start a headless Chromium with an empty profile."""
     assert CHROMIUM is not None
     process = subprocess.Popen(
-        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
-         "--remote-debugging-port=0", f"--user-data-dir={profile}", "about:blank"],
+        [CHROMIUM, *_FLAGS, "--remote-debugging-port=0", f"--user-data-dir={profile}", "about:blank"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    )
     try:
         port = _wait_for_port(profile / "DevToolsActivePort", process)
         with connect(f"ws://127.0.0.1:{port}{_first_tab(port)}", max_size=None, proxy=None) as connection:
@@ -121,15 +130,9 @@ def _wait_for_port(file: Path, process: subprocess.Popen[bytes]) -> int:
 
 def _first_tab(port: int) -> str:
     """The path of the first tab's web socket."""
-    with connect_http(port) as listing:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy of the environment
+    with direct.open(f"http://127.0.0.1:{port}/json/list", timeout=PATIENCE_S) as listing:
         tabs = json.loads(listing.read())
     found = re.search(r"/devtools/page/\w+", next(t for t in tabs if t["type"] == "page")["webSocketDebuggerUrl"])
     assert found is not None
     return found[0]
-
-
-def connect_http(port: int) -> Any:
-    import urllib.request
-
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy of the environment
-    return direct.open(f"http://127.0.0.1:{port}/json/list", timeout=PATIENCE_S)

@@ -86,7 +86,7 @@ def test_times_kernels_and_memory_of_each_backend(client: TestClient) -> None:
     assert (headers["x-q8bert-model"], headers["x-compute-tokens"]) == ("tiny-classify", "6")
 
 
-def test_the_second_backend_begins_after_the_first_with_the_same_ids(classify_folder: Path) -> None:
+def test_the_backends_take_turns_with_the_same_ids(classify_folder: Path) -> None:
     seen: list[tuple[str, list[int]]] = []
 
     class Recording:
@@ -104,13 +104,14 @@ def test_the_second_backend_begins_after_the_first_with_the_same_ids(classify_fo
     with TestClient(app) as client:
         assert app.state.service.lifecycle.wait_until_settled(240) is State.READY
         before = samples(client)
-        assert client.post("/compare", json={"inputs": "the film is good"}).status_code == 200
+        answers = [client.post("/compare", json={"inputs": "the film is good"}).json() for _ in range(2)]
         after = samples(client)
-    assert [backend for backend, _ in seen] == ["fp32", "int8"]
-    assert seen[0][1] == seen[1][1]
+    assert [backend for backend, _ in seen] == ["fp32", "int8", "int8", "fp32"]
+    assert seen[0][1] == seen[1][1] == seen[2][1] == seen[3][1]
+    assert [list(answer["results"]) for answer in answers] == [["fp32", "int8"]] * 2
     for backend in BACKENDS:  # the engines' counters know the task, the requests' the route
         batches = ("q8bert_batches_total", (("backend", backend), ("task", "classify")))
-        assert after[batches] - before[batches] == 1
+        assert after[batches] - before[batches] == 2
 
 
 def test_each_backend_counts_its_share(client: TestClient) -> None:

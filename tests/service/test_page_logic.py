@@ -1,0 +1,122 @@
+"""The page's own logic, run by Node where it is installed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from service.routes.page import FOLDER
+
+NODE = shutil.which("node")
+pytestmark = pytest.mark.skipif(NODE is None, reason="node is not installed")
+
+
+def run(module: str, script: str, data: object = None) -> Any:
+    """Run statements that return a value, with the module as ``m`` and the data as ``data``."""
+    assert NODE is not None
+    source = f"""
+      import {{ readFileSync }} from "node:fs";
+      const m = await import({json.dumps((FOLDER / module).as_uri())});
+      const data = JSON.parse(readFileSync(0, "utf-8"));
+      console.log(JSON.stringify(await (async () => {{ {script} }})()));
+    """
+    done = subprocess.run(
+        [NODE, "--no-warnings", "--experimental-default-type=module", "--input-type=module", "--eval", source],
+        input=json.dumps(data),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_counters_are_those_of_the_service(client: TestClient) -> None:
+    def read() -> dict[str, dict[str, float]]:
+        return run("metrics.js", "return m.readCounters(data)", client.get("/metrics").text)
+
+    before = read()
+    for body in ({"inputs": "good"}, {"question": "who?", "context": "ada"}):
+        assert client.post("/compare", json=body).status_code == 200
+    assert client.post("/classify", json={"inputs": "good", "backend": "int8"}).status_code == 200
+    after = read()
+    assert {b: after[b]["count"] - before[b]["count"] for b in after} == {"fp32": 2, "int8": 3}
+    assert all(after[b]["sum"] > before[b]["sum"] for b in after)
+
+
+def counters(fp32: tuple[int, float], int8: tuple[int, float]) -> dict[str, dict[str, float]]:
+    return {"fp32": {"count": fp32[0], "sum": fp32[1]}, "int8": {"count": int8[0], "sum": int8[1]}}
+
+
+HISTORY = """
+  const history = new m.History();
+  for (const [time, counters] of data) counters ? history.add(time, counters) : history.interrupt(time);
+  return { points: history.points, traffic: history.hasTraffic };
+"""
+
+
+def test_rates_and_latencies_are_differences_over_ten_seconds() -> None:
+    samples = [(1000 * t, counters((100 + t, 5 + t * 0.02), (7, 0.5))) for t in range(0, 31, 2)]
+    found = run("metrics.js", HISTORY, samples)
+    assert found["traffic"]
+    assert [point["time"] for point in found["points"]] == [1000 * t for t in range(2, 31, 2)]
+    for point in found["points"]:
+        assert point["rate"] == {"fp32": pytest.approx(1), "int8": 0}
+        assert point["latency"] == {"fp32": pytest.approx(20)}  # none of int8: it answered nothing
+
+
+def test_no_traffic_is_not_traffic_before_somebody_looked() -> None:
+    assert not run("metrics.js", HISTORY, [(0, counters((5, 1), (5, 1))), (2000, counters((5, 1), (5, 1)))])["traffic"]
+
+
+def test_a_restart_and_a_silence_leave_no_spike() -> None:
+    low, high = counters((1, 0.1), (1, 0.1)), counters((900, 9), (900, 9))
+    restarted = run("metrics.js", HISTORY, [(0, high), (2000, high), (4000, low), (6000, low)])
+    assert all(point["rate"]["fp32"] == 0 for point in restarted["points"])
+    silent = run("metrics.js", HISTORY, [(0, low), (2000, None), (90_000, high), (92_000, high)])
+    assert [point["rate"] for point in silent["points"]] == [{}, {"fp32": 0, "int8": 0}]
+
+
+def test_old_points_are_forgotten() -> None:
+    samples = [(2000 * n, counters((n, n), (n, n))) for n in range(1000)]
+    points = run("metrics.js", HISTORY, samples)["points"]
+    assert points[-1]["time"] - points[0]["time"] == 5 * 60_000
+
+
+@pytest.mark.parametrize("text", ["😀 ada 👩‍👩‍👧 é e\u0301", "آدا 😀 في باريس", "plain"])
+def test_offsets_are_code_points(text: str) -> None:
+    cuts = [(start, end) for start in range(len(text)) for end in range(start, len(text) + 1)]
+    script = "return data.cuts.map(([start, end]) => m.cutByCodePoints(data.text, start, end))"
+    found = run("results.js", script, {"text": text, "cuts": cuts})
+    assert found == [[text[:start], text[start:end], text[end:]] for start, end in cuts]
+
+
+def test_words_about_ratios_and_lengths() -> None:
+    words = "return data.map((r) => m.ratioWords(r, 'faster', 'slower', 'as fast'))"
+    assert run("results.js", words, [4.04, 1.2, 1.01, 0.99, 0.5]) == [
+        "4× faster", "1.2× faster", "as fast", "as fast", "2× slower",
+    ]  # fmt: skip
+    reading = "return data.map(([task, r]) => m.readingWords(task, r))"
+    cases = [
+        ("classify", {"tokens": 1, "truncated": 0, "windows": 0}),
+        ("classify", {"tokens": 128, "truncated": 1, "windows": 0}),
+        ("qa", {"tokens": 800, "truncated": 0, "windows": 3}),
+    ]
+    assert run("results.js", reading, cases) == [
+        "1 token.",
+        "128 tokens. The text is longer than the model reads: its end was cut off.",
+        "800 tokens in 3 windows.",
+    ]
+
+
+def test_axes_end_at_round_numbers_above_the_data() -> None:
+    values = [0, 0.03, 0.2, 1, 1.01, 9, 99, 101, 12345]
+    assert run("chart.js", "return data.map(m.niceCeiling)", values) == pytest.approx(
+        [1, 0.05, 0.2, 1, 2, 10, 100, 200, 20000]
+    )
