@@ -62,6 +62,16 @@ def ask_service(service: str) -> None:
                 verdicts[backend] = [scores[0]["label"] for scores in answer]
         if verdicts["fp32"] != verdicts["int8"]:
             sys.exit(f"/{task}: fp32 says {verdicts['fp32']}, int8 says {verdicts['int8']}")
+        compare(service, task, request)
+
+
+def compare(service: str, task: str, request: Any) -> None:
+    """Ask both backends in one request; they must agree as they do one by one."""
+    first = request["inputs"][0] if isinstance(request["inputs"], list) else request["inputs"]
+    answer, _ = call(f"{service}/compare", {"inputs": first})
+    if (answer["task"], answer["agree"], set(answer["results"])) != (task, True, set(BACKENDS)):
+        sys.exit(f"/compare says {json.dumps(answer)}")
+    print(f"/compare {task}: agree, delta {answer['delta']}, speedup {answer['speedup']}")
 
 
 def query(prometheus: str, expression: str) -> list[dict[str, Any]]:

@@ -40,8 +40,9 @@ class RequestTrace:
 
     def close_share(self, share: RequestTrace) -> None:
         """Add what a share took to what the whole request took."""
-        for name in share.stages.keys() - {"tokenize"}:
-            self.stages[name] = self.stages.get(name, 0.0) + share.stages[name]
+        for name, seconds in share.stages.items():
+            if name != "tokenize":  # once for all shares, and noted already
+                self.stages[name] = self.stages.get(name, 0.0) + seconds
 
     def by_backend(self) -> dict[str, RequestTrace]:
         """Return the shares by their backends."""

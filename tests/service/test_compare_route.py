@@ -82,6 +82,8 @@ def test_times_kernels_and_memory_of_each_backend(client: TestClient) -> None:
     headers = answer.headers
     for name, field in (("x-queue-time", "queue_ms"), ("x-inference-time", "inference_ms")):
         assert float(headers[name]) == pytest.approx(sum(results[b][field] for b in BACKENDS), abs=0.01)
+    timings = [part.split(";")[0] for part in headers["server-timing"].split(", ")]
+    assert timings == ["tokenize", "queue", "infer", "postprocess", "total"]
     assert "x-q8bert-backend" not in headers
     assert (headers["x-q8bert-model"], headers["x-compute-tokens"]) == ("tiny-classify", "6")
 
