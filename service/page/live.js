@@ -4,7 +4,7 @@ import { drawChart, shortNumber } from "./chart.js";
 import { BACKENDS, History, readCounters } from "./metrics.js";
 
 const EVERY_MS = 2000;
-const EMPTY = "No answers yet. Compare something.";
+const EMPTY = "No answers since this page was opened.";
 
 /** Begin to poll and draw. */
 export function startCharts() {

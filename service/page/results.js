@@ -23,9 +23,9 @@ export function drawComparison(found, context, reading) {
 
 /** What both say, in a sentence. */
 export function sentence({ task, agree, results }) {
-  const [fp32, int8] = BACKENDS.map((backend) => headlineOf(task, results[backend].answer));
-  if (agree) return `Both say “${fp32}”.`;
-  return `They differ: fp32 says “${fp32}”, int8 “${int8}”.`;
+  const [fp32, int8] = BACKENDS.map((backend) => quote(headlineOf(task, results[backend].answer)));
+  if (agree) return `Both say ${fp32}.`;
+  return `They differ: fp32 says ${fp32}, int8 ${int8}.`;
 }
 
 /** `1.9 times faster`, `1.2 times slower`, `as fast`: how int8 stands to fp32. */
@@ -38,6 +38,11 @@ export function ratioWords(ratio, more, less, same) {
 export function cutByCodePoints(text, start, end) {
   const points = Array.from(text);
   return [points.slice(0, start), points.slice(start, end), points.slice(end)].map((part) => part.join(""));
+}
+
+/** In quotation marks, and isolated, so that a right-to-left text leaves the sentence in order. */
+function quote(text) {
+  return `“\u2068${text}\u2069”`;
 }
 
 function headlineOf(task, answer) {

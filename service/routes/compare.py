@@ -16,6 +16,6 @@ async def compare(body: CompareRequest, service: ServiceDep, trace: TraceDep) ->
 
     The input is encoded once. The backends run one after the other: timed at the same moment they would take the CPUs
     from each other. Which of them runs first, and so wakes the CPUs, alternates from request to request. Parameters
-    are the defaults of /classify and /qa.
+    are the defaults of /classify and /qa. The times in the headers are the sums of both backends'.
     """
     return await service.pipeline.compare(body, trace)

@@ -53,7 +53,7 @@ def test_loads_quietly_and_says_that_there_is_no_traffic(shared: Browser, url: s
     shared.open(f"{url}/")
     shared.wait("document.querySelectorAll('.chart svg').length === 2")
     shared.wait("document.getElementById('live-state').textContent === 'No traffic yet.'")
-    assert texts(shared, ".chart .empty") == ["No answers yet. Compare something."] * 2
+    assert texts(shared, ".chart .empty") == ["No answers since this page was opened."] * 2
     assert shared.complaints == []
 
 
