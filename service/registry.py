@@ -109,7 +109,8 @@ class ModelRegistry:
             check_stop()
             begin = time.monotonic()
             model = self.models[lane.task]
-            engine = load_engine(model.checkpoint, lane.backend, kernel=self._kernel, threads=self._threads)
+            kernel = self._kernel if lane.backend == "int8" else "auto"
+            engine = load_engine(model.checkpoint, lane.backend, kernel=kernel, threads=self._threads)
             check_stop()
             result = self_test(engine, model.checkpoint)
             check_stop()

@@ -15,8 +15,8 @@ from transformers import BertConfig
 from q8core.checkpoint import Checkpoint
 from q8core.engines.autoselect import choose_kernel
 from q8core.engines.bert import BertEngine, Forward
-from q8core.engines.fp32 import KERNEL as FP32_KERNEL
-from q8core.engines.fp32 import head_path, load_fp32
+from q8core.engines.fp32 import head_path
+from q8core.engines.fp32_kernels import choose_fp32_kernel
 from q8core.engines.heap import loading_weights
 from q8core.engines.packing import TokenBatch
 from q8core.engines.protocol import Backend, Engine, EngineMemory, KernelName, check_backend, check_kernel
@@ -50,7 +50,8 @@ def load_engine(
     Args:
         checkpoint: an opened checkpoint, or its folder.
         backend: fp32 or int8.
-        kernel: the int8 kernel: native, onednn, fbgemm, or auto to measure them. The fp32 backend has one kernel.
+        kernel: native, onednn, fbgemm (int8 only) or auto: for int8 the fastest, measured; for fp32 native where
+            this CPU runs it, else onednn.
         threads: CPU threads; None leaves torch's setting.
 
     Raises:
@@ -106,9 +107,11 @@ def build_engine(
             name = choice.kernel.name
             known.update(choice.facts())
         else:
-            model = load_fp32(shape, task, source, labels)
+            fp32 = choose_fp32_kernel(kernel)
+            model = fp32.load(shape, task, source, labels)
             source.finish(_UNUSED_FLOAT if task == "classify" else (*_UNUSED_FLOAT, "bert.pooler."))
-            name = FP32_KERNEL
+            name = fp32.name
+            known.update(fp32.facts())
     return BertEngine(task, backend, name, model, threads, known)
 
 

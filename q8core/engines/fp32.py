@@ -1,4 +1,4 @@
-"""The float32 backend: oneDNN's prepacked linears, QKV in one, GELU and residuals fused."""
+"""The float32 kernel `onednn`: oneDNN's prepacked linears, QKV in one, GELU and residuals fused."""
 
 from __future__ import annotations
 
@@ -20,8 +20,6 @@ from q8core.engines.linear_tensors import own
 from q8core.engines.shape import ModelShape
 from q8core.engines.source import TensorSource
 from q8core.tasks.task import TaskKind
-
-KERNEL = "onednn-fp32"
 
 
 def load_fp32(shape: ModelShape, task: TaskKind, source: TensorSource, labels: int) -> Model:

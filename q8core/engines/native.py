@@ -100,12 +100,14 @@ class NativeModel:
         labels: columns of the logits.
         variant: the instruction set in use, and the library's address of it.
         packed: what the library reads.
+        functions: the library's functions that size the workspace and run.
     """
 
     shape: ModelShape
     labels: int
     variant: tuple[str, int]
     packed: PackedModel
+    functions: tuple[str, str] = ("q8_workspace_bytes", "q8_forward")
     workspace: Workspace = field(default_factory=lambda: Workspace())
 
     def logits(self, batch: TokenBatch) -> Tensor:
@@ -113,10 +115,11 @@ class NativeModel:
         lengths = torch.tensor(batch.lengths, dtype=torch.int32)
         ids, types = batch.input_ids.contiguous(), batch.token_type_ids.contiguous()
         what = structs.Batch(batch.tokens, len(batch.lengths), ids.data_ptr(), types.data_ptr(), lengths.data_ptr())
-        library, threads, view = load_library(), torch.get_num_threads(), self.packed.view
-        memory = self.workspace.of(library.q8_workspace_bytes(view, what, threads))
+        size_of, forward = (getattr(load_library(), name) for name in self.functions)
+        threads, view = torch.get_num_threads(), self.packed.view
+        memory = self.workspace.of(size_of(view, what, threads))
         logits = torch.empty(len(batch.lengths) if view.classify else batch.tokens, self.labels)
-        library.q8_forward(self.variant[1], view, what, memory.data_ptr(), logits.data_ptr(), threads)
+        forward(self.variant[1], view, what, memory.data_ptr(), logits.data_ptr(), threads)
         return logits
 
     def workspace_bytes(self, tokens: int) -> int:
@@ -159,7 +162,7 @@ def load_native(
 
 def _pack_model(shape: ModelShape, task: TaskKind, source: TensorSource, labels: int, store: Store) -> structs.Model:
     """Pack every tensor of the source into the store."""
-    loader = _Loader(source, shape, store)
+    loader = Loader(source, shape, store)
     view = structs.Model(shape.hidden, shape.heads, shape.inner, shape.layers, shape.norm_epsilon, task == "classify")
     view.words = loader.table("word_embeddings", shape.vocabulary)
     view.positions = loader.table("position_embeddings", shape.positions)
@@ -195,7 +198,7 @@ _LINEARS = (
 )
 
 
-class _Loader:
+class Loader:
     """Takes tensors from a source, packs them, and hands what the structures point to to a store."""
 
     def __init__(self, source: TensorSource, shape: ModelShape, store: Store) -> None:

@@ -56,7 +56,7 @@ class PackedModel:
         residence: where that is.
     """
 
-    view: structs.Model
+    view: structs.Model | structs.FloatModel
     tensors: tuple[Tensor, ...]
     residence: Residence
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from q8core.errors import EngineError, InputError
 from q8core.native.compile import LIBRARY, VARIANTS, source_digest
-from q8core.native.structs import Batch, Linear, Model
+from q8core.native.structs import Batch, FloatModel, Linear, Model
 
 ISA_VARIABLE = "Q8BERT_MAX_ISA"
 """The environment variable that names the best variant that may be used."""
@@ -52,6 +52,11 @@ def load_library() -> Any:
         ("q8_accumulate", None, (c_void_p, POINTER(Linear), c_void_p, c_int64, c_void_p)),
         ("q8_products_bytes", c_int64, (POINTER(Model), POINTER(Batch))),
         ("q8_products", None, (c_void_p, POINTER(Model), POINTER(Batch), c_void_p, c_int)),
+        ("q8_has_float", c_int, (c_void_p,)),
+        ("q8_pack_float", None, (c_void_p, c_int64, c_int64, c_void_p)),
+        ("q8_prefer_large_pages", None, (c_void_p, c_int64)),
+        ("q8_float_workspace_bytes", c_int64, (POINTER(FloatModel), POINTER(Batch), c_int)),
+        ("q8_forward_float", None, (c_void_p, POINTER(FloatModel), POINTER(Batch), c_void_p, c_void_p, c_int)),
     ):
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments

@@ -1,4 +1,4 @@
-"""The structures of ``src/model.h``, field by field."""
+"""The structures of ``src/model.h`` and ``src/float_model.h``, field by field."""
 
 from __future__ import annotations
 
@@ -82,4 +82,46 @@ class Batch(ctypes.Structure):
         ("ids", c_void_p),
         ("types", c_void_p),
         ("lengths", c_void_p),
+    )
+
+
+class FloatLinear(ctypes.Structure):
+    """A float32 linear layer."""
+
+    _fields_ = (("w", c_void_p), ("bias", c_void_p), ("n", c_int32), ("np", c_int32), ("k", c_int32))
+
+
+class FloatLayer(ctypes.Structure):
+    """An encoder layer in float32."""
+
+    _fields_ = (
+        ("query", FloatLinear),
+        ("key", FloatLinear),
+        ("value", FloatLinear),
+        ("output", FloatLinear),
+        ("inner", FloatLinear),
+        ("outer", FloatLinear),
+        ("output_norm", Norm),
+        ("final_norm", Norm),
+    )
+
+
+class FloatModel(ctypes.Structure):
+    """A BERT with its head in float32."""
+
+    _fields_ = (
+        ("hidden", c_int32),
+        ("heads", c_int32),
+        ("inner", c_int32),
+        ("layers", c_int32),
+        ("epsilon", c_float),
+        ("score_scale", c_float),
+        ("classify", c_int32),
+        ("words", Table),
+        ("positions", Table),
+        ("types", Table),
+        ("embedding_norm", Norm),
+        ("layer", POINTER(FloatLayer)),
+        ("pooler", FloatLinear),
+        ("head", FloatLinear),
     )

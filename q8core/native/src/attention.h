@@ -201,12 +201,16 @@ inline void attend(const Attending& a, int64_t query) {
     weigh_floats(a, row, count);
 }
 
+// Queries that one task takes, of `all` pairs of a sequence and a head: all of them share the packed keys and values,
+// unless threads would have nothing to do.
+inline int64_t queries_of_task(int64_t all, int64_t longest) {
+  return all < 4 * omp_get_num_threads() ? 4 * kPanel : up(longest, kPanel);
+}
+
 // To be called by all threads of a team; they wait for each other at the end.
 inline void attention(const Layer& layer, const Heads& heads, int64_t count, const Span* spans, int64_t sequences,
                       int64_t longest, const AttentionScratch& scratch, const Target& output) {
-  // Queries that one task takes: all of a head share its packed keys and values, unless threads would have none.
-  const int64_t queries = sequences * count < 4 * omp_get_num_threads() ? 4 * kPanel : up(longest, kPanel);
-  const int64_t parts = (longest + queries - 1) / queries;
+  const int64_t queries = queries_of_task(sequences * count, longest), parts = (longest + queries - 1) / queries;
   const float scale = layer.score_scale * 0x1.715476p0f;  // 1 / ln 2
 #pragma omp for schedule(dynamic)
   for (int64_t task = 0; task < sequences * count * parts; task++) {

@@ -1,7 +1,9 @@
 // What Python calls (through ctypes): choosing a variant, packing weights, running.
 #include "encoder.h"
+#include "float_encoder.h"
 #include "floor.h"
-#if defined(__x86_64__) && defined(__linux__)
+#if defined(__linux__)
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -93,4 +95,37 @@ Q8_EXPORT int64_t q8_products_bytes(const Model* model, const Batch* batch) {
 // The matrix products of the layers alone; `memory` begins with the first layer's input, as activations.
 Q8_EXPORT void q8_products(const Variant* variant, const Model* model, const Batch* batch, char* memory, int threads) {
   variant->products(*model, *batch, memory, threads);
+}
+
+// Whether this variant has a float32 forward pass.
+Q8_EXPORT int q8_has_float(const Variant* variant) { return variant->forward_float != nullptr; }
+
+// Pack a float weight (n, k) into `packed`: n rounded up to 16, times k numbers.
+Q8_EXPORT void q8_pack_float(const float* weight, int64_t n, int64_t k, float* packed) {
+  const Panels panels(n);
+  for (int64_t row = 0; row < up(n, kLanes); row++) {
+    int64_t step;
+    float* to = packed + panels.place(row, k, &step);
+    for (int64_t i = 0; i < k; i++) to[i * step] = row < n ? weight[row * k + i] : 0.f;
+  }
+}
+
+// Ask for large pages where the system gives them: weights are read from end to end, page after page.
+Q8_EXPORT void q8_prefer_large_pages(void* memory, int64_t bytes) {
+#if defined(__linux__)
+  const uintptr_t page = sysconf(_SC_PAGESIZE), begin = (reinterpret_cast<uintptr_t>(memory) + page - 1) / page * page;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(memory) + bytes) / page * page;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+  (void)memory, (void)bytes;
+#endif
+}
+
+Q8_EXPORT int64_t q8_float_workspace_bytes(const FloatModel* model, const Batch* batch, int threads) {
+  return FloatWorkspace(*model, batch->tokens, batch->sequences, longest_of(*batch), threads, nullptr).bytes;
+}
+
+Q8_EXPORT void q8_forward_float(const Variant* variant, const FloatModel* model, const Batch* batch, char* workspace,
+                                float* logits, int threads) {
+  variant->forward_float(*model, *batch, workspace, logits, threads);
 }
