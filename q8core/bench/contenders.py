@@ -16,7 +16,7 @@ from q8core.engines.bert import BertEngine
 from q8core.tasks.task import TaskKind
 
 STOCK = "transformers"
-ENGINES = ("fp32", "fp32-onednn", "fp32-native", "int8-fbgemm", "int8-onednn", "int8-native")
+ENGINES = ("fp32", "fp32-onednn", "int8-fbgemm", "int8-onednn", "int8-native")
 CONTENDERS = (STOCK, *ENGINES)
 """What runs without further packages; stock transformers in fp32 first."""
 

@@ -57,7 +57,7 @@ def _here(opened: Checkpoint, kernel: str, threads: int | None) -> dict[str, obj
     begin = time.perf_counter()
     backend = "int8" if opened.manifest else "fp32"
     try:
-        engine = load_engine(opened, backend, kernel, threads or available_cpus())
+        engine = load_engine(opened, backend, kernel if backend == "int8" else "auto", threads or available_cpus())
     except EngineError as error:
         return {"backend": backend, "error": str(error)}
     seconds, memory = time.perf_counter() - begin, engine.memory()

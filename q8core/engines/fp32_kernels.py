@@ -1,7 +1,7 @@
 """The float32 kernels by name, and which one runs: the native library's where it can, else oneDNN's.
 
-`native` computes the whole forward pass in one call of our own library; `onednn` computes the linear layers with torch's
-prepacked operators and everything between with torch.
+`native` computes the whole forward pass in one call of our own library; `onednn` computes the linear layers with
+torch's prepacked operators and everything between with torch.
 """
 
 from __future__ import annotations

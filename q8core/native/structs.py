@@ -88,7 +88,7 @@ class Batch(ctypes.Structure):
 class FloatLinear(ctypes.Structure):
     """A float32 linear layer."""
 
-    _fields_ = (("w", c_void_p), ("bias", c_void_p), ("n", c_int32), ("np", c_int32), ("k", c_int32))
+    _fields_ = (("w", c_void_p), ("bias", c_void_p), ("n", c_int32), ("k", c_int32))
 
 
 class FloatLayer(ctypes.Structure):

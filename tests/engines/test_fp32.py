@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from transformers import BertConfig, BertForQuestionAnswering, BertForSequenceClassification
 
 from q8core.engines import build_engine
 from q8core.engines.attention import FloatProducts, packed_attention
+from q8core.engines.fp32_kernels import FP32_KERNEL_NAMES, choose_fp32_kernel
+from q8core.engines.native_float import float_variants, load_native_float
 from q8core.engines.packing import TokenBatch
-from q8core.errors import CheckpointError, InputError
+from q8core.engines.shape import ModelShape
+from q8core.engines.source import TensorSource
+from q8core.errors import CheckpointError, EngineError, InputError
 from tests.engines.conftest import (
     VOCABULARY,
     Float,
@@ -19,9 +26,13 @@ from tests.engines.conftest import (
     reference_logits,
 )
 
+EACH_KERNEL = pytest.mark.parametrize("kernel", FP32_KERNEL_NAMES)
 
-def test_logits_equal_hugging_face_packed_against_padded(floats: Float) -> None:
-    engine = build_engine(floats.config, floats.task, floats.model.state_dict(), "fp32")
+
+@EACH_KERNEL
+def test_logits_equal_hugging_face_packed_against_padded(floats: Float, kernel: str) -> None:
+    engine = build_engine(floats.config, floats.task, floats.model.state_dict(), "fp32", kernel)
+    assert engine.kernel == kernel
     sequences = random_sequences([5, 7, 7, 40, 1, 128, 3])
     found = engine_logits(engine, sequences)
     expected = reference_logits(floats.task, floats.model, sequences)
@@ -29,11 +40,13 @@ def test_logits_equal_hugging_face_packed_against_padded(floats: Float) -> None:
     assert largest_difference(found, expected) <= 1e-5
 
 
-def test_bfloat16_files_are_widened(floats: Float) -> None:
+@EACH_KERNEL
+def test_bfloat16_files_are_widened(floats: Float, kernel: str) -> None:
     narrow = {name: tensor.to(torch.bfloat16) for name, tensor in floats.model.state_dict().items()}
     wide = {name: tensor.float() for name, tensor in narrow.items()}
     sequences = random_sequences([6, 11])
-    found = [engine_logits(build_engine(floats.config, floats.task, t, "fp32"), sequences) for t in (narrow, wide)]
+    engines = [build_engine(floats.config, floats.task, tensors, "fp32", kernel) for tensors in (narrow, wide)]
+    found = [engine_logits(engine, sequences) for engine in engines]
     assert largest_difference(*found) == 0
 
 
@@ -84,17 +97,20 @@ def test_bad_tokens_are_refused(ids: list[int], types: list[int], message: str) 
         engine.infer(TokenBatch.pack([(ids, types)]))
 
 
-def test_tensors_that_do_not_fit_are_refused() -> None:
+@EACH_KERNEL
+def test_tensors_that_do_not_fit_are_refused(kernel: str) -> None:
     made = float_model("qa")
     tensors = made.model.state_dict()
     with pytest.raises(CheckpointError, match=r"bert\.encoder\.layer\.1\.output\.dense\.bias is missing"):
-        build_engine(made.config, "qa", {k: v for k, v in tensors.items() if "1.output.dense.bias" not in k}, "fp32")
+        build_engine(
+            made.config, "qa", {k: v for k, v in tensors.items() if "1.output.dense.bias" not in k}, "fp32", kernel
+        )
     with pytest.raises(CheckpointError, match=r"has shape \(3, 32\); needed: \(2, 32\)"):
-        build_engine(made.config, "qa", {**tensors, "qa_outputs.weight": torch.zeros(3, 32)}, "fp32")
+        build_engine(made.config, "qa", {**tensors, "qa_outputs.weight": torch.zeros(3, 32)}, "fp32", kernel)
     with pytest.raises(CheckpointError, match=r"fit no part of the model, first: bert\.typo"):
-        build_engine(made.config, "qa", {**tensors, "bert.typo": torch.zeros(1)}, "fp32")
+        build_engine(made.config, "qa", {**tensors, "bert.typo": torch.zeros(1)}, "fp32", kernel)
     unused = {"bert.embeddings.position_ids": torch.arange(5), "bert.pooler.dense.weight": torch.zeros(32, 32)}
-    assert build_engine(made.config, "qa", {**tensors, **unused}, "fp32").backend == "fp32"
+    assert build_engine(made.config, "qa", {**tensors, **unused}, "fp32", kernel).backend == "fp32"
 
 
 @pytest.mark.parametrize(
@@ -119,5 +135,71 @@ def test_unknown_names_are_refused() -> None:
         build_engine(made.config, "qa", made.model.state_dict(), "int4")
     with pytest.raises(InputError, match="kernel is 'mkl'; allowed: auto, native, onednn, fbgemm"):
         build_engine(made.config, "qa", made.model.state_dict(), "fp32", "mkl")
+    with pytest.raises(InputError, match="kernel is 'fbgemm'; allowed for fp32: auto, native, onednn"):
+        build_engine(made.config, "qa", made.model.state_dict(), "fp32", "fbgemm")
     with pytest.raises(InputError, match="threads is 0; at least 1"):
         build_engine(made.config, "qa", made.model.state_dict(), "fp32", threads=0)
+
+
+# Head sizes of 64, 32, 80, 20 and 13 columns; 52 and 40 are no multiple of a vector.
+@pytest.mark.parametrize("task", ["classify", "qa"])
+@pytest.mark.parametrize(
+    ("hidden", "heads", "inner"), [(128, 2, 512), (64, 2, 96), (160, 2, 320), (40, 2, 72), (52, 4, 100)]
+)
+def test_native_is_as_close_to_float64_as_torch(task: Any, hidden: int, heads: int, inner: int) -> None:
+    """On every variant, whose bits are the same."""
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=hidden,
+        num_attention_heads=heads,
+        intermediate_size=inner,
+        num_hidden_layers=2,
+        max_position_embeddings=200,
+        num_labels=2,
+        attn_implementation="eager",
+    )
+    model = (BertForSequenceClassification if task == "classify" else BertForQuestionAnswering)(config).eval()
+    for parameter in model.parameters():
+        parameter.data.mul_(3)  # attention that is not flat, activations on GELU's whole range
+    sequences = random_sequences([5, 33, 1, 64, 130, 16])
+    tensors = {name: value for name, value in model.state_dict().items() if not name.endswith("position_ids")}
+    loaded = [
+        load_native_float(ModelShape.of(config), task, TensorSource(tensors), 2, variant)
+        for variant in float_variants()
+    ]
+    batch = TokenBatch.pack(sequences)
+    with torch.inference_mode():
+        first, *others = (native.logits(batch) for native in loaded)
+    for other in others:
+        assert torch.equal(first, other)
+    torchs = reference_logits(task, model, sequences)
+    exact = reference_logits(task, model.double(), sequences)
+    error = largest_difference([part.double() for part in batch.split(first)], exact)
+    assert error <= 2 * largest_difference([part.double() for part in torchs], exact) + 1e-6
+
+
+def test_the_number_of_threads_does_not_matter() -> None:
+    made = float_model("qa")
+    batch = TokenBatch(torch.arange(120) % VOCABULARY, torch.zeros(120, dtype=torch.int64), (80, 7, 33))
+    try:
+        found = [
+            build_engine(made.config, "qa", made.model.state_dict(), "fp32", "native", threads=count).infer(batch)
+            for count in (1, 2, 5)
+        ]
+    finally:
+        torch.set_num_threads(2)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+def test_without_the_library_onednn_runs_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> dict[str, int]:
+        raise EngineError("the native kernel was not built")
+
+    monkeypatch.setattr("q8core.engines.fp32_kernels.float_variants", missing)
+    choice = choose_fp32_kernel("auto")
+    assert choice.name == "onednn"
+    assert choice.facts()["kernels_refused"] == {"native": "the native kernel was not built"}
+    with pytest.raises(EngineError, match="was not built"):
+        choose_fp32_kernel("native")

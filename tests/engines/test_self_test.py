@@ -11,6 +11,7 @@ from transformers import BertForSequenceClassification
 from q8core.checkpoint import Checkpoint, GoldenExample, write_checkpoint
 from q8core.engines import TokenBatch, load_engine, self_test
 from q8core.engines.bert import Model
+from q8core.engines.fp32_kernels import FP32_KERNEL_NAMES
 from q8core.errors import CheckpointError, EngineError
 from q8core.quant import calibrate, convert, prepare, preset
 from tests.engines.conftest import KERNELS, padded, random_sequences
@@ -45,8 +46,13 @@ def int8_folder(tmp_path_factory: pytest.TempPathFactory, tiny_classifier: Path)
     return write(tmp_path_factory.mktemp("int8") / "model", tiny_classifier)
 
 
-@pytest.mark.parametrize("backend", ["fp32", "int8"])
-@pytest.mark.parametrize("kernel", ["auto", *KERNELS])
+@pytest.mark.parametrize(
+    ("backend", "kernel"),
+    [
+        *(("int8", kernel) for kernel in ("auto", *KERNELS)),
+        *(("fp32", kernel) for kernel in ("auto", *FP32_KERNEL_NAMES)),
+    ],
+)
 def test_golden_inputs_replay(int8_folder: Path, backend: str, kernel: str) -> None:
     checkpoint = Checkpoint.open(int8_folder)
     engine = load_engine(checkpoint, backend, kernel)
@@ -88,7 +94,7 @@ def test_an_engine_outlives_its_files(tmp_path: Path, tiny_classifier: Path) -> 
 
 def test_nan_logits_fail_the_self_test(int8_folder: Path) -> None:
     checkpoint = Checkpoint.open(int8_folder)
-    engine = load_engine(checkpoint, "fp32")
+    engine = load_engine(checkpoint, "fp32", "onednn")
     assert isinstance(engine.model, Model)
     with torch.inference_mode():  # what was loaded are inference tensors
         engine.model.embeddings.norm.weight.fill_(float("nan"))
