@@ -19,7 +19,11 @@ from q8core.tasks.qa import best_answers, encode_windows
 from q8core.tasks.task import make_feature
 
 BUNDLED = Path(service.__file__).parent / "checkpoints"
-KERNELS = {"fp32": ("fp32", "auto"), **{name: ("int8", name) for name in ("native", "onednn", "fbgemm")}}
+KERNELS = {
+    "fp32": ("fp32", "auto"),
+    "fp32-onednn": ("fp32", "onednn"),
+    **{name: ("int8", name) for name in ("native", "onednn", "fbgemm")},
+}
 SENTENCES = (
     "a gripping, funny film",
     "the plot is a mess and the jokes are worse",

@@ -99,7 +99,8 @@ def _golden(config: BertConfig, task: str, tensors: dict[str, Any], shift: float
         ids = [2, *range(10, 8 + length), 3]
         logits = {}
         for backend, weights in tensors.items():
-            engine = build_engine(config, task, weights, backend, kernel="fbgemm")  # type: ignore[arg-type]
+            kernel = "fbgemm" if backend == "int8" else "auto"
+            engine = build_engine(config, task, weights, backend, kernel)  # type: ignore[arg-type]
             found = engine.infer(TokenBatch.pack([(ids, [0] * length)]))
             logits[backend] = ((found[0] if task == "classify" else found) + shift).tolist()
         examples.append(GoldenExample(ids, [0] * length, logits))
