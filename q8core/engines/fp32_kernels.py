@@ -29,12 +29,14 @@ class Fp32Choice:
     Attributes:
         name: native or onednn.
         isa: the instruction set that it uses.
+        variant: the native library's.
         refused: kernel -> why it cannot be used here.
     """
 
     name: Literal["native", "onednn"]
     isa: str
     refused: dict[str, str] = field(default_factory=dict[str, str])
+    variant: str | None = None
 
     def facts(self) -> dict[str, object]:
         """Return the choice as plain values for `describe`."""
@@ -47,7 +49,7 @@ class Fp32Choice:
             CheckpointError: if a tensor is missing or does not fit.
         """
         if self.name == "native":
-            return load_native_float(shape, task, source, labels, self.isa)
+            return load_native_float(shape, task, source, labels, self.variant)
         return load_fp32(shape, task, source, labels)
 
 
@@ -64,7 +66,8 @@ def choose_fp32_kernel(name: str) -> Fp32Choice:
     if name == "onednn":
         return Fp32Choice("onednn", onednn)
     try:
-        return Fp32Choice("native", next(iter(float_variants())))
+        variant = next(iter(float_variants()))
+        return Fp32Choice("native", "avx2" if variant == "avx2" else "avx512", variant=variant)  # AMX has no float32
     except EngineError as error:
         if name == "native":
             raise
