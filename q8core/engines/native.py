@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from q8core.engines.fp32 import head_path, load_norm
-from q8core.engines.linear_tensors import LinearTensors, own, take_linear
+from q8core.engines.linear_tensors import LinearTensors, take_linear
 from q8core.engines.packed_file import PackedModel, Store, packed_key, place
 from q8core.engines.packing import TokenBatch
 from q8core.engines.residence import Residence
@@ -202,16 +202,16 @@ class Loader:
     """Takes tensors from a source, packs them, and hands what the structures point to to a store."""
 
     def __init__(self, source: TensorSource, shape: ModelShape, store: Store) -> None:
-        self.source, self.shape, self.keep = source, shape, store.keep
+        self.source, self.shape, self.store, self.keep = source, shape, store, store.keep
 
     def table(self, name: str, rows: int) -> structs.Table:
         """Load an embedding table."""
         path = f"bert.embeddings.{name}"
-        weight = own(self.source.take(f"{path}.weight", (rows, self.shape.hidden), dtypes=(torch.int8, torch.float32)))
+        weight = self.source.take(f"{path}.weight", (rows, self.shape.hidden), dtypes=(torch.int8, torch.float32))
         if weight.dtype == torch.float32:
-            return structs.Table(None, self.keep(weight), None, 0)
-        scale = own(self.source.scale(f"{path}.weight_scale", (1,), (rows,)))
-        return structs.Table(self.keep(weight), None, self.keep(scale), scale.numel() > 1)
+            return structs.Table(None, self.store.keep_copy(weight), None, 0)
+        scale = self.source.scale(f"{path}.weight_scale", (1,), (rows,))
+        return structs.Table(self.store.keep_copy(weight), None, self.store.keep_copy(scale), scale.numel() > 1)
 
     def norm(self, path: str) -> structs.Norm:
         """Load a layer norm, padded to whole vectors."""

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from q8core.cache import Key, cached_path, code_digest, distrust, mark_used, new_file, tell_unusable
+from q8core.engines.linear_tensors import own
 from q8core.engines.residence import Residence
 from q8core.engines.shape import ModelShape
 from q8core.native import load_library, structs
@@ -38,7 +39,11 @@ class Store(Protocol):
     """Keeps tensors that structures point to."""
 
     def keep(self, tensor: Tensor) -> int:
-        """Keep a tensor; return what stands for its address."""
+        """Keep a tensor that is in memory of its own; return what stands for its address."""
+        ...
+
+    def keep_copy(self, view: Tensor) -> int:
+        """Keep what a view of a mapped file holds; return what stands for its address."""
         ...
 
 
@@ -72,6 +77,10 @@ class PrivateStore:
         self.tensors.append(tensor)
         return tensor.data_ptr()
 
+    def keep_copy(self, view: Tensor) -> int:
+        """Keep a copy; return its address."""
+        return self.keep(own(view))
+
 
 class FileStore:
     """Writes tensors to a file, one after the other, so that no second copy of the model is ever in memory."""
@@ -88,6 +97,10 @@ class FileStore:
         self._sections.append((offset, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)))
         self._append(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
         return offset
+
+    def keep_copy(self, view: Tensor) -> int:
+        """Write a tensor; return its offset in the file."""
+        return self.keep(view)
 
     def finish(self, key: Key, view: structs.Model) -> None:
         """Write the rest: the description and the digest."""
