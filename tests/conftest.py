@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["GOMP_SPINCOUNT"] = "1000"  # some tests run several processes: waiting threads would take their CPUs
 
 import pytest
 import torch
