@@ -12,7 +12,7 @@ import torch
 from transformers import BertModel
 from typer.testing import CliRunner
 
-from q8core.bench import models
+from q8core.bench import contenders, models
 from q8core.bench.contenders import CONTENDERS, stock_class
 from q8core.bench.models import bench_config
 from q8core.bench.padding import pad
@@ -108,6 +108,16 @@ def test_names_are_chosen_in_a_fixed_order(monkeypatch: pytest.MonkeyPatch) -> N
     assert choose_contenders(("openvino-int8", "int8-native"), peers=False) == ("int8-native", "openvino-int8")
     assert choose_contenders(("int8-native",), peers=True) == ("int8-native", *PEER_NAMES)
     assert choose_contenders((), peers=True) == (*CONTENDERS, *PEER_NAMES)
+
+
+def test_without_the_native_library_only_who_asks_for_it_gets_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def not_built() -> None:
+        raise EngineError("the native kernel was not built")
+
+    monkeypatch.setattr(contenders, "load_library", not_built)
+    assert contenders.missing_engines() == {"int8-native": "the native kernel was not built"}
+    assert choose_contenders((), peers=False) == tuple(name for name in CONTENDERS if name != "int8-native")
+    assert choose_contenders(("int8-native",), peers=False) == ("int8-native",)
 
 
 def test_missing_packages_are_named_with_the_way_to_install_them(monkeypatch: pytest.MonkeyPatch) -> None:

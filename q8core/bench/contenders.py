@@ -13,12 +13,23 @@ from q8core.bench.padding import pad
 from q8core.checkpoint import Checkpoint
 from q8core.engines import Engine, TokenBatch, load_engine
 from q8core.engines.bert import BertEngine
+from q8core.errors import EngineError
+from q8core.native import load_library
 from q8core.tasks.task import TaskKind
 
 STOCK = "transformers"
 ENGINES = ("fp32", "fp32-onednn", "int8-fbgemm", "int8-onednn", "int8-native")
 CONTENDERS = (STOCK, *ENGINES)
 """What runs without further packages; stock transformers in fp32 first."""
+
+
+def missing_engines() -> dict[str, str]:
+    """Return the contenders that this installation has no kernel for, and why."""
+    try:
+        load_library()
+    except EngineError as error:
+        return {"int8-native": str(error)}
+    return {}
 
 
 class Contender(Protocol):

@@ -10,6 +10,7 @@ from typing import cast
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from q8core.bench.contenders import missing_engines
 from q8core.bench.environment import environment
 from q8core.bench.folder import random_folder
 from q8core.bench.models import bench_config
@@ -61,6 +62,8 @@ def run_bench(
         _check_lengths(name, workloads)
     console, machine = Console(), environment()
     console.print(heading(machine, counts), highlight=False, soft_wrap=True)
+    for name, reason in ({} if engines else missing_engines()).items():
+        console.print(f"without {name}: {reason}", highlight=False, soft_wrap=True)
     report: dict[str, object] = {"environment": machine, "threads": counts, "task": task}
     timings: Sequence[Timing] = ()
     if memory:

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from q8core.bench.contenders import CONTENDERS, Contender
+from q8core.bench.contenders import CONTENDERS, Contender, missing_engines
 from q8core.errors import EngineError, InputError
 from q8core.tasks.task import TaskKind
 
@@ -68,7 +68,7 @@ def choose_contenders(names: tuple[str, ...], *, peers: bool) -> tuple[str, ...]
     """Return the contenders of a run, in a fixed order.
 
     Args:
-        names: contenders or peers; all of `CONTENDERS` for none.
+        names: contenders or peers; for none all of `CONTENDERS` that this installation has a kernel for.
         peers: whether all peers join.
 
     Raises:
@@ -78,7 +78,8 @@ def choose_contenders(names: tuple[str, ...], *, peers: bool) -> tuple[str, ...]
     for name in names:
         if name not in known:
             raise InputError(f"engine is {name!r}; allowed: {', '.join(known)}")
-    wanted = {*(names or CONTENDERS), *(PEER_NAMES if peers else ())}
+    ours = names or tuple(name for name in CONTENDERS if name not in missing_engines())
+    wanted = {*ours, *(PEER_NAMES if peers else ())}
     chosen = tuple(name for name in known if name in wanted)
     check_packages(tuple(name for name in chosen if name in _PEERS))
     return chosen

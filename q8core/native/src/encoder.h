@@ -7,11 +7,13 @@
 
 namespace {
 
-// Everything that a forward pass writes, apart from the logits.
+// Everything that a forward pass writes, apart from the logits. What is never needed at the same time shares its place:
+// the projections' inputs are read when attention begins, queries, keys and values when the next linear layer does.
 struct Workspace {
   float *hidden, *some;           // hidden state of all tokens; of the first tokens, in the last layer
   uint8_t *input[3], *some_input; // quantized for query, key and value; for the last layer's queries
-  uint8_t *context, *attended, *inner;
+  uint8_t *attended, *context;    // in the place of the first two inputs
+  uint8_t* inner;                 // in the place of the heads
   Heads heads;
   Span* spans;
   char* scratch;
@@ -26,9 +28,10 @@ struct Workspace {
     some = arena.take<float>(some_rows * pitch);
     for (auto& each : input) each = arena.take<uint8_t>(rows * depth);
     some_input = arena.take<uint8_t>(some_rows * depth);
-    context = arena.take<uint8_t>(rows * depth);
-    attended = arena.take<uint8_t>(rows * depth);
-    inner = arena.take<uint8_t>(rows * up(model.inner, kDepth));
+    attended = input[0];
+    context = input[1];
+    Arena instead = arena;
+    inner = instead.take<uint8_t>(rows * up(model.inner, kDepth));
     heads.size = model.hidden / model.heads;
     heads.kb = up(heads.size, kDepth) / kDepth;
     heads.pitch = up(heads.size, 16);
@@ -36,6 +39,7 @@ struct Workspace {
     heads.q = arena.take<uint8_t>(model.heads * heads.kb * heads.rows * kDepth);
     heads.k = arena.take<uint8_t>(model.heads * heads.kb * heads.rows * kDepth);
     heads.v = arena.take<float>(model.heads * heads.rows * heads.pitch);
+    arena.used = arena.used > instead.used ? arena.used : instead.used;
     spans = arena.take<Span>(2 * sequences);
     Arena counted{nullptr};
     AttentionScratch(counted, longest, heads);
