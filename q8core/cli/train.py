@@ -53,6 +53,7 @@ def train(
     from q8core.training.config import best_precision, recipe
     from q8core.training.finetune import finetune
     from q8core.training.model import model_folder
+    from q8core.training.processes import joined_processes
     from q8core.training.qat import train_quantized
 
     if precision not in ("auto", "fp32", "bf16"):
@@ -74,8 +75,10 @@ def train(
         precision=best_precision() if precision == "auto" else precision,
     )
     keep_freed_memory()
-    if scheme == "fp32":
-        scores = finetune(model, work, config, output, options.description)
-    else:
-        scores = train_quantized(model, work, config, scheme, output, options.description, keep_float=not int8_only)
-    echo_scores(output, scores)
+    with joined_processes() as processes:
+        if scheme == "fp32":
+            scores = finetune(model, work, config, output, options.description)
+        else:
+            scores = train_quantized(model, work, config, scheme, output, options.description, keep_float=not int8_only)
+        if processes.is_first:
+            echo_scores(output, scores)

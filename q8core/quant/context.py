@@ -95,14 +95,15 @@ def _hidden_keys(mask: Tensor) -> Tensor:
 
 
 def compute_dtype() -> torch.dtype:
-    """Return the dtype of matrix products: float32, or bfloat16 under CPU autocast.
+    """Return the dtype of matrix products: float32, or bfloat16 under autocast.
 
     Raises:
         InputError: under float16 autocast, where integer accumulators would overflow.
     """
-    if not torch.is_autocast_enabled("cpu"):
+    device = next((name for name in ("cpu", "cuda") if torch.is_autocast_enabled(name)), None)
+    if device is None:
         return torch.float32
-    dtype = torch.get_autocast_dtype("cpu")
+    dtype = torch.get_autocast_dtype(device)
     if dtype not in (torch.bfloat16, torch.float32):
         raise InputError(f"autocast must use bfloat16: integer accumulators overflow in {dtype}")
     return dtype

@@ -57,7 +57,7 @@ class _QuantizedAttention(Function):
         sums = probability_sums(p_q)
         keep = None
         if dropout:
-            keep = torch.empty(p_q.shape, dtype=torch.bool).bernoulli_(1 - dropout)
+            keep = torch.empty_like(p_q, dtype=torch.bool).bernoulli_(1 - dropout)
             p_q.mul_(keep)
         step = scales.value / sums
         if dropout:

@@ -88,7 +88,7 @@ def quantize_to(x: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     """
     if x.numel() <= _BLOCK or scale.numel() != 1 or not x.is_contiguous():
         return quantize(x, scale).to(dtype)
-    q = torch.empty(x.shape, dtype=dtype)
+    q = torch.empty(x.shape, dtype=dtype, device=x.device)
     for source, target in zip(_blocks(x), _blocks(q), strict=True):
         target.copy_(quantize(source, scale))
     return q

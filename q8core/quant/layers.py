@@ -197,11 +197,10 @@ class QATLinear(nn.Linear):
 
     def _observe(self, name: RangeName, x: Tensor, step: int) -> None:
         """Move a range towards max|x| of this batch, before the batch is quantized."""
-        observed = abs_max(x, self.context.mask)
+        observed = largest_of_processes(abs_max(x, self.context.mask))
         if not bool(torch.isfinite(observed)):
             raise CalibrationError(f"{self.path}: the {name} of this layer is infinite or NaN at step {step}")
         threshold = self.get_buffer(f"{name}_threshold")
-        observed = largest_of_processes(observed)
         threshold.copy_(ema_update(threshold, observed, step, self.ema_decay, self.ema_debias))
 
     def _collect(self, x: Tensor, collectors: dict[RangeName, RangeCollector]) -> Tensor:

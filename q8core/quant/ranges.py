@@ -6,6 +6,7 @@ or the threshold of least squared quantization error; the last two read a histog
 
 from __future__ import annotations
 
+import math
 from typing import Literal, Protocol
 
 import torch
@@ -65,10 +66,11 @@ def ema_update(threshold: Tensor, observed: Tensor, step: int, decay: float, deb
 def largest_of_processes(observed: Tensor) -> Tensor:
     """Return the maximum of a scalar over all processes of a distributed training, itself outside of one.
 
-    Without it each process would train with its own range, and only the first one's would be saved.
+    Without it each process would train with its own range, and only the first one's would be saved. One process's
+    NaN is infinity for all of them, so that all refuse it: a maximum may lose a NaN.
     """
     if distributed.is_available() and distributed.is_initialized():
-        observed = observed.clone()
+        observed = observed.nan_to_num(nan=math.inf, posinf=math.inf)
         distributed.all_reduce(observed, op=distributed.ReduceOp.MAX)
     return observed
 

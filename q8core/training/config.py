@@ -89,7 +89,9 @@ def recipe(task: str, quantized: bool, **changes: Any) -> TrainConfig:
 
 
 def best_precision() -> Precision:
-    """``bf16`` where the CPU multiplies bfloat16 in hardware, else ``fp32``."""
+    """``bf16`` where the GPU, or the CPU where there is none, multiplies bfloat16 in hardware, else ``fp32``."""
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     # oneDNN also emulates bf16 on plain AVX-512, which is slower than fp32
     flags = torch.cpu.get_capabilities()
     return "bf16" if flags.get("avx512_bf16") or flags.get("amx_bf16") else "fp32"

@@ -38,6 +38,8 @@ def finetune(source: str, task: Task, config: TrainConfig, output: Path, data: s
     identity = {"base": Path(source).name, "scheme": "fp32", "data": data}
     trainer = Trainer(model, task, score, config, output, identity)
     progress = trainer.run(task.train_features())
+    if not trainer.processes.is_first:
+        return {}
     engine = build_engine(model.config, task.kind, master_weights(model), "fp32")
     scores = evaluate_engine(engine, task)
     save_float(model, Path(model_folder(source)), output)

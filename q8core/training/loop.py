@@ -26,6 +26,7 @@ from q8core.tasks.task import Feature, Task
 from q8core.training.averaging import WeightAverage
 from q8core.training.batches import collate, epoch_batches
 from q8core.training.config import TrainConfig
+from q8core.training.processes import Processes, current_processes
 from q8core.training.state import STATE_FILE, Progress, load_state, save_state
 
 LOG_FILE = "train_log.jsonl"
@@ -72,6 +73,7 @@ class Trainer:
         config: the hyperparameters.
         output: folder for state, log and nothing else.
         identity: whatever else must be equal to resume a run (base model, scheme, data).
+        processes: who takes part; a step, its batch and its loss are those of all together.
     """
 
     model: nn.Module
@@ -80,29 +82,32 @@ class Trainer:
     config: TrainConfig
     output: Path
     identity: dict[str, Any] = field(default_factory=dict)
+    processes: Processes = field(default_factory=current_processes)
 
     def run(self, features: list[Feature]) -> Progress:
-        """Train to the end; returns with the best weights in ``model``.
+        """Train to the end; returns with the best weights in the first process's ``model``, on the CPU.
 
         Raises:
             Interrupted: Ctrl-C or SIGTERM; calling again with the same arguments goes on.
             InputError: the output folder holds a run with other settings.
         """
+        self.processes.check_batch(self.config.batch_size)
         self.output.mkdir(parents=True, exist_ok=True)
         lengths = [len(feature) for feature in features]
         per_epoch = math.ceil(len(features) / self.config.batch_size)
         total = max(1, round(self.config.epochs * per_epoch))
         if self.config.max_steps is not None:
             total = min(total, self.config.max_steps)
+        self.model.to(self.processes.device)
         optimizer = make_optimizer(self.model, self.config)
         identity = {**self.config.to_dict(), **self.identity}
-        torch.manual_seed(self.config.seed)
         average = WeightAverage(self.model, self.config.average * total) if self.config.average else None
         progress = load_state(self.output, self.model, optimizer, identity, average) or Progress()
+        self.processes.start_alike(self.model, progress.step)
         best = self.output / "best.safetensors"
         eval_steps = {max(1, round(total * (i + 1) / self.config.evals)) for i in range(self.config.evals)}
         self.model.train()
-        with self._bar(total, progress.step) as bar, _stop_signals() as stopped:
+        with self._bar(total, progress.step) as bar, _stop_signals(self.processes.is_first) as stopped:
             started = saved = time.monotonic()
             before = progress.seconds
             meter = _Meter()
@@ -110,6 +115,7 @@ class Trainer:
                 batch_indices = self._batch(lengths, step, per_epoch)
                 for group in optimizer.param_groups:
                     group["lr"] = self.config.learning_rate * schedule(step, total, self.config.warmup)
+                self.processes.seed(self.config.seed, step)
                 loss = self._step(collate([features[i] for i in batch_indices], self.task.kind), optimizer)
                 if average is not None:
                     average.update(step)
@@ -125,10 +131,13 @@ class Trainer:
                     with average.applied() if average is not None else nullcontext():
                         self._evaluate(progress, best)
                     meter = _Meter()
-                if stopped() or time.monotonic() - saved > SAVE_SECONDS or progress.step in eval_steps:
-                    save_state(self.output, self.model, optimizer, progress, identity, average)
+                stop = self.processes.any(stopped())
+                if stop or time.monotonic() - saved > SAVE_SECONDS or progress.step in eval_steps:
+                    if self.processes.is_first:
+                        save_state(self.output, self.model, optimizer, progress, identity, average)
                     saved = time.monotonic()
-                if stopped():
+                if stop:
+                    self.processes.wait()  # for the state: torchrun ends all when the first one ends
                     raise Interrupted
         self._restore_best(best)
         return progress
@@ -145,15 +154,19 @@ class Trainer:
         return self._epoch[1][place]
 
     def _step(self, batch: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer) -> float:
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.config.precision == "bf16"):
-            loss = self.model(**batch).loss
+        batch, share = self.processes.share(batch)
+        with torch.autocast(self.processes.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            loss = self.model(**batch).loss * share
         loss.backward()
+        self.processes.sum_gradients(self.model)
         nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
         optimizer.step()
         optimizer.zero_grad()
-        return loss.item()
+        return self.processes.total(loss.item())
 
     def _evaluate(self, progress: Progress, best: Path) -> None:
+        if not self.processes.is_first:
+            return
         self.model.eval()
         scores = self.score(self.model, self.config.eval_examples)
         self.model.train()
@@ -165,17 +178,23 @@ class Trainer:
             save_file({k: v.detach().clone() for k, v in self.model.state_dict().items()}, best)
 
     def _restore_best(self, best: Path) -> None:
-        self.model.load_state_dict(load_file(best))
-        self.model.eval()
+        if self.processes.is_first:
+            self.model.load_state_dict(load_file(best))
+        self.model.cpu().eval()
 
     def _log(self, **entry: Any) -> None:
+        if not self.processes.is_first:
+            return
         with (self.output / LOG_FILE).open("a") as log:
             log.write(json.dumps({"time": round(time.time(), 1), **entry}) + "\n")
 
     def _bar(self, total: int, initial: int) -> tqdm[Any]:
         # a log file gets a line a minute, a terminal a moving bar
         quiet = 0.1 if sys.stderr.isatty() else 60
-        return tqdm(total=total, initial=initial, unit="step", dynamic_ncols=True, desc="training", mininterval=quiet)
+        off = not self.processes.is_first
+        return tqdm(
+            None, "training", total, disable=off, unit="step", mininterval=quiet, dynamic_ncols=True, initial=initial
+        )
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
@@ -195,7 +214,7 @@ def schedule(step: int, total: int, warmup: float) -> float:
 
 
 @contextmanager
-def _stop_signals() -> Generator[Callable[[], bool]]:
+def _stop_signals(announce: bool) -> Generator[Callable[[], bool]]:
     """Turn Ctrl-C and SIGTERM into a flag that is read between two steps; a second Ctrl-C ends at once."""
     stop = False
 
@@ -204,7 +223,8 @@ def _stop_signals() -> Generator[Callable[[], bool]]:
         if stop:
             raise KeyboardInterrupt
         stop = True
-        tqdm.write("stopping after this step; the state is being saved")
+        if announce:
+            tqdm.write("stopping after this step; the state is being saved")
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -50,6 +50,8 @@ def train_quantized(
     identity = {"base": Path(source).name, "scheme": scheme_name, "data": data}
     trainer = Trainer(prepared, task, score, config, output, identity)
     progress = trainer.run(task.train_features())
+    if not trainer.processes.is_first:
+        return {}
     record: dict[str, Any] = {
         **identity,
         "method": "quantization-aware training",

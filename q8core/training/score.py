@@ -21,13 +21,15 @@ def model_logits(
     """One tensor per feature: ``(labels,)`` for classification, ``(length, 2)`` for QA."""
     result: list[torch.Tensor | None] = [None] * len(features)
     batches = sorted_batches([len(feature) for feature in features], EVAL_TOKENS)
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+    device = next(model.parameters()).device
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         for indices in tqdm(batches, desc="scoring", unit="batch", leave=False, disable=None):
-            output = model(**collate([features[i] for i in indices], kind, with_targets=False))
+            batch = collate([features[i] for i in indices], kind, with_targets=False)
+            output = model(**{name: value.to(device) for name, value in batch.items()})
             if kind == "classify":
-                rows = list(output.logits.float())
+                rows = list(output.logits.float().cpu())
             else:
-                both = torch.stack([output.start_logits, output.end_logits], dim=-1).float()
+                both = torch.stack([output.start_logits, output.end_logits], dim=-1).float().cpu()
                 rows = [row[: len(features[i])].clone() for row, i in zip(both, indices, strict=True)]
             for i, row in zip(indices, rows, strict=True):
                 result[i] = row

@@ -39,14 +39,13 @@ def save_state(
     config: dict[str, Any],
     average: WeightAverage | None = None,
 ) -> None:
-    """Write model, optimizer, average of the weights, random state and progress."""
+    """Write model, optimizer, average of the weights and progress; random numbers are a function of seed and step."""
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     for index, slots in optimizer.state_dict()["state"].items():
         for name, value in slots.items():
             tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value)
     if average is not None:
         tensors |= {f"average.{name}": value for name, value in average.state().items()}
-    tensors["rng"] = torch.get_rng_state()
     meta = json.dumps({"progress": vars(progress), "config": config})
     temporary = folder / f"{STATE_FILE}.part"
     # clone(): buffers that share memory (one observer for Q, K and V) are refused by safetensors
@@ -86,7 +85,6 @@ def load_state(
     _load_optimizer(optimizer, tensors)
     if average is not None:
         average.load({k.removeprefix("average."): v for k, v in tensors.items() if k.startswith("average.")})
-    torch.set_rng_state(tensors["rng"])
     return Progress(**meta["progress"])
 
 
