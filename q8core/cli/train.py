@@ -44,6 +44,18 @@ def train(
     max_steps: Annotated[int | None, typer.Option(help="Stop after so many steps.")] = None,
     evals: Annotated[int | None, typer.Option(help="Evaluations, evenly spread.")] = None,
     eval_examples: Annotated[int | None, typer.Option(help="Dev examples for these; the result has all.")] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="Fine-tuned float model of the same task to learn from: a folder or a hub id.")
+    ] = None,
+    distill_labels: Annotated[
+        float | None, typer.Option(help="Beside a teacher, weight of the labels' own loss [default: 0].")
+    ] = None,
+    distill_logits: Annotated[float | None, typer.Option(help="Weight of the teacher's answers [default: 1].")] = None,
+    distill_hidden: Annotated[float | None, typer.Option(help="Weight of its hidden states [default: 1].")] = None,
+    distill_attention: Annotated[
+        float | None, typer.Option(help="Weight of its attention scores [default: 1].")
+    ] = None,
+    distill_temperature: Annotated[float | None, typer.Option(help="Softens the answers [default: 1].")] = None,
     precision: Annotated[str, typer.Option(help="auto, fp32, or bf16 mixed precision.")] = "auto",
     int8_only: Int8Only = False,
 ) -> None:
@@ -58,6 +70,17 @@ def train(
 
     if precision not in ("auto", "fp32", "bf16"):
         raise InputError(f"--precision is {precision!r}; allowed: auto, fp32, bf16")
+    distillation = {
+        "distill_labels": distill_labels,
+        "distill_logits": distill_logits,
+        "distill_hidden": distill_hidden,
+        "distill_attention": distill_attention,
+        "distill_temperature": distill_temperature,
+    }
+    if teacher is None:
+        for name, value in distillation.items():
+            if value is not None:
+                raise InputError(f"--{name.replace('_', '-')} is {value}, but it needs --teacher")
     options = DataOptions(task, data, train_file, dev_file, text_column, pair_column, label_column, max_length)
     folder = model_folder(model)
     work = options.read(load_tokenizer(folder), with_train=True)
@@ -73,12 +96,15 @@ def train(
         evals=evals,
         eval_examples=eval_examples,
         precision=best_precision() if precision == "auto" else precision,
+        **distillation,
     )
     keep_freed_memory()
     with joined_processes() as processes:
         if scheme == "fp32":
-            scores = finetune(model, work, config, output, options.description)
+            scores = finetune(model, work, config, output, options.description, teacher=teacher)
         else:
-            scores = train_quantized(model, work, config, scheme, output, options.description, keep_float=not int8_only)
+            scores = train_quantized(
+                model, work, config, scheme, output, options.description, keep_float=not int8_only, teacher=teacher
+            )
         if processes.is_first:
             echo_scores(output, scores)

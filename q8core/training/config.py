@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ import torch
 from q8core.errors import InputError
 
 Precision = Literal["fp32", "bf16"]
+DISTILL_WEIGHTS = ("distill_labels", "distill_logits", "distill_hidden", "distill_attention")
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,13 @@ class TrainConfig:
     """How many evaluations, evenly spread, the last one after the last step; the best weights are kept."""
     eval_examples: int | None = None
     """Dev examples of these evaluations; None for all. The finished model is always scored on all."""
+    distill_labels: float = 0.0
+    """With a teacher: weight of the task's own loss. The weights of all losses are those of TernaryBERT."""
+    distill_logits: float = 1.0
+    distill_hidden: float = 1.0
+    distill_attention: float = 1.0
+    distill_temperature: float = 1.0
+    """What both models' logits are divided by before the softmax."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot train.
@@ -53,6 +62,8 @@ class TrainConfig:
             "max_steps": self.max_steps is None or self.max_steps >= 1,
             "evals": self.evals >= 1,
             "eval_examples": self.eval_examples is None or self.eval_examples >= 1,
+            "distill_temperature": 0 < self.distill_temperature < math.inf,
+            **{name: 0 <= getattr(self, name) < math.inf for name in DISTILL_WEIGHTS},
         }
         for name, fine in checks.items():
             if not fine:

@@ -17,6 +17,7 @@ from q8core.quant import master_weights
 from q8core.tasks.task import Task
 from q8core.tokenizer import copy_tokenizer
 from q8core.training.config import TrainConfig
+from q8core.training.distillation import training_loss
 from q8core.training.loop import Trainer
 from q8core.training.model import BertModel, load_bert, model_folder
 from q8core.training.score import model_logits
@@ -24,10 +25,20 @@ from q8core.training.score import model_logits
 RECORD_FILE = "training.json"
 
 
-def finetune(source: str, task: Task, config: TrainConfig, output: Path, data: str) -> dict[str, dict[str, float]]:
+def finetune(
+    source: str, task: Task, config: TrainConfig, output: Path, data: str, *, teacher: str | None = None
+) -> dict[str, dict[str, float]]:
     """Train in float and save model, tokenizer and record; returns the scores of the kept weights.
 
     Interrupted runs go on when called again with the same arguments.
+
+    Args:
+        source: the model to start from, a folder or hub id.
+        task: data and metric.
+        config: the hyperparameters.
+        output: folder for the result.
+        data: what the record says about the data.
+        teacher: a fine-tuned model to learn from, a folder or hub id.
     """
     torch.manual_seed(config.seed)  # the new head's weights
     model = load_bert(source, task.kind, task.labels, config.dropout)
@@ -35,8 +46,9 @@ def finetune(source: str, task: Task, config: TrainConfig, output: Path, data: s
     def score(module: nn.Module, limit: int | None) -> dict[str, float]:
         return task.score(model_logits(module, task.dev_features(limit), task.kind, config.precision))
 
-    identity = {"base": Path(source).name, "scheme": "fp32", "data": data}
-    trainer = Trainer(model, task, score, config, output, identity)
+    loss, taught_by = training_loss(teacher, model, task, config)
+    identity: dict[str, Any] = {"base": Path(source).name, "scheme": "fp32", "data": data, **taught_by}
+    trainer = Trainer(model, task, score, config, output, identity, loss)
     progress = trainer.run(task.train_features())
     if not trainer.processes.is_first:
         return {}

@@ -10,7 +10,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +35,13 @@ LOG_EVERY = 50
 SAVE_SECONDS = 180.0
 
 Score = Callable[[nn.Module, int | None], dict[str, float]]
+Loss = Callable[[nn.Module, Mapping[str, torch.Tensor]], torch.Tensor]
+"""The scalar to be made small, of a model and a batch (see `collate`)."""
+
+
+def task_loss(model: nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Return the loss that a Hugging Face model computes from the batch's own targets."""
+    return model(**batch).loss
 
 
 class Interrupted(KeyboardInterrupt):
@@ -67,12 +74,13 @@ class Trainer:
     """Trains ``model`` on the features of ``task`` and keeps the best weights.
 
     Args:
-        model: a Hugging Face BERT (float or prepared) whose forward returns ``.loss``.
+        model: a Hugging Face BERT (float or prepared).
         task: where targets and metric come from.
         score: scores the model on the first n dev examples (None: all).
         config: the hyperparameters.
         output: folder for state, log and nothing else.
-        identity: whatever else must be equal to resume a run (base model, scheme, data).
+        identity: whatever else must be equal to resume a run (base model, scheme, data, teacher).
+        loss: what is minimized; with a teacher a `Distillation`.
         processes: who takes part; a step, its batch and its loss are those of all together.
     """
 
@@ -82,6 +90,7 @@ class Trainer:
     config: TrainConfig
     output: Path
     identity: dict[str, Any] = field(default_factory=dict)
+    loss: Loss = task_loss
     processes: Processes = field(default_factory=current_processes)
 
     def run(self, features: list[Feature]) -> Progress:
@@ -156,7 +165,7 @@ class Trainer:
     def _step(self, batch: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer) -> float:
         batch, share = self.processes.share(batch)
         with torch.autocast(self.processes.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            loss = self.model(**batch).loss * share
+            loss = self.loss(self.model, batch) * share
         loss.backward()
         self.processes.sum_gradients(self.model)
         nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)

@@ -18,6 +18,7 @@ from q8core.quant.ranges import CalibrationMethod
 from q8core.tasks.task import Feature, Task
 from q8core.training.batches import collate
 from q8core.training.config import TrainConfig
+from q8core.training.distillation import training_loss
 from q8core.training.finetune import RECORD_FILE
 from q8core.training.loop import Trainer
 from q8core.training.model import has_head, load_bert, model_folder
@@ -28,12 +29,20 @@ CALIBRATION_BATCH = 16
 
 
 def train_quantized(
-    source: str, task: Task, config: TrainConfig, scheme_name: str, output: Path, data: str, keep_float: bool
+    source: str,
+    task: Task,
+    config: TrainConfig,
+    scheme_name: str,
+    output: Path,
+    data: str,
+    keep_float: bool,
+    *,
+    teacher: str | None = None,
 ) -> dict[str, dict[str, float]]:
     """QAT from a pretrained or fine-tuned source to an int8 checkpoint; returns scores by name.
 
     ``int8`` is the finished checkpoint on the int8 engine; a fine-tuned source adds ``fp32`` and ``dynamic``, its
-    own scores in float and quantized without training.
+    own scores in float and quantized without training. `teacher` is a fine-tuned float model to learn from.
 
     Interrupted runs go on when called again with the same arguments.
     """
@@ -47,8 +56,9 @@ def train_quantized(
     def score(module: nn.Module, limit: int | None) -> dict[str, float]:
         return task.score(model_logits(module, task.dev_features(limit), task.kind, config.precision))
 
-    identity = {"base": Path(source).name, "scheme": scheme_name, "data": data}
-    trainer = Trainer(prepared, task, score, config, output, identity)
+    loss, taught_by = training_loss(teacher, prepared, task, config)
+    identity: dict[str, Any] = {"base": Path(source).name, "scheme": scheme_name, "data": data, **taught_by}
+    trainer = Trainer(prepared, task, score, config, output, identity, loss)
     progress = trainer.run(task.train_features())
     if not trainer.processes.is_first:
         return {}

@@ -76,7 +76,8 @@ def load_state(
     except (SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{file} is damaged ({error}); delete it to start again") from error
     if meta["config"] != json.loads(json.dumps(config)):
-        changed = [k for k in config if meta["config"].get(k) != json.loads(json.dumps(config[k]))]
+        before, now = meta["config"], json.loads(json.dumps(config))
+        changed = [k for k in {**now, **before} if before.get(k) != now.get(k)]
         raise InputError(
             f"{folder} holds an unfinished run with other settings ({', '.join(changed)}); "
             "repeat its command to go on, or choose another --output"

@@ -1,0 +1,253 @@
+"""Learning from a teacher: a fine-tuned float BERT whose answers and inner states the student is to repeat.
+
+    L = labels * L_task + logits * L_logits + hidden * sum_l MSE(H_l) + attention * sum_l MSE(A_l)
+
+with H_l the hidden states of layer l (0: the embeddings) and A_l the attention scores Q K^T / sqrt(head size) before
+the softmax, as TernaryBERT (Zhang et al., 2020) and KDLSQ-BERT (2021) have it, after TinyBERT (Jiao et al., 2019). Two
+things differ: padding counts nowhere, neither in the sums nor in what they are divided by, and L_logits is the cross
+entropy less the teacher's own entropy (Kullback-Leibler), which has the same gradient and is 0 for a perfect student.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from q8core.checkpoint.manifest import FLOAT_FILE, file_entry
+from q8core.errors import InputError
+from q8core.tasks.examples import is_regression
+from q8core.tasks.task import Task
+from q8core.tokenizer import load_tokenizer
+from q8core.training.config import TrainConfig
+from q8core.training.loop import Loss, task_loss
+from q8core.training.model import BertModel, has_head, load_bert, model_folder, model_labels
+
+_TARGETS = ("labels", "start_positions", "end_positions")
+
+
+def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float, visible: Tensor | None = None) -> Tensor:
+    """Return KL(teacher || student) of softened logits (rows, classes), times temperature^2; the mean over rows.
+
+    Source: Hinton et al. (2015); the factor keeps the gradients' size whatever the temperature.
+
+    Args:
+        student: logits (rows, classes).
+        teacher: logits, likewise.
+        temperature: what both are divided by.
+        visible: True where a class exists, (rows, classes): a token of a padded row does not.
+    """
+    logs = [logits.float() / temperature for logits in (student, teacher)]
+    if visible is not None:
+        logs = [log.masked_fill(~visible, torch.finfo(log.dtype).min) for log in logs]
+    ours, theirs = (log.log_softmax(dim=-1) for log in logs)
+    return F.kl_div(ours, theirs, reduction="batchmean", log_target=True) * temperature**2
+
+
+def visible_mse(student: Tensor, teacher: Tensor, visible: Tensor) -> Tensor:
+    """Return the mean squared difference where `visible`, a bool tensor that broadcasts against both, is True."""
+    difference = (student.float() - teacher.float()).masked_fill(~visible, 0)
+    counted = visible.sum() * (difference.numel() // visible.numel())
+    return difference.square().sum() / counted
+
+
+def logits_loss(student: Any, teacher: Any, mask: Tensor, temperature: float) -> Tensor:
+    """Return how far the student's answers are from the teacher's.
+
+    Soft cross entropy of classes, or of start and end positions (their mean), and the squared difference of a number.
+
+    Args:
+        student: output of a Hugging Face BERT with a head.
+        teacher: likewise.
+        mask: attention_mask (batch, sequence), which says what positions exist.
+        temperature: of the softmax.
+    """
+    if hasattr(student, "start_logits"):
+        pairs = ((student.start_logits, teacher.start_logits), (student.end_logits, teacher.end_logits))
+        start, end = (soft_cross_entropy(ours, theirs, temperature, mask != 0) for ours, theirs in pairs)
+        return (start + end) / 2
+    if student.logits.shape[-1] == 1:
+        return F.mse_loss(student.logits.float(), teacher.logits.float())
+    return soft_cross_entropy(student.logits, teacher.logits, temperature)
+
+
+def attention_scores(query: Tensor, key: Tensor, heads: int) -> Tensor:
+    """Return Q K^T / sqrt(D), (batch, heads, sequence, sequence), of outputs (batch, sequence, heads * D)."""
+    q, k = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key))
+    return torch.matmul(q, k.transpose(-1, -2)) / math.sqrt(q.shape[-1])
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """The loss of a student on a batch, beside a teacher that never learns.
+
+    Attributes:
+        student: the model that is trained, float or prepared.
+        teacher: a fine-tuned model of the same task; it is put in evaluation mode.
+        config: the weights of the losses and the temperature.
+
+    Raises:
+        InputError: if the models' shapes do not fit the losses, or no loss comes from the teacher.
+    """
+
+    student: BertModel
+    teacher: BertModel
+    config: TrainConfig
+
+    def __post_init__(self) -> None:
+        config = self.config
+        if not (config.distill_logits or config.distill_hidden or config.distill_attention):
+            raise InputError("a teacher needs distill_logits, distill_hidden or distill_attention above 0; all are 0")
+        if config.distill_hidden:
+            self._check_equal("hidden", "num_hidden_layers", "hidden_size")
+        if config.distill_attention:
+            self._check_equal("attention", "num_hidden_layers", "num_attention_heads")
+        self.teacher.eval().requires_grad_(False)
+
+    def __call__(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return the loss, a scalar, of `model`: the student or what wraps it.
+
+        Raises:
+            InputError: if the student does not compute queries and keys one by one, which its scores are made of.
+        """
+        config, mask = self.config, batch["attention_mask"]
+        inputs = {name: value for name, value in batch.items() if name not in _TARGETS}
+        paths = self._paths()
+        self.teacher.to(mask.device)  # moves once, where the student has gone to
+        with torch.no_grad(), _recorded(self.teacher, paths) as theirs:
+            expected = self.teacher(**inputs)
+        with _recorded(self.student, paths) as ours:
+            found = model(**batch)
+        missing = [path for path in paths if path not in ours]
+        if missing:
+            raise InputError(f"the student never ran {missing[0]}, so distillation cannot compare its output")
+        terms: list[Tensor] = []
+        if config.distill_labels:
+            terms.append(config.distill_labels * found.loss)
+        if config.distill_logits:
+            terms.append(config.distill_logits * logits_loss(found, expected, mask, config.distill_temperature))
+        if config.distill_hidden:
+            terms.append(config.distill_hidden * self._hidden(ours, theirs, mask))
+        if config.distill_attention:
+            terms.append(config.distill_attention * self._attention(ours, theirs, mask))
+        return torch.stack(terms).sum()
+
+    def _hidden(self, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], mask: Tensor) -> Tensor:
+        visible = (mask != 0).unsqueeze(-1)
+        losses = [visible_mse(ours[path], theirs[path], visible) for path in self._hidden_paths()]
+        return torch.stack(losses).sum()
+
+    def _attention(self, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], mask: Tensor) -> Tensor:
+        seen = mask != 0
+        visible = (seen.unsqueeze(-1) & seen.unsqueeze(-2)).unsqueeze(1)  # (batch, 1, queries, keys)
+        heads = self.student.config.num_attention_heads
+        losses: list[Tensor] = []
+        for query, key in self._attention_paths():
+            scores, wanted = (attention_scores(each[query], each[key], heads) for each in (ours, theirs))
+            losses.append(visible_mse(scores, wanted, visible))
+        return torch.stack(losses).sum()
+
+    def _paths(self) -> list[str]:
+        paths = list(self._hidden_paths()) if self.config.distill_hidden else []
+        if self.config.distill_attention:
+            paths += [path for pair in self._attention_paths() for path in pair]
+        return paths
+
+    def _hidden_paths(self) -> list[str]:
+        layers = range(self.student.config.num_hidden_layers)
+        return ["bert.embeddings", *(f"bert.encoder.layer.{n}" for n in layers)]
+
+    def _attention_paths(self) -> list[tuple[str, str]]:
+        # Scores are made anew of queries and keys: an attention that is one call keeps none.
+        attentions = (f"bert.encoder.layer.{n}.attention.self" for n in range(self.student.config.num_hidden_layers))
+        return [(f"{path}.query", f"{path}.key") for path in attentions]
+
+    def _check_equal(self, what: str, *names: str) -> None:
+        for name in names:
+            ours, theirs = (getattr(model.config, name) for model in (self.student, self.teacher))
+            if ours != theirs:
+                raise InputError(
+                    f"the teacher has {name} {theirs}, the student {ours}: distill_{what} compares them one to one; "
+                    f"set it to 0, or take a teacher of the student's shape"
+                )
+
+
+def training_loss(
+    teacher: str | None, student: BertModel, task: Task, config: TrainConfig
+) -> tuple[Loss, dict[str, dict[str, str]]]:
+    """Return the loss of a run, and what its record and identity say about the teacher: nothing without one.
+
+    Args:
+        teacher: folder or hub id of a fine-tuned model, or None to learn from labels alone.
+        student: the model that is trained.
+        task: what both are for.
+        config: the weights of the losses.
+
+    Raises:
+        InputError: if the teacher cannot teach this student this task.
+    """
+    if teacher is None:
+        return task_loss, {}
+    folder = model_folder(teacher)
+    model = load_bert(teacher, task.kind, task.labels)
+    _check_teacher(teacher, folder, model, task)
+    weights = folder / FLOAT_FILE
+    if not weights.is_file():
+        raise InputError(f"the teacher {teacher!r} has no {FLOAT_FILE}, whose digest the run's record needs")
+    identity = {"name": Path(teacher).name, "sha256": str(file_entry(weights)["sha256"])}
+    return Distillation(student, model, config), {"teacher": identity}
+
+
+def _check_teacher(teacher: str, folder: Path, model: BertModel, task: Task) -> None:
+    """Refuse a teacher that answers another question than the student is asked.
+
+    Raises:
+        InputError: saying what differs.
+    """
+    if not has_head(teacher, task.kind):
+        raise InputError(
+            f"the teacher {teacher!r} was not fine-tuned for this task: it has no head of a {type(model).__name__}"
+        )
+    if task.kind == "classify" and not is_regression(task.labels):
+        labels = model_labels(str(folder))
+        named = not all(re.fullmatch(r"LABEL_\d+", label) for label in labels)
+        if named and _folded(labels) != _folded(task.labels):
+            raise InputError(f"the teacher {teacher!r} has the labels {labels}, the data has {task.labels}")
+    if load_tokenizer(folder).get_vocab() != task.tokenizer.get_vocab():
+        raise InputError(f"the teacher {teacher!r} has another vocabulary than the student: it would read other words")
+    if model.config.max_position_embeddings < task.max_length:
+        raise InputError(
+            f"the teacher {teacher!r} reads {model.config.max_position_embeddings} tokens at most, and the task's "
+            f"max_length is {task.max_length}"
+        )
+
+
+def _folded(labels: Sequence[str]) -> list[str]:
+    return [label.casefold() for label in labels]
+
+
+@contextmanager
+def _recorded(model: nn.Module, paths: Sequence[str]) -> Generator[dict[str, Tensor]]:
+    """Collect the outputs of the modules at `paths` for as long as the context lasts."""
+    outputs: dict[str, Tensor] = {}
+
+    def keeper(path: str) -> Any:
+        def keep(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            outputs[path] = output
+
+        return keep
+
+    handles = [model.get_submodule(path).register_forward_hook(keeper(path)) for path in paths]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
