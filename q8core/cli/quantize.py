@@ -27,7 +27,7 @@ def quantize(
     model: Annotated[str, typer.Option(help="Fine-tuned BERT: a folder or a hub id.")],
     output: Annotated[Path, typer.Option(help="Folder for the checkpoint.")],
     scheme: Annotated[
-        str, typer.Option(help="static or static-attention (calibrated on training data), or dynamic.")
+        str, typer.Option(help="static or static-attention (calibrated on training data), dynamic, or a file.")
     ] = "static",
     data: DataFolder = None,
     train_file: TrainFile = None,
@@ -42,19 +42,21 @@ def quantize(
     int8_only: Int8Only = False,
 ) -> None:
     """Quantize a fine-tuned model without training it again, and score the result."""
+    from q8core.quant import PRESETS, find_scheme
     from q8core.tokenizer import load_tokenizer
     from q8core.training.model import model_folder, model_labels
     from q8core.training.qat import quantize_trained
 
-    if scheme not in ("static", "static-attention", "dynamic"):
-        allowed = "static, static-attention, dynamic (for QAT use `q8bert train`)"
+    if scheme in PRESETS and scheme not in ("static", "static-attention", "dynamic"):
+        allowed = "static, static-attention, dynamic, or a file (for QAT use `q8bert train`)"
         raise InputError(f"--scheme is {scheme!r}; allowed: {allowed}")
+    calibrated = find_scheme(scheme).has_activation("ema")
     if calibration not in ("max", "percentile", "mse"):
         raise InputError(f"--calibration is {calibration!r}; allowed: max, percentile, mse")
     options = DataOptions(task, data, train_file, dev_file, text_column, pair_column, label_column, max_length)
     folder = model_folder(model)
     labels = None if task != "classify" else model_labels(model)
-    work = options.read(load_tokenizer(folder), with_train=scheme != "dynamic", labels=labels)
+    work = options.read(load_tokenizer(folder), with_train=calibrated, labels=labels)
     scores = quantize_trained(
         model,
         work,

@@ -30,6 +30,7 @@ from q8core.quant.scheme import (
     SlotScheme,
     preset,
 )
+from q8core.quant.scheme_file import find_scheme
 
 __all__ = [
     "BIAS_MAX",
@@ -47,6 +48,7 @@ __all__ = [
     "dequantize",
     "dequantize_bias",
     "dequantized_tensors",
+    "find_scheme",
     "master_weights",
     "per_row",
     "prepare",

@@ -128,6 +128,11 @@ class Scheme:
         _check_products(here, where=f" at {path}")
         return here[ATTENTION_PRODUCTS].enabled
 
+    def has_activation(self, kind: ActivationRange) -> bool:
+        """Return whether any module may take its input scale from there."""
+        by_override = any(change.get("activation") == kind for change in self.overrides.values())
+        return by_override or any(slot.enabled and slot.activation == kind for slot in self.slots.values())
+
     def to_dict(self) -> dict[str, object]:
         """Return the scheme as plain JSON values."""
         return asdict(self)

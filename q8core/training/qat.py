@@ -13,7 +13,7 @@ from torch import nn
 from q8core.engines import build_engine
 from q8core.errors import InputError
 from q8core.evaluate import evaluate_engine
-from q8core.quant import calibrate, convert, master_weights, prepare, preset
+from q8core.quant import calibrate, convert, find_scheme, master_weights, prepare, preset
 from q8core.quant.ranges import CalibrationMethod
 from q8core.tasks.task import Feature, Task
 from q8core.training.batches import collate
@@ -46,8 +46,8 @@ def train_quantized(
 
     Interrupted runs go on when called again with the same arguments.
     """
-    scheme = preset(scheme_name)
-    if any(slot.activation == "dynamic" for slot in scheme.slots.values()):
+    scheme = find_scheme(scheme_name)
+    if not scheme.has_activation("ema"):
         raise InputError(f"scheme {scheme_name!r} needs no training; use `q8bert quantize --scheme {scheme_name}`")
     torch.manual_seed(config.seed)
     model = load_bert(source, task.kind, task.labels, config.dropout)
@@ -57,8 +57,9 @@ def train_quantized(
         return task.score(model_logits(module, task.dev_features(limit), task.kind, config.precision))
 
     loss, taught_by = training_loss(teacher, prepared, task, config)
-    identity: dict[str, Any] = {"base": Path(source).name, "scheme": scheme_name, "data": data, **taught_by}
-    trainer = Trainer(prepared, task, score, config, output, identity, loss)
+    identity: dict[str, Any] = {"base": Path(source).name, "scheme": scheme.name, "data": data, **taught_by}
+    rules = {"scheme": scheme.to_dict()}
+    trainer = Trainer(prepared, task, score, config, output, {**identity, **rules}, loss)
     progress = trainer.run(task.train_features())
     if not trainer.processes.is_first:
         return {}
@@ -93,12 +94,12 @@ def quantize_trained(
 
     Calibration reads training examples only: the dev set stays unseen.
     """
-    scheme = preset(scheme_name)
+    scheme = find_scheme(scheme_name)
     model = load_bert(source, task.kind, task.labels)
     prepared = prepare(model, scheme).eval()
-    record: dict[str, Any] = {"base": Path(source).name, "scheme": scheme_name, "data": data}
+    record: dict[str, Any] = {"base": Path(source).name, "scheme": scheme.name, "data": data}
     record |= {"method": "post-training quantization", "base_record": base_record(source)}
-    if any(slot.activation == "ema" for slot in scheme.slots.values()):
+    if scheme.has_activation("ema"):
         features = sample(task, calibration_examples, seed)
         calibrate(prepared, _batches(features, task), method=method)
         record |= {"calibration": {"examples": len(features), "method": method, "seed": seed}}

@@ -11,7 +11,7 @@ from q8core.checkpoint import Checkpoint
 from q8core.engines import load_engine
 from q8core.errors import InputError
 from q8core.evaluate import engine_logits, evaluate_engine
-from q8core.quant import prepare, preset
+from q8core.quant import find_scheme, prepare, preset
 from q8core.training.batches import collate
 from q8core.training.qat import quantize_trained, train_quantized
 from q8core.training.score import model_logits
@@ -79,3 +79,31 @@ def test_simulation_and_engine_agree(tiny_classifier: Path, tmp_path: Path, sche
 def test_a_dynamic_scheme_is_not_trained(tiny_classifier: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="q8bert quantize --scheme dynamic"):
         train_quantized(str(tiny_classifier), make_task(tiny_classifier), CONFIG, "dynamic", tmp_path, "", True)
+
+
+def test_a_scheme_of_the_users_own(tiny_classifier: Path, tmp_path: Path) -> None:
+    file, output, task = tmp_path / "mine.toml", tmp_path / "int8", make_task(tiny_classifier)
+    file.write_text('base = "q8bert"\nema_decay = 0.9\nlinears = { weight = "per_tensor" }\n')
+    train_quantized(str(tiny_classifier), task, CONFIG, str(file), output, "made up", True)
+    opened = Checkpoint.open(output)
+    assert opened.scheme == find_scheme(str(file))
+    assert opened.manifest is not None
+    assert opened.manifest.training["scheme"] == "mine"
+    assert opened.int8_tensors()["bert.pooler.dense.weight_scale"].shape == (1,)
+    assert load_engine(opened, "int8").kernel
+
+
+def test_an_unfinished_run_keeps_its_scheme(
+    tiny_classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, task = tmp_path / "mine.toml", make_task(tiny_classifier)
+
+    def train() -> None:
+        train_quantized(str(tiny_classifier), task, CONFIG, str(file), tmp_path / "int8", "made up", True)
+
+    monkeypatch.setattr("q8core.training.loop.Trainer.discard_state", lambda _: None)
+    file.write_text('base = "q8bert"\nema_decay = 0.9\n')
+    train()
+    file.write_text('base = "q8bert"\nema_decay = 0.8\n')
+    with pytest.raises(InputError, match=r"other settings \(scheme\)"):
+        train()
