@@ -18,4 +18,8 @@ PairColumn = Annotated[str | None, typer.Option(help="Column of a second text, f
 LabelColumn = Annotated[str, typer.Option(help="Column of the label.")]
 MaxLength = Annotated[int | None, typer.Option(help="Longest input in tokens [default: 128; squad 384].")]
 Int8Only = Annotated[bool, typer.Option(help="Leave the float weights out of the int8 checkpoint.")]
+RecipeFolder = Annotated[
+    Path | None,
+    typer.Option("--recipes", help="Your own recipes, TASK.toml; other tasks keep those of q8core/training/recipes."),
+]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the result to this file.")]

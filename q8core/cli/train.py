@@ -15,6 +15,7 @@ from q8core.cli.options import (
     LabelColumn,
     MaxLength,
     PairColumn,
+    RecipeFolder,
     TaskName,
     TextColumn,
     TrainFile,
@@ -56,17 +57,18 @@ def train(
         float | None, typer.Option(help="Weight of its attention scores [default: 1].")
     ] = None,
     distill_temperature: Annotated[float | None, typer.Option(help="Softens the answers [default: 1].")] = None,
-    precision: Annotated[str, typer.Option(help="auto, fp32, or bf16 mixed precision.")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto (the recipe's), fp32, or bf16 mixed precision.")] = "auto",
+    recipes: RecipeFolder = None,
     int8_only: Int8Only = False,
 ) -> None:
     """Fine-tune in fp32, or train with quantization into an int8 checkpoint."""
     from q8core.tokenizer import load_tokenizer
     from q8core.training.allocator import keep_freed_memory
-    from q8core.training.config import best_precision, recipe
     from q8core.training.finetune import finetune
     from q8core.training.model import model_folder
     from q8core.training.processes import joined_processes
     from q8core.training.qat import train_quantized
+    from q8core.training.recipe import recipe
 
     if precision not in ("auto", "fp32", "bf16"):
         raise InputError(f"--precision is {precision!r}; allowed: auto, fp32, bf16")
@@ -87,6 +89,7 @@ def train(
     config = recipe(
         task,
         quantized=scheme != "fp32",
+        folder=recipes,
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=learning_rate,
@@ -95,7 +98,7 @@ def train(
         max_steps=max_steps,
         evals=evals,
         eval_examples=eval_examples,
-        precision=best_precision() if precision == "auto" else precision,
+        precision=None if precision == "auto" else precision,
         **distillation,
     )
     keep_freed_memory()

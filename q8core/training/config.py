@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
@@ -72,31 +72,6 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return asdict(self)
-
-
-_SMALL = ("cola", "mrpc", "rte", "stsb", "wnli")
-_LARGE = ("mnli", "mnli-mm", "qnli", "qqp")
-
-# Defaults per task and start: QAT continues from fine-tuned weights, so it needs less of everything.
-RECIPES: dict[tuple[str, bool], TrainConfig] = {
-    # Most examples are phrases of other examples: a second epoch overfits.
-    ("sst2", False): TrainConfig(epochs=1, batch_size=32, learning_rate=1e-4, dropout=0.1, average=0.2, evals=20),
-    ("sst2", True): TrainConfig(epochs=0.3, batch_size=64, learning_rate=3e-5, evals=2),
-    ("squad", False): TrainConfig(epochs=1, batch_size=16, learning_rate=1.5e-4, eval_examples=1000),
-    ("squad", True): TrainConfig(epochs=0.05, batch_size=16, learning_rate=3e-5, evals=2, eval_examples=1000),
-    # starting points for the sizes of these data sets, not searched
-    **{(name, False): TrainConfig(epochs=5, batch_size=16, learning_rate=5e-5, dropout=0.1) for name in _SMALL},
-    **{(name, True): TrainConfig(epochs=1, batch_size=16, learning_rate=2e-5) for name in _SMALL},
-    **{(name, False): TrainConfig(epochs=2, batch_size=32, learning_rate=1e-4, dropout=0.1) for name in _LARGE},
-    **{(name, True): TrainConfig(epochs=0.3, batch_size=32, learning_rate=2e-5, evals=2) for name in _LARGE},
-    ("classify", False): TrainConfig(epochs=5, batch_size=32, learning_rate=1e-4),
-    ("classify", True): TrainConfig(epochs=1, batch_size=32, learning_rate=2e-5),
-}
-
-
-def recipe(task: str, quantized: bool, **changes: Any) -> TrainConfig:
-    """The default for a task with every change that is not None."""
-    return replace(RECIPES[task, quantized], **{name: value for name, value in changes.items() if value is not None})
 
 
 def best_precision() -> Precision:

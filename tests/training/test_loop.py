@@ -17,9 +17,10 @@ from q8core.tasks.examples import ClassifyData, TextExample
 from q8core.tasks.task import ClassifyTask
 from q8core.tokenizer import load_tokenizer
 from q8core.training.batches import collate, epoch_batches, sorted_batches
-from q8core.training.config import TrainConfig, recipe
+from q8core.training.config import TrainConfig
 from q8core.training.loop import Interrupted, Trainer, schedule
 from q8core.training.model import load_bert
+from q8core.training.recipe import recipe
 from q8core.training.score import model_logits
 from q8core.training.state import STATE_FILE
 

@@ -8,8 +8,8 @@ from transformers import AutoTokenizer, BertForSequenceClassification
 
 from q8core.errors import InputError
 from q8core.tasks.glue import GLUE
-from q8core.training.config import recipe
 from q8core.training.model import load_bert
+from q8core.training.recipe import recipe
 
 CLASSES, NUMBER = ("no", "yes"), ("LABEL_0",)
 

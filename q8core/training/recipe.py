@@ -1,0 +1,128 @@
+"""Recipes: the hyperparameters of each task as TOML files that a user can read and change.
+
+A file has the number of `seeds` that `q8bert reproduce` trains, and the tables `[fp32]` and `[qat]` with fields of
+:class:`~q8core.training.config.TrainConfig`; what a table leaves out has that class' default. ``precision = "auto"``
+is what this CPU computes fastest.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
+
+from q8core.errors import InputError
+from q8core.training.config import TrainConfig, best_precision
+
+PACKAGED = Path(__file__).parent / "recipes"
+_TABLES = ("fp32", "qat")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a task is trained.
+
+    Attributes:
+        seeds: how many runs `q8bert reproduce` makes.
+        fp32: of fine-tuning.
+        qat: of the quantization-aware training that continues from it.
+    """
+
+    seeds: int
+    fp32: TrainConfig
+    qat: TrainConfig
+
+
+def recipe(task: str, quantized: bool, folder: Path | None = None, **changes: Any) -> TrainConfig:
+    """The recipe of a task with every change that is not None; arguments as for :func:`load_recipe`."""
+    loaded = load_recipe(task, folder)
+    wanted = {name: value for name, value in changes.items() if value is not None}
+    return replace(loaded.qat if quantized else loaded.fp32, **wanted)
+
+
+def load_recipe(task: str, folder: Path | None = None) -> Recipe:
+    """Read a task's recipe.
+
+    Args:
+        task: its name on the command line.
+        folder: the user's own recipes, `TASK.toml`; tasks without a file there keep the packaged one.
+
+    Raises:
+        InputError: no such recipe, a key that does not exist, or a value of the wrong type or out of its range; with
+            the file's name.
+    """
+    if folder is not None:
+        _check_folder(folder)
+        if (folder / f"{task}.toml").is_file():
+            return _read(folder / f"{task}.toml")
+    if task not in known_tasks():
+        raise InputError(f"there is no recipe for {task!r}; allowed: {', '.join(known_tasks())}")
+    return _read(PACKAGED / f"{task}.toml")
+
+
+def known_tasks() -> tuple[str, ...]:
+    """Names of the tasks with a packaged recipe."""
+    return tuple(sorted(file.stem for file in PACKAGED.glob("*.toml")))
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder whose files would be overlooked."""
+    names = sorted(file.stem for file in folder.glob("*.toml"))
+    if not names:
+        raise InputError(f"--recipes {folder}: no such folder, or no TASK.toml in it, such as cola.toml")
+    for name in names:
+        if name not in known_tasks():
+            raise InputError(f"{folder / name}.toml is for no task; allowed: {', '.join(known_tasks())}")
+
+
+def _read(file: Path) -> Recipe:
+    try:
+        document = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} is not valid TOML: {error}") from error
+    _check_keys(f"{file}", document, ("seeds", *_TABLES))
+    seeds = document.get("seeds", 1)
+    if type(seeds) is not int or seeds < 1:
+        raise InputError(f"{file}: seeds is {seeds!r}; a whole number of at least 1")
+    return Recipe(seeds, *(_config(f"{file}, [{name}]", document.get(name)) for name in _TABLES))
+
+
+def _config(where: str, table: object) -> TrainConfig:
+    if not isinstance(table, dict):
+        raise InputError(f"{where}: the table is missing")
+    values = cast("dict[str, object]", table)
+    hints = get_type_hints(TrainConfig)
+    _check_keys(where, values, tuple(field.name for field in fields(TrainConfig)))
+    values = {**values, "precision": values.get("precision", "auto")}
+    if values["precision"] == "auto":
+        values["precision"] = best_precision()
+    for name, value in values.items():
+        if not _fits(value, hints[name]):
+            raise InputError(f"{where}: {name} is {value!r}; allowed: {_describe(hints[name])}")
+    try:
+        return TrainConfig(**cast("dict[str, Any]", values))
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+def _check_keys(where: str, table: Mapping[str, object], allowed: tuple[str, ...]) -> None:
+    for key in table:
+        if key not in allowed:
+            raise InputError(f"{where}: unknown key {key!r}; allowed: {', '.join(allowed)}")
+
+
+def _fits(value: object, hint: Any) -> bool:
+    """Whether a TOML value is of a field's type; whole numbers are floats too, truth values are no numbers."""
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if get_args(hint):
+        return any(_fits(value, choice) for choice in get_args(hint))
+    return type(value) in ((int, float) if hint is float else (hint,))
+
+
+def _describe(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return ", ".join(map(repr, get_args(hint))) + ", 'auto'"
+    return str(getattr(hint, "__name__", hint)).replace(" | None", "")
