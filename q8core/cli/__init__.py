@@ -15,6 +15,7 @@ from q8core.cli.bench import bench
 from q8core.cli.evaluate import evaluate
 from q8core.cli.info import info
 from q8core.cli.quantize import quantize
+from q8core.cli.reproduce import reproduce
 from q8core.cli.train import train
 
 app = typer.Typer(
@@ -41,5 +42,5 @@ def _options(
     """Take the options that belong to no command."""
 
 
-for command in (train, quantize, evaluate, bench, info):
+for command in (train, quantize, evaluate, reproduce, bench, info):
     app.command()(command)

@@ -71,6 +71,11 @@ class ClassifyTask:
         """The training texts, not yet encoded."""
         return self.data.train
 
+    @property
+    def dev_examples(self) -> Sequence[TextExample]:
+        """The texts to score on, not yet encoded."""
+        return self.data.dev
+
     def with_train(self, examples: Sequence[TextExample]) -> ClassifyTask:
         """The same task with other training texts."""
         return replace(self, data=replace(self.data, train=tuple(examples)))
@@ -115,6 +120,11 @@ class QATask:
     def train_examples(self) -> Sequence[QAExample]:
         """The training questions, not yet encoded."""
         return self.train
+
+    @property
+    def dev_examples(self) -> Sequence[QAExample]:
+        """The questions to score on, not yet encoded."""
+        return self.dev
 
     def with_train(self, examples: Sequence[QAExample]) -> QATask:
         """The same task with other training questions."""

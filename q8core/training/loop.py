@@ -30,6 +30,7 @@ from q8core.training.processes import Processes, current_processes
 from q8core.training.state import STATE_FILE, Progress, load_state, save_state
 
 LOG_FILE = "train_log.jsonl"
+BEST_FILE = "best.safetensors"
 LOG_EVERY = 50
 # An interrupted machine loses at most this much work.
 SAVE_SECONDS = 180.0
@@ -113,7 +114,7 @@ class Trainer:
         average = WeightAverage(self.model, self.config.average * total) if self.config.average else None
         progress = load_state(self.output, self.model, optimizer, identity, average) or Progress()
         self.processes.start_alike(self.model, progress.step)
-        best = self.output / "best.safetensors"
+        best = self.output / BEST_FILE
         eval_steps = {max(1, round(total * (i + 1) / self.config.evals)) for i in range(self.config.evals)}
         self.model.train()
         with self._bar(total, progress.step) as bar, _stop_signals(self.processes.is_first) as stopped:
@@ -153,8 +154,7 @@ class Trainer:
 
     def discard_state(self) -> None:
         """Remove what only an unfinished run needs."""
-        for name in (STATE_FILE, "best.safetensors"):
-            (self.output / name).unlink(missing_ok=True)
+        discard_state(self.output)
 
     def _batch(self, lengths: list[int], step: int, per_epoch: int) -> list[int]:
         epoch, place = divmod(step, per_epoch)
@@ -204,6 +204,12 @@ class Trainer:
         return tqdm(
             None, "training", total, disable=off, unit="step", mininterval=quiet, dynamic_ncols=True, initial=initial
         )
+
+
+def discard_state(folder: Path) -> None:
+    """Remove from a run's folder what only an unfinished run needs."""
+    for name in (STATE_FILE, BEST_FILE):
+        (folder / name).unlink(missing_ok=True)
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:

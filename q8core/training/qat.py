@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import nn
 from q8core.engines import build_engine
 from q8core.errors import InputError
 from q8core.evaluate import evaluate_engine
-from q8core.quant import calibrate, convert, find_scheme, master_weights, prepare, preset
+from q8core.quant import Scheme, calibrate, convert, find_scheme, master_weights, prepare, preset
 from q8core.quant.ranges import CalibrationMethod
 from q8core.tasks.task import Feature, Task
 from q8core.training.batches import collate
@@ -21,7 +21,7 @@ from q8core.training.config import TrainConfig
 from q8core.training.distillation import training_loss
 from q8core.training.finetune import RECORD_FILE
 from q8core.training.loop import Trainer
-from q8core.training.model import has_head, load_bert, model_folder
+from q8core.training.model import BertModel, has_head, load_bert, model_folder
 from q8core.training.publish import Origin, publish
 from q8core.training.score import model_logits
 
@@ -37,12 +37,14 @@ def train_quantized(
     data: str,
     keep_float: bool,
     *,
+    baselines: Mapping[str, dict[str, float]] | None = None,
     teacher: str | None = None,
 ) -> dict[str, dict[str, float]]:
     """QAT from a pretrained or fine-tuned source to an int8 checkpoint; returns scores by name.
 
     ``int8`` is the finished checkpoint on the int8 engine; a fine-tuned source adds ``fp32`` and ``dynamic``, its
-    own scores in float and quantized without training. `teacher` is a fine-tuned float model to learn from.
+    own scores in float and quantized without training. Whoever knows scores of the source already passes them as
+    ``baselines``, which then stand in their place. `teacher` is a fine-tuned float model to learn from.
 
     Interrupted runs go on when called again with the same arguments.
     """
@@ -71,7 +73,8 @@ def train_quantized(
         "kept_step": progress.best_step,
         "base_record": base_record(source),
     }
-    baselines = baseline_scores(source, task, data, ("fp32", "dynamic"))
+    if baselines is None:
+        baselines = baseline_scores(source, task, data, ("fp32", "dynamic"))
     origin = Origin(output.name, model_folder(source), record, baselines)
     scores = publish(prepared, model.config, scheme, task, origin, output, keep_float)
     trainer.discard_state()
@@ -95,16 +98,23 @@ def quantize_trained(
     Calibration reads training examples only: the dev set stays unseen.
     """
     scheme = find_scheme(scheme_name)
-    model = load_bert(source, task.kind, task.labels)
-    prepared = prepare(model, scheme).eval()
-    record: dict[str, Any] = {"base": Path(source).name, "scheme": scheme.name, "data": data}
-    record |= {"method": "post-training quantization", "base_record": base_record(source)}
-    if scheme.has_activation("ema"):
-        features = sample(task, calibration_examples, seed)
-        calibrate(prepared, _batches(features, task), method=method)
-        record |= {"calibration": {"examples": len(features), "method": method, "seed": seed}}
+    prepared, facts = quantized_model(source, task, scheme, calibration_examples, method, seed)
+    record = {"base": Path(source).name, "scheme": scheme.name, "data": data}
+    record |= {"method": "post-training quantization", "base_record": base_record(source), **facts}
     origin = Origin(output.name, model_folder(source), record, baseline_scores(source, task, data, ("fp32",)))
-    return publish(prepared, model.config, scheme, task, origin, output, keep_float)
+    return publish(prepared, prepared.config, scheme, task, origin, output, keep_float)
+
+
+def quantized_model(
+    source: str, task: Task, scheme: Scheme, calibration_examples: int, method: CalibrationMethod, seed: int
+) -> tuple[BertModel, dict[str, Any]]:
+    """A fine-tuned source prepared for a scheme without training, and what its record says about calibration."""
+    prepared = prepare(load_bert(source, task.kind, task.labels), scheme).eval()
+    if not scheme.has_activation("ema"):
+        return prepared, {}
+    features = sample(task, calibration_examples, seed)
+    calibrate(prepared, _batches(features, task), method=method)
+    return prepared, {"calibration": {"examples": len(features), "method": method, "seed": seed}}
 
 
 def baseline_scores(source: str, task: Task, data: str, names: tuple[str, ...]) -> dict[str, dict[str, float]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -15,17 +15,36 @@ from q8core.training.config import Precision
 EVAL_TOKENS = 4096
 
 
+Pad = Callable[[Sequence[Feature]], dict[str, torch.Tensor]]
+
+
 def model_logits(
     model: nn.Module, features: Sequence[Feature], kind: TaskKind, precision: Precision = "fp32"
 ) -> list[torch.Tensor]:
     """One tensor per feature: ``(labels,)`` for classification, ``(length, 2)`` for QA."""
-    result: list[torch.Tensor | None] = [None] * len(features)
     batches = sorted_batches([len(feature) for feature in features], EVAL_TOKENS)
     device = next(model.parameters()).device
-    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+
+    def pad(chosen: Sequence[Feature]) -> dict[str, torch.Tensor]:
+        batch = collate(chosen, kind, with_targets=False)
+        return {name: value.to(device) for name, value in batch.items()}
+
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        return logits_of(model, features, kind, batches, pad)
+
+
+def logits_of(
+    model: nn.Module,
+    features: Sequence[Feature],
+    kind: TaskKind,
+    batches: Sequence[Sequence[int]],
+    pad: Pad,
+) -> list[torch.Tensor]:
+    """As `model_logits`, in the given batches of indices, which ``pad`` makes tensors of."""
+    result: list[torch.Tensor | None] = [None] * len(features)
+    with torch.inference_mode():
         for indices in tqdm(batches, desc="scoring", unit="batch", leave=False, disable=None):
-            batch = collate([features[i] for i in indices], kind, with_targets=False)
-            output = model(**{name: value.to(device) for name, value in batch.items()})
+            output = model(**pad([features[i] for i in indices]))
             if kind == "classify":
                 rows = list(output.logits.float().cpu())
             else:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from q8core.bench.contenders import Contender, StockTransformers, stock_class
 from q8core.tasks.task import TaskKind
@@ -14,9 +15,13 @@ from q8core.tasks.task import TaskKind
 
 def load(folder: Path, task: TaskKind, threads: int) -> Contender:
     """Load the float model and quantize it; torch's thread count is the process's."""
-    model = stock_class(task).from_pretrained(folder).eval()
+    return StockTransformers(quantize_linears(stock_class(task).from_pretrained(folder).eval()))
+
+
+def quantize_linears(model: nn.Module) -> nn.Module:
+    """Return a copy of a model in evaluation mode whose linear layers are torch's dynamically quantized ones."""
     quantization: Any = torch.ao.quantization
     with warnings.catch_warnings():
         # Deprecated in favour of a package of its own, but what people have.
         warnings.simplefilter("ignore")
-        return StockTransformers(quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8))
+        return quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)

@@ -1,0 +1,50 @@
+"""``q8bert reproduce``: the paper's table from your own base model and data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from q8core.cli.options import RecipeFolder
+from q8core.errors import InputError
+
+PAPER_TASKS = "cola,mrpc,rte,stsb,sst2,qqp,qnli,squad"
+
+
+def reproduce(
+    model: Annotated[str, typer.Option(help="Pretrained BERT: a folder or a hub id.")],
+    data: Annotated[Path, typer.Option(help="Folder with the tasks' folders: SST-2, glue/SST-2, squad, ...")],
+    output: Annotated[Path, typer.Option(help="Folder for runs, table.md and results.json; what is finished stays.")],
+    tasks: Annotated[str, typer.Option(help="Names with commas.")] = PAPER_TASKS,
+    seeds: Annotated[int | None, typer.Option(help="Runs a task [default: as its recipe says].")] = None,
+    scheme: Annotated[str, typer.Option(help="Of QAT: q8bert, q8bert-attention or q8bert-paper.")] = "q8bert",
+    recipes: RecipeFolder = None,
+    keep_float: Annotated[
+        bool, typer.Option("--keep-float", help="Finished runs keep their float weights too, not only int8.")
+    ] = False,
+    plot: Annotated[
+        bool, typer.Option(help="Also draw relative_error.png: pip install 'q8bert\\[plot]' first.")
+    ] = True,
+) -> None:
+    """Fine-tune, quantize in every way and train with quantization, over tasks and seeds, into one table.
+
+    The same command goes on after Ctrl-C and repeats nothing that is finished.
+    """
+    from q8core.reproduce.plot import check_plot
+    from q8core.reproduce.series import Order, reproduce
+    from q8core.training.allocator import keep_freed_memory
+
+    if plot:
+        check_plot()
+    if output.exists() and not output.is_dir():
+        raise InputError(f"--output {output} is a file; name a folder")
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    order = Order(model, data, names, output, seeds, scheme, recipes, keep_float, plot)
+    keep_freed_memory()
+    complete = reproduce(order, lambda line: typer.echo(line))
+    typer.echo(f"{output / 'table.md'}")
+    if not complete:
+        typer.echo("some runs failed: see the end of the table", err=True)
+        raise typer.Exit(1)

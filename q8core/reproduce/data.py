@@ -1,0 +1,147 @@
+"""Where each task's official files lie under one folder, and what they held."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from q8core.errors import InputError
+from q8core.tasks.glue import GLUE
+from q8core.tasks.task import Task, read_task
+
+TITLES = {
+    "cola": "CoLA",
+    "mrpc": "MRPC",
+    "rte": "RTE",
+    "stsb": "STS-B",
+    "sst2": "SST-2",
+    "qqp": "QQP",
+    "qnli": "QNLI",
+    "squad": "SQuAD v1.1",
+    "mnli": "MNLI",
+    "mnli-mm": "MNLI-mm",
+    "wnli": "WNLI",
+}
+"""Every task's usual name."""
+
+OFFICIAL = {
+    "cola": (8551, 1043),
+    "mrpc": (3668, 408),
+    "rte": (2490, 277),
+    "stsb": (5749, 1500),
+    "sst2": (67349, 872),
+    "qqp": (363846, 40430),
+    "qnli": (104743, 5463),
+    "squad": (87599, 10570),
+    "mnli": (392702, 9815),
+    "mnli-mm": (392702, 9832),
+    "wnli": (635, 71),
+}
+"""Training and dev examples of the public data sets."""
+
+_FOLDERS = {"mnli-mm": "mnli"}
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What a task's files held.
+
+    Attributes:
+        train: training examples.
+        dev: dev examples.
+        sha256: digest of all examples, whatever files they came in.
+        characters: of all texts, training and dev: what time is spent on.
+    """
+
+    train: int
+    dev: int
+    sha256: str
+    characters: tuple[int, int]
+
+
+def find_folder(root: Path, task: str) -> Path:
+    """The folder of a task under `root` or `root/glue`, as GLUE names it (SST-2) or as we do (sst2).
+
+    Raises:
+        InputError: there is none, or there are several.
+    """
+    wanted = _plain(_FOLDERS.get(task, task))
+    parents = [root, *(child for child in _folders(root) if _plain(child.name) == "glue")]
+    found = [child for parent in parents for child in _folders(parent) if _plain(child.name) == wanted]
+    if len(found) > 1:
+        raise InputError(f"--data {root} has several folders for {task}: {', '.join(map(str, found))}")
+    if not found:
+        title = "squad" if task == "squad" else TITLES[_FOLDERS.get(task, task)]
+        raise InputError(f"--data {root} has no folder {title}, nor {Path('glue') / title}, for {task}")
+    return found[0]
+
+
+def read_data(root: Path, task: str, tokenizer: Tokenizer) -> Task:
+    """Read and check a task's files.
+
+    Raises:
+        InputError: with file and line.
+    """
+    return read_task(task, find_folder(root, task), tokenizer, None, with_train=True)
+
+
+def read_facts(root: Path, tasks: Sequence[str], tokenizer: Tokenizer) -> dict[str, DataFacts]:
+    """Read all tasks' files, one after the other, and keep only what is known about them.
+
+    Raises:
+        InputError: naming every task whose files are missing or wrong, not only the first.
+    """
+    facts: dict[str, DataFacts] = {}
+    wrong: list[str] = []
+    for name in tasks:
+        try:
+            facts[name] = _facts(read_data(root, name, tokenizer))
+        except InputError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise InputError("; ".join(wrong))
+    return facts
+
+
+def check_tasks(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the names, each once.
+
+    Raises:
+        InputError: for a task that is none, or no task at all.
+    """
+    allowed = (*GLUE, "squad")
+    for name in names:
+        if name not in allowed:
+            raise InputError(f"--tasks names {name!r}; allowed: {', '.join(allowed)}")
+    if not names:
+        raise InputError(f"--tasks names no task; allowed: {', '.join(allowed)}")
+    return tuple(dict.fromkeys(names))
+
+
+def _facts(task: Task) -> DataFacts:
+    parts = (task.train_examples, task.dev_examples)
+    digest = hashlib.sha256()
+    characters = tuple(_digest(digest.update, part) for part in parts)
+    return DataFacts(len(parts[0]), len(parts[1]), digest.hexdigest(), (characters[0], characters[1]))
+
+
+def _digest(update: object, examples: Iterable[object]) -> int:
+    assert callable(update)
+    count = 0
+    for example in examples:
+        text = repr(example)
+        count += len(text)
+        update(text.encode())
+    return count
+
+
+def _folders(parent: Path) -> list[Path]:
+    return sorted(child for child in parent.iterdir() if child.is_dir()) if parent.is_dir() else []
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "").replace("_", "")

@@ -1,0 +1,114 @@
+"""The ways to quantize a fine-tuned model without training, each scored on the dev set as it would run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+
+from q8core.bench.peers.torch_dynamic import quantize_linears
+from q8core.engines import build_engine
+from q8core.evaluate import evaluate_engine
+from q8core.quant import convert, preset
+from q8core.quant.batch_dynamic import simulate_batch_dynamic
+from q8core.quant.ranges import CalibrationMethod
+from q8core.tasks.task import Feature, Task
+from q8core.training.batches import collate
+from q8core.training.model import load_bert
+from q8core.training.qat import quantized_model
+from q8core.training.score import logits_of
+
+CALIBRATION_EXAMPLES = 512
+# The original's default for evaluation.
+_PAPER_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Scores on the dev set, and what computed them."""
+
+    scores: dict[str, float]
+    how: str
+
+
+Score = Callable[[str, Task, int], Scored]
+"""(folder of a fine-tuned model, task, seed of the calibration) -> scores."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A baseline: its title in tables, a sentence about it, and how it is scored."""
+
+    title: str
+    about: str
+    score: Score
+
+
+def _our_int8(scheme: str, calibration: CalibrationMethod, source: str, task: Task, seed: int) -> Scored:
+    prepared, _ = quantized_model(source, task, preset(scheme), CALIBRATION_EXAMPLES, calibration, seed)
+    engine = build_engine(prepared.config, task.kind, convert(prepared), "int8")
+    return Scored(evaluate_engine(engine, task), f"executed by the {engine.kernel} kernel")
+
+
+def _paper_dynamic(source: str, task: Task, seed: int) -> Scored:
+    model = simulate_batch_dynamic(load_bert(source, task.kind, task.labels).eval())
+    length = min(task.max_length, int(model.config.max_position_embeddings))
+
+    def pad(features: Sequence[Feature]) -> dict[str, torch.Tensor]:
+        batch = collate(features, task.kind, with_targets=False)
+        return {name: F.pad(tensor, (0, length - tensor.shape[1])) for name, tensor in batch.items()}
+
+    features = task.dev_features()
+    order = list(range(len(features)))
+    batches = [order[start : start + _PAPER_BATCH] for start in range(0, len(order), _PAPER_BATCH)]
+    logits = logits_of(model, features, task.kind, batches, pad)
+    return Scored(task.score(logits), f"simulated in float32, batches of {_PAPER_BATCH} padded to {length} tokens")
+
+
+def _torch_dynamic(source: str, task: Task, seed: int) -> Scored:
+    model = quantize_linears(load_bert(source, task.kind, task.labels).eval())
+    features = task.dev_features()
+    alone = partial(collate, kind=task.kind, with_targets=False)
+    logits = logits_of(model, features, task.kind, [[i] for i in range(len(features))], alone)
+    return Scored(task.score(logits), f"executed by torch's {torch.backends.quantized.engine} engine")
+
+
+BASELINES: dict[str, Method] = {
+    "dynamic": Method(
+        "dynamic",
+        "int8, weights per channel, activations scaled per token at run time, executed",
+        partial(_our_int8, "dynamic", "max"),
+    ),
+    "dynamic-paper": Method(
+        "dynamic, as the paper (simulated)",
+        "the original's DYNAMIC mode: symmetric, a scale per tensor and batch, queries and keys on the 8-bit grid; "
+        f"simulated in float32 with batches of {_PAPER_BATCH} in file order, padded to the longest allowed input",
+        _paper_dynamic,
+    ),
+    "dynamic-torch": Method(
+        "dynamic, torch",
+        "`torch.ao.quantization.quantize_dynamic` on stock transformers: asymmetric u8 activations, linear layers "
+        "only, each input alone, so that no padding and no neighbour widens its ranges; executed",
+        _torch_dynamic,
+    ),
+    "static-max": Method(
+        "static, max",
+        f"int8, weights per channel, ranges from {CALIBRATION_EXAMPLES} training examples: the largest magnitude; "
+        "executed",
+        partial(_our_int8, "static", "max"),
+    ),
+    "static-percentile": Method(
+        "static, percentile",
+        "the same with ranges that cover 99.99 % of magnitudes; executed",
+        partial(_our_int8, "static", "percentile"),
+    ),
+    "static-mse": Method(
+        "static, MSE",
+        "the same with ranges of least squared error; executed",
+        partial(_our_int8, "static", "mse"),
+    ),
+}
+"""By name in results; on the fine-tuned model of every seed."""

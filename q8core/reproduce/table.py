@@ -1,0 +1,180 @@
+"""The Markdown table: this run beside the paper's numbers, then every method and metric, then what failed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from q8core.reproduce.data import OFFICIAL, TITLES
+from q8core.reproduce.methods import BASELINES
+from q8core.reproduce.paper import PAPER, PaperRow, PaperScore
+from q8core.reproduce.record import FP32, QAT, RunRecord
+from q8core.reproduce.summary import Cell, Row, metrics_of, summarize
+
+METRIC_TITLES = {
+    "mcc": "MCC",
+    "f1": "F1",
+    "accuracy": "accuracy",
+    "pearson": "Pearson",
+    "spearman": "Spearman",
+    "exact_match": "EM",
+}
+PAPER_DYNAMIC = "dynamic-paper"
+_MINUS = "\N{MINUS SIGN}"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the table is made of.
+
+    Attributes:
+        base: the base model's name.
+        scheme: of the quantization-aware training.
+        environment: where it ran.
+        records: of all runs in the output folder.
+        planned: how many runs were asked for.
+    """
+
+    base: str
+    scheme: str
+    environment: dict[str, Any]
+    records: Sequence[RunRecord]
+    planned: int
+
+
+def markdown(report: Report) -> str:
+    """Return the whole document."""
+    rows = summarize(report.records)
+    parts = [
+        f"# {report.base}: fp32, QAT and baselines",
+        _progress(report),
+        "## Beside the paper",
+        "Dev sets, in percent: mean (sample standard deviation) over the seeds, and the mean's relative error to fp32. "
+        f"QAT (scheme `{report.scheme}`) and fp32 are executed, int8 on the integer engine; DQ, the paper's "
+        "post-training dynamic quantization, is simulated. The lines marked *paper* are Q8BERT's own numbers (Zafrir "
+        "et al., 2019), **of BERT-base or BERT-large, simulated**: another model than this one, so compare the "
+        "relative errors, not the scores.",
+        _paper_table(rows),
+        "## All methods",
+        "Mean (sample standard deviation), relative error to fp32.",
+        _full_table(rows),
+        _legend(),
+        _data_notes(report.records),
+        _failures(report.records),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def signed(value: float | None, digits: int = 2) -> str:
+    """A relative error as the paper prints it, with a sign."""
+    if value is None:
+        return "undefined"
+    text = f"{abs(value):.{digits}f} %"
+    return text if float(f"{value:.{digits}f}") == 0 else (_MINUS if value < 0 else "+") + text
+
+
+def _progress(report: Report) -> str:
+    counts = {name: sum(r.status == name for r in report.records) for name in ("finished", "failed", "unfinished")}
+    done = ", ".join(f"{count} {name}" for name, count in counts.items() if count or name == "finished")
+    machine = report.environment
+    return (
+        f"Runs: {done}; the last command asked for {report.planned}. {machine['cpu']} ({machine['cpus']} CPUs), torch "
+        f"{machine['torch']}, transformers {machine['transformers']}. `results.json` beside this file has every run."
+    )
+
+
+def _paper_table(rows: Sequence[Row]) -> str:
+    lines = [("task", "model", "metric", "seeds", "fp32", "QAT", "relative", "DQ", "relative")]
+    for row in rows:
+        if row.metric != metrics_of(row.task)[0]:
+            continue
+        title, metric = TITLES[row.task], METRIC_TITLES[row.metric]
+        fp32, qat, dynamic = (row.cells.get(name) for name in (FP32, QAT, PAPER_DYNAMIC))
+        ours = (_score(fp32), _score(qat), _relative(qat), _score(dynamic), _relative(dynamic))
+        lines.append((f"**{title}**", "this one", metric, _seeds(row), *ours))
+        lines += [_paper_line(title, metric, paper) for paper in PAPER.get(row.task, ())]
+    return _table(lines)
+
+
+def _paper_line(title: str, metric: str, paper: PaperRow) -> tuple[str, ...]:
+    def against(score: PaperScore) -> str:
+        return signed(100 * (score.mean - paper.fp32.mean) / paper.fp32.mean)
+
+    fp32, qat, dynamic = (
+        f"{score.mean:.2f} ({score.deviation:.2f})" for score in (paper.fp32, paper.qat, paper.dynamic)
+    )
+    return (
+        title,
+        f"*paper, {paper.model}*",
+        metric,
+        "5",
+        fp32,
+        qat,
+        against(paper.qat),
+        dynamic,
+        against(paper.dynamic),
+    )
+
+
+def _full_table(rows: Sequence[Row]) -> str:
+    titles = {FP32: "fp32", QAT: "QAT", **{name: method.title for name, method in BASELINES.items()}}
+    lines: list[tuple[str, ...]] = [("task", "metric", "seeds", *titles.values())]
+    for row in rows:
+        cells = [_score(row.cells.get(FP32))]
+        cells += [_with_relative(row.cells.get(name), row.cells.get(FP32)) for name in titles if name != FP32]
+        lines.append((TITLES[row.task], METRIC_TITLES[row.metric], _seeds(row), *cells))
+    return _table(lines)
+
+
+def _table(lines: Sequence[tuple[str, ...]]) -> str:
+    head, *body = [f"| {' | '.join(line)} |" for line in lines]
+    return "\n".join((head, "|---" * len(lines[0]) + "|", *body))
+
+
+def _seeds(row: Row) -> str:
+    return str(max((cell.seeds for cell in row.cells.values()), default=0))
+
+
+def _score(cell: Cell | None) -> str:
+    if cell is None:
+        return "-"
+    return f"{cell.mean:.2f}" + ("" if cell.deviation is None else f" ({cell.deviation:.2f})")
+
+
+def _relative(cell: Cell | None) -> str:
+    return "-" if cell is None else signed(cell.relative)
+
+
+def _with_relative(cell: Cell | None, fp32: Cell | None) -> str:
+    if cell is None:
+        return "-"
+    fewer = "" if fp32 is None or cell.seeds == fp32.seeds else f", {cell.seeds} seeds"
+    return f"{_score(cell)}, {signed(cell.relative)}{fewer}"
+
+
+def _legend() -> str:
+    return "\n".join(f"- **{method.title}**: {method.about}." for method in BASELINES.values())
+
+
+def _data_notes(records: Sequence[RunRecord]) -> str:
+    """Say where the data was not the public data set, by its counts."""
+    notes: list[str] = []
+    for task, official in OFFICIAL.items():
+        found = {(r.identity["data"]["train"], r.identity["data"]["dev"]) for r in records if r.task == task}
+        notes += [
+            f"- {TITLES[task]} was trained on {train:,} and scored on {dev:,} examples; the public data set has "
+            f"{official[0]:,} and {official[1]:,}."
+            for train, dev in sorted(found)
+            if (train, dev) != official
+        ]
+    return "\n".join(("## Data", *notes)) if notes else ""
+
+
+def _failures(records: Sequence[RunRecord]) -> str:
+    lines = [
+        f"- **{TITLES[record.task]}, seed {record.seed}**, {method}: {' '.join(error.split())}"
+        for record in records
+        for method, error in record.errors.items()
+    ]
+    return "\n".join(("## Failed", *lines)) if lines else ""

@@ -1,0 +1,36 @@
+"""How long the remaining runs will take, from those that are done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from q8core.reproduce.data import DataFacts
+from q8core.reproduce.record import METHODS, RunRecord
+from q8core.reproduce.run import RunSettings
+
+# Cost of a pass over the data beside that of a step of fp32 training, roughly.
+_QAT_STEP, _SCORING = 1.3, 0.4
+
+
+def remaining(runs: Sequence[tuple[RunRecord, RunSettings, DataFacts]], todo: Sequence[RunRecord]) -> float | None:
+    """Seconds that the runs in `todo` will take; None before any run is complete.
+
+    By runs of the same task where there are some, else by the amount of text and the epochs.
+    """
+    spent: dict[str, list[float]] = {}
+    costs = {id(record): _cost(settings, facts) for record, settings, facts in runs}
+    for record, _, _ in runs:
+        if record.complete:
+            spent.setdefault(record.task, []).append(sum(record.seconds[name] for name in METHODS) / costs[id(record)])
+    rates = {task: sum(found) / len(found) for task, found in spent.items()}
+    if not rates:
+        return None
+    overall = sum(rates.values()) / len(rates)
+    return sum(costs[id(record)] * rates.get(record.task, overall) for record in todo)
+
+
+def _cost(settings: RunSettings, facts: DataFacts) -> float:
+    train, dev = facts.characters
+    passes = settings.fp32.epochs + _QAT_STEP * settings.qat.epochs
+    evaluations = settings.fp32.evals + settings.qat.evals + len(METHODS)
+    return train * passes + dev * _SCORING * evaluations
