@@ -14,6 +14,7 @@ from q8core.bench.contenders import STOCK
 from q8core.bench.resident import Resident
 from q8core.bench.threads import threads_text
 from q8core.bench.timing import PERCENTILES, Timing
+from q8core.bench.training_steps import AUTOCAST
 
 _KEYS = ("work-\nload", "contender")
 _COMPARED = "a batch's latency; times the floor's time; times faster than the fastest peer"
@@ -61,6 +62,32 @@ def comparison_tables(
                     *map(_ms, timing.latencies.values()),
                     *(_against(timing, name) for name in has),
                     "" if load is None else f"{load:.2f}",
+                )
+            table.add_section()
+        tables.append(table)
+    return tables
+
+
+def training_tables(timings: Sequence[Timing], title: str) -> list[Table]:
+    """Return a table for each model and thread count: each step's time, also in times of both stock steps."""
+    tables: list[Table] = []
+    for key, rows in _by_model(timings):
+        table = _table(f"{_name(*key)}: {title}", ("batch", "step"))
+        for column in ("median\nms", "quartiles"):
+            table.add_column(column, justify="right", no_wrap=True)
+        for name in ("stock\nfp32", "stock\nbf16"):
+            table.add_column(f"x {name}", justify="right", no_wrap=True)
+            table.add_column("quartiles", justify="right", no_wrap=True)
+        for _, same in groupby(rows, key=lambda timing: timing.workload):
+            for timing in same:
+                low, high = timing.spread
+                table.add_row(
+                    timing.workload,
+                    timing.engine,
+                    _ms(timing.median),
+                    f"{_ms(low)}-{_ms(high)}",
+                    *_times_of(timing, STOCK),
+                    *_times_of(timing, AUTOCAST),
                 )
             table.add_section()
         tables.append(table)
@@ -126,6 +153,12 @@ def _against(timing: Timing, reference: str) -> str:
     """Times the floor it takes; times faster than a peer it is."""
     ratio = timing.over(reference) if reference == FLOOR else timing.faster_than(reference)
     return "" if ratio is None else f"{ratio.median:.2f}"
+
+
+def _times_of(timing: Timing, reference: str) -> tuple[str, str]:
+    """The reference's times that it takes, and the quartiles."""
+    ratio = timing.over(reference)
+    return ("", "") if ratio is None else (f"{ratio.median:.2f}", f"{ratio.low:.2f}-{ratio.high:.2f}")
 
 
 def _ms(value: float) -> str:

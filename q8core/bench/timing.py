@@ -98,6 +98,7 @@ class Timing:
             "times_faster": faster.median,
             "times_faster_quartiles": [faster.low, faster.high],
             "times_its_time": over.median,
+            "times_its_time_quartiles": [over.low, over.high],
         }
 
     def to_dict(self) -> dict[str, object]:

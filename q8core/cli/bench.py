@@ -11,16 +11,23 @@ from q8core.cli.options import JsonFile
 from q8core.errors import InputError
 
 DEFAULT_SHAPES = ("1x32", "1x128", "8x128", "1x384")
+TRAINING_SHAPES = ("32x32", "16x192")
 
 
 def bench(
     model: Annotated[
-        list[str] | None, typer.Option(help="bert-base, bert-large or minilm-l6; repeatable. [default: bert-base]")
+        list[str] | None,
+        typer.Option(
+            help="bert-base, bert-large or minilm-l6; repeatable. [default: bert-base; with --training minilm-l6]"
+        ),
     ] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="With --memory: a checkpoint instead of --model.")] = None,
     shape: Annotated[
         list[str] | None,
-        typer.Option(help=f"SEQUENCESxLENGTH, without padding; repeatable. [default: {' '.join(DEFAULT_SHAPES)}]"),
+        typer.Option(
+            help=f"SEQUENCESxLENGTH, without padding; repeatable. [default: {' '.join(DEFAULT_SHAPES)}; "
+            f"with --training {' '.join(TRAINING_SHAPES)}]"
+        ),
     ] = None,
     workload: Annotated[
         list[str] | None,
@@ -48,8 +55,11 @@ def bench(
         ),
     ] = False,
     task: Annotated[
-        str, typer.Option(help="qa: every token goes through every layer; classify: ours cut the last layer short.")
-    ] = "qa",
+        str | None,
+        typer.Option(
+            help="qa: every token goes through every layer; classify: ours cut the last layer short. [default: qa]"
+        ),
+    ] = None,
     threads: Annotated[
         list[str] | None,
         typer.Option(help="CPU threads, or several counts to compare (1,2); repeatable. [default: all usable CPUs]"),
@@ -58,20 +68,45 @@ def bench(
     memory: Annotated[
         bool, typer.Option("--memory", help="Measure memory, each engine in two processes of its own.")
     ] = False,
+    training: Annotated[
+        bool,
+        typer.Option(
+            "--training",
+            help="Time whole training steps of a classifier, without dropout: `q8bert train` with and without "
+            "quantization, stock transformers in fp32 and under bf16 autocast.",
+        ),
+    ] = False,
     plot: Annotated[
         Path | None, typer.Option(help="Also draw the speeds into this PNG: pip install 'q8bert\\[plot]' first.")
     ] = None,
     json_file: JsonFile = None,
 ) -> None:
     """Compare speed (or memory) of the engines with stock transformers, and other runtimes, on random weights."""
+    if json_file is not None and not json_file.parent.is_dir():
+        raise InputError(f"--json {json_file}: the folder {json_file.parent} does not exist")
+    if training:
+        given = {
+            "--checkpoint": checkpoint, "--workload": workload, "--tokenizer": tokenizer, "--engine": engine,
+            "--peers": peers, "--task": task, "--memory": memory, "--plot": plot,
+        }  # fmt: skip
+        _refuse_with_training([name for name, value in given.items() if value])
+        from q8core.cli.bench_training import run_training_bench
+
+        done = run_training_bench(
+            models=model or ["minilm-l6"],
+            shapes=shape or TRAINING_SHAPES,
+            threads=threads or (),
+            repeats=repeats,
+            json_file=json_file,
+        )
+        raise typer.Exit(0 if done else 130)
+    task = task or "qa"
     if task not in ("classify", "qa"):
         raise InputError(f"--task is {task!r}; allowed: classify, qa")
     if checkpoint is not None and (not memory or model):
         raise InputError("--checkpoint is for --memory and takes the place of --model")
     if plot is not None and memory:
         raise InputError("--plot draws speeds: leave out either --plot or --memory")
-    if json_file is not None and not json_file.parent.is_dir():
-        raise InputError(f"--json {json_file}: the folder {json_file.parent} does not exist")
     from q8core.cli.bench_run import run_bench
 
     done = run_bench(
@@ -91,3 +126,11 @@ def bench(
     )
     if not done:
         raise typer.Exit(130)
+
+
+def _refuse_with_training(given: list[str]) -> None:
+    if given:
+        raise InputError(
+            f"{given[0]} does not go with --training, which times steps of a classifier with random weights; allowed "
+            "beside it: --model, --shape, --threads, --repeats, --json"
+        )

@@ -59,7 +59,7 @@ def run_bench(
     workloads = [Shape.parse(text).workload() for text in shapes]
     workloads += [parse_workload(text, tokenizer) for text in texts]
     for name in models:
-        _check_lengths(name, workloads)
+        check_lengths(name, workloads)
     console, machine = Console(), environment()
     console.print(heading(machine, counts), highlight=False, soft_wrap=True)
     for name, reason in ({} if engines else missing_engines()).items():
@@ -81,7 +81,7 @@ def run_bench(
     return done
 
 
-def _check_lengths(model: str, workloads: Sequence[Workload]) -> None:
+def check_lengths(model: str, workloads: Sequence[Workload]) -> None:
     """Refuse what the model has no positions for."""
     longest, limit = max(workload.longest for workload in workloads), bench_config(model).max_position_embeddings
     if longest > int(limit):
@@ -91,7 +91,7 @@ def _check_lengths(model: str, workloads: Sequence[Workload]) -> None:
 def _speed(console: Console, report: dict[str, object], run: SpeedRun) -> tuple[bool, list[Timing]]:
     """Time all models and workloads into the report and tables; return False if Ctrl-C ended it, and the timings."""
     found, complete = Measured(), True
-    with _progress(console) as progress:
+    with progress_bar(console) as progress:
         bar = progress.add_task("", total=run.rounds)
         try:
             measure_speed(
@@ -142,7 +142,7 @@ def _measure_each(
     console: Console, names: Sequence[str], folder: Path, task: TaskKind, threads: int
 ) -> tuple[list[Resident], bool]:
     found: list[Resident] = []
-    with _progress(console) as progress:
+    with progress_bar(console) as progress:
         bar = progress.add_task("", total=len(names))
         try:
             for name in names:
@@ -161,6 +161,7 @@ def _show_memory(console: Console, report: dict[str, object], model: str, found:
     memory[model] = [row.to_dict() for row in found]
 
 
-def _progress(console: Console) -> Progress:
+def progress_bar(console: Console) -> Progress:
+    """Return a bar that says what is being done and goes away when done."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=console, transient=True)

@@ -28,6 +28,7 @@ from q8core.training.batches import collate, epoch_batches
 from q8core.training.config import TrainConfig
 from q8core.training.processes import Processes, current_processes
 from q8core.training.state import STATE_FILE, Progress, load_state, save_state
+from q8core.training.step import training_step
 
 LOG_FILE = "train_log.jsonl"
 BEST_FILE = "best.safetensors"
@@ -164,14 +165,7 @@ class Trainer:
 
     def _step(self, batch: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer) -> float:
         batch, share = self.processes.share(batch)
-        with torch.autocast(self.processes.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            loss = self.loss(self.model, batch) * share
-        loss.backward()
-        self.processes.sum_gradients(self.model)
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
-        optimizer.step()
-        optimizer.zero_grad()
-        return self.processes.total(loss.item())
+        return training_step(lambda: self.loss(self.model, batch) * share, optimizer, self.config, self.processes)
 
     def _evaluate(self, progress: Progress, best: Path) -> None:
         if not self.processes.is_first:

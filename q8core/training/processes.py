@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -72,11 +72,11 @@ class Processes:
         """Start the random stream of a step: a process's own, and the same whenever the step is repeated."""
         torch.manual_seed(random.Random(f"{seed}/{step}/{self.rank}").getrandbits(63))
 
-    def sum_gradients(self, model: nn.Module) -> None:
-        """Replace the gradients by their sums over all processes."""
+    def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """Replace the parameters' gradients by their sums over all processes."""
         if self.size == 1:
             return
-        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        gradients = [p.grad for p in parameters if p.grad is not None]
         flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
         distributed.all_reduce(flat)
         for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
@@ -115,6 +115,10 @@ class Processes:
     def wait(self) -> None:
         """Go on when all processes have come here."""
         self.total(0.0)
+
+
+ALONE = Processes()
+"""One process, on the CPU."""
 
 
 def current_processes() -> Processes:
