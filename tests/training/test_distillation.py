@@ -21,12 +21,13 @@ from q8core.quant import prepare, preset
 from q8core.tasks.examples import QAExample
 from q8core.tasks.task import ClassifyTask, QATask, Task
 from q8core.tokenizer import load_tokenizer
-from q8core.training.config import TrainConfig, recipe
+from q8core.training.config import TrainConfig
 from q8core.training.distillation import Distillation, logits_loss, soft_cross_entropy, training_loss, visible_mse
 from q8core.training.finetune import finetune
 from q8core.training.loop import Interrupted, Trainer
 from q8core.training.model import BertModel, load_bert
 from q8core.training.qat import train_quantized
+from q8core.training.recipe import recipe
 from q8core.training.score import model_logits
 from tests.conftest import save_tiny, tiny_config
 from tests.training.test_loop import CONFIG, make_task
