@@ -1,16 +1,16 @@
-"""The queue between requests and the engine thread: bounded, first in first out, batches by token budget.
+"""The queue between requests and the engine thread: bounded, fair, batches by token budget.
 
 A request becomes a `Ticket` with one `WorkItem` per text or window. Items wait in lanes, one lane per engine; the
-lane whose head has waited longest is served next, so no backend or task starves another. A batch is as long a run
-of a lane's head items as fits the token budget; an item larger than the budget goes alone. Nothing waits for a
-batch to fill: an idle engine takes what is there.
+lane whose next has waited longest is served next, so no backend or task starves another. Within a lane short requests
+and long ones share a batch by the rules of `service.lane_queue`; an item larger than the budget goes alone. Nothing
+waits for a batch to fill: an idle engine takes what is there.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -19,6 +19,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from service.errors import DeadlineExceeded, QueueFull, ServiceError, TooManyTokens
+from service.lane_queue import LaneQueue, long_share
 
 
 class Lane(NamedTuple):
@@ -35,6 +36,15 @@ class QueueLimits:
     max_batch_tokens: int
     max_queue_tokens: int
     max_queue_requests: int
+
+    def is_long(self, tokens: int) -> bool:
+        """Whether a request of this many tokens is long: see `service.lane_queue`."""
+        return tokens > long_share(self.max_batch_tokens)
+
+    @property
+    def long_queue_tokens(self) -> int:
+        """Tokens up to which long requests may fill the queue; the rest is kept for short ones."""
+        return self.max_queue_tokens - self.max_queue_tokens // 8
 
 
 @dataclass(eq=False, slots=True)
@@ -130,10 +140,9 @@ class BatchQueue:
         self._limits = limits
         self._drain_seconds = drain_seconds
         self._clock = clock
-        # the key is a global arrival number, so lanes can be compared by the age of their heads
-        self._lanes: dict[Lane, OrderedDict[int, Entry]] = {lane: OrderedDict() for lane in lanes}
+        # the key is a global arrival number, so lanes can be compared by how long their next has waited
+        self._lanes: dict[Lane, LaneQueue[Entry]] = {lane: LaneQueue(limits.max_batch_tokens) for lane in lanes}
         self._keys: dict[Ticket, deque[int]] = {}
-        self._tokens = dict.fromkeys(lanes, 0)
         self._arrivals = 0
         self._closed: ServiceError | None = None
         self._changed = threading.Condition()
@@ -149,33 +158,43 @@ class BatchQueue:
         with self._changed:
             self.check_room(ticket.lane, ticket.tokens, ticket.deadline)
             ticket.submitted = self._clock()
-            lane = self._lanes[ticket.lane]
+            lane, long = self._lanes[ticket.lane], self._limits.is_long(ticket.tokens)
             keys = deque(range(self._arrivals, self._arrivals + len(ticket.items)))
             self._arrivals += len(keys)
-            for place, key in enumerate(keys):
-                lane[key] = Entry(ticket, place)
+            for place, (key, item) in enumerate(zip(keys, ticket.items, strict=True)):
+                lane.add(key, Entry(ticket, place), item.tokens, long=long)
             self._keys[ticket] = keys
-            self._tokens[ticket.lane] += ticket.tokens
             self._changed.notify()
 
-    def check_room(self, lane: Lane, tokens: int, deadline: float) -> None:
-        """Raise what `put` would raise for a ticket of this many tokens; the caller need not have it yet."""
+    def check_room(self, lane: Lane, tokens: int, deadline: float, *, reserved: int = 0) -> None:
+        """Raise what `put` would raise for a ticket of this many tokens; the caller need not have it yet.
+
+        Args:
+            lane: where it would wait.
+            tokens: its tokens, or a number that they cannot be below.
+            deadline: when its answer is no use any more, on the queue's clock.
+            reserved: tokens of accepted requests that are still on their way to the queue.
+        """
         with self._changed:
             if self._closed is not None:
                 raise type(self._closed)(str(self._closed))
-            if tokens > self._limits.max_queue_tokens:
+            limits, long = self._limits, self._limits.is_long(tokens)
+            if tokens > limits.max_queue_tokens:
                 raise TooManyTokens(
                     f"the request holds {tokens} tokens, the server takes at most "
-                    f"{self._limits.max_queue_tokens} at once; send it in parts"
+                    f"{limits.max_queue_tokens} at once; send it in parts"
                 )
-            waiting = sum(self._tokens.values())
-            drain = self._drain_seconds(self._tokens)
-            if len(self._keys) >= self._limits.max_queue_requests:
+            waiting = reserved + sum(queue.tokens for queue in self._lanes.values())
+            drain = self._drain_seconds({name: queue.tokens for name, queue in self._lanes.items()})
+            if len(self._keys) >= limits.max_queue_requests:
                 raise QueueFull(f"{len(self._keys)} requests are waiting already; try later", retry_after_s=drain)
-            if waiting + tokens > self._limits.max_queue_tokens:
+            # alone, a long request may fill the queue: it could never come in otherwise
+            if waiting + tokens > (limits.long_queue_tokens if long and waiting else limits.max_queue_tokens):
                 raise QueueFull(
                     f"{waiting} tokens are waiting, no room for {tokens} more; try later", retry_after_s=drain
                 )
+            if not long:
+                drain = self._drain_seconds({name: queue.tokens_before_short for name, queue in self._lanes.items()})
             if waiting and drain is not None and self._clock() + drain > deadline:
                 raise QueueFull("the work ahead would outlast the request's time limit; try later", retry_after_s=drain)
 
@@ -212,7 +231,7 @@ class BatchQueue:
     def waiting_tokens(self, backend: str | None = None) -> int:
         """Tokens that wait, of one backend or of all."""
         with self._changed:
-            return sum(n for lane, n in self._tokens.items() if backend in (None, lane.backend))
+            return sum(queue.tokens for lane, queue in self._lanes.items() if backend in (None, lane.backend))
 
     def waiting_requests(self, backend: str | None = None) -> int:
         """Requests of which something waits, of one backend or of all."""
@@ -220,44 +239,32 @@ class BatchQueue:
             return sum(backend in (None, ticket.lane.backend) for ticket in self._keys)
 
     def _next_batch(self) -> Batch | None:
-        while True:
-            heads = [(next(iter(entries)), lane) for lane, entries in self._lanes.items() if entries]
-            if not heads:
-                return None
-            lane = min(heads)[1]
-            batch = self._fill(lane)
-            if batch is not None:
-                return batch
-
-    def _fill(self, lane: Lane) -> Batch | None:
-        """Pop a lane's head items up to the budget, evicting overdue tickets; None where only those were left."""
+        """Evict overdue tickets, then take a batch of the lane whose next has waited longest."""
         now = self._clock()
-        taken: list[Entry] = []
-        tokens = 0
-        entries = self._lanes[lane]
-        while entries:
-            entry = entries[next(iter(entries))]
-            if entry.ticket.deadline <= now:
-                self._remove(entry.ticket)
-                entry.ticket.fail(DeadlineExceeded("the request's time limit passed while it waited"))
-                continue
-            if taken and tokens + entry.item.tokens > self._limits.max_batch_tokens:
-                break
-            self._pop_head(entry)
-            entry.ticket.started = entry.ticket.started or now
-            taken.append(entry)
-            tokens += entry.item.tokens
-        return Batch(lane, tuple(taken)) if taken else None
+        for ticket in [ticket for ticket in self._keys if ticket.deadline <= now]:
+            self._remove(ticket)
+            ticket.fail(DeadlineExceeded("the request's time limit passed while it waited"))
+        ranks = {lane: queue.rank(self._arrivals) for lane, queue in self._lanes.items()}
+        self._arrivals += 1  # no later arrival shares its number with those that line up again
+        waiting = [(rank, lane) for lane, rank in ranks.items() if rank is not None]
+        if not waiting:
+            return None
+        lane = min(waiting)[1]
+        short_waits = any(queue.short_waits for queue in self._lanes.values())
+        taken = self._lanes[lane].pop_batch(short_waits_anywhere=short_waits)
+        for entry in taken:
+            self._leave(entry.ticket, now)
+        return Batch(lane, tuple(taken))
 
-    def _pop_head(self, entry: Entry) -> None:
-        self._lanes[entry.ticket.lane].popitem(last=False)
-        keys = self._keys[entry.ticket]
-        keys.popleft()  # a ticket's items leave in the order in which they came
+    def _leave(self, ticket: Ticket, now: float) -> None:
+        """Note that the next of a ticket's items has left the queue, in the order in which they came."""
+        ticket.started = ticket.started or now
+        keys = self._keys[ticket]
+        keys.popleft()
         if not keys:
-            del self._keys[entry.ticket]
-        self._tokens[entry.ticket.lane] -= entry.item.tokens
+            del self._keys[ticket]
 
     def _remove(self, ticket: Ticket) -> None:
         lane = self._lanes[ticket.lane]
         for key in self._keys.pop(ticket, ()):
-            self._tokens[ticket.lane] -= lane.pop(key).item.tokens
+            lane.discard(key)

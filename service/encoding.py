@@ -18,6 +18,7 @@ from service import schemas
 from service.batcher import WorkItem
 from service.errors import BadInput, InputTooLong, TooManyTokens
 from service.registry import Model
+from service.token_bounds import least_tokens
 
 DEFAULT_WINDOW = 384
 DEFAULT_STRIDE = 128
@@ -43,6 +44,17 @@ class ClassifyWork:
         self._parameters = parameters
         self.task = model.checkpoint.task
         self.inputs = len(items)
+        self.characters = sum(len(text) + len(pair or "") for text, pair in items)
+
+    def least_tokens(self, enough: int) -> int:
+        """Count tokens that the sequences have at least; see `service.token_bounds`."""
+        limit, found = self._model.checkpoint.max_length, 0
+        for text, pair in self._items:
+            words = least_tokens(text, limit) + (0 if pair is None else 1 + least_tokens(pair, limit))
+            found += min(limit, 2 + words)
+            if found >= enough:
+                break
+        return found
 
     def encode(self) -> EncodedRequest:
         """Encode every input.
@@ -111,6 +123,17 @@ class QAWork:
         self._windows: list[list[Window]] = []
         self.task = model.checkpoint.task
         self.inputs = len(items)
+        self.characters = sum(len(item.question) + len(item.context) for item in items)
+
+    def least_tokens(self, enough: int) -> int:
+        """Count tokens that the windows have at least; see `service.token_bounds`."""
+        longest_question, found = self._parameters.max_question_len, 0
+        for item in self._items:
+            question = min(longest_question, least_tokens(item.question, longest_question))
+            found += 3 + question + least_tokens(item.context, enough - found)
+            if found >= enough:
+                break
+        return found
 
     def encode(self) -> EncodedRequest:
         """Cut every context into windows.

@@ -8,10 +8,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import count
-from typing import Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 from torch import Tensor
 
@@ -35,6 +34,8 @@ from service.lifecycle import Lifecycle, State
 from service.metrics import ServiceMetrics
 from service.registry import Model, ModelRegistry
 from service.settings import Settings
+from service.text_threads import TextThreads
+from service.token_bounds import most_proven
 from service.trace import InFlight, RequestTrace
 
 T = TypeVar("T")
@@ -54,6 +55,15 @@ class Work(Protocol[T_co]):
     @property
     def inputs(self) -> int:
         """How many inputs it holds."""
+        ...
+
+    @property
+    def characters(self) -> int:
+        """How long its texts are together."""
+        ...
+
+    def least_tokens(self, enough: int) -> int:
+        """Count tokens that it has at least, up to a number that is enough."""
         ...
 
     def encode(self) -> EncodedRequest:
@@ -83,8 +93,9 @@ class Pipeline:
         self._lifecycle = lifecycle
         self._metrics = metrics
         self._encoding = 0
+        self._encoding_tokens = 0
         self._comparisons = count()
-        self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="q8bert-text")
+        self._threads = TextThreads()
 
     def check_ready(self) -> None:
         """Raise NotReady, Draining or EngineDead unless requests are taken now."""
@@ -99,7 +110,7 @@ class Pipeline:
 
     def close(self) -> None:
         """Stop the text threads."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._threads.close()
 
     async def classify(
         self, request: schemas.ClassifyRequest, backend_header: str | None, trace: RequestTrace
@@ -206,15 +217,18 @@ class Pipeline:
 
     async def _encode(self, trace: RequestTrace, work: Work[T], lane: Lane, deadline: float) -> EncodedRequest:
         """Refuse what the queue has no room for, else encode."""
-        self._queue.check_room(lane, work.inputs * _SMALLEST_ITEM, deadline)
+        tokens = self._least_tokens(work)
+        self._queue.check_room(lane, tokens, deadline, reserved=self._encoding_tokens)
         if self._queue.waiting_requests() + self._encoding >= self._settings.max_queue_requests:
             raise QueueFull(f"{self._encoding} requests are being encoded already; try later")
         self._encoding += 1
+        self._encoding_tokens += tokens
         try:
             with trace.stage("tokenize"):
-                encoded = await self._in_pool(trace, work.encode)
+                encoded = await self._in_threads(trace, work, work.encode)
         finally:
             self._encoding -= 1
+            self._encoding_tokens -= tokens
         trace.tokens = sum(item.tokens for item in encoded.items)
         trace.truncated, trace.windows = encoded.truncated, encoded.windows
         return encoded
@@ -228,15 +242,22 @@ class Pipeline:
             self._metrics.requests.qa_windows.labels(lane.backend).observe(encoded.windows)
         logits = await self._infer(lane, encoded.items, deadline, trace)
         with trace.stage("postprocess"):
-            return await self._in_pool(trace, partial(work.finish, logits))
+            return await self._in_threads(trace, work, partial(work.finish, logits))
 
-    async def _in_pool(self, trace: RequestTrace, work: Callable[[], T]) -> T:
+    def _least_tokens(self, work: Work[T]) -> int:
+        """Count tokens that are proven before tokenizing; words only where their number could matter."""
+        least, room = work.inputs * _SMALLEST_ITEM, self._settings.max_queue_tokens
+        if self._queue.waiting_tokens() + self._encoding_tokens + least + most_proven(work.characters) <= room:
+            return least
+        return max(least, work.least_tokens(room + 1))
+
+    async def _in_threads(self, trace: RequestTrace, work: Work[Any], step: Callable[[], T]) -> T:
         def unless_left() -> T:
             if trace.client_left:
                 raise ClientClosed("the client left")
-            return work()
+            return step()
 
-        return await asyncio.get_running_loop().run_in_executor(self._pool, unless_left)
+        return await self._threads.run(unless_left, work.characters)
 
     async def _infer(self, lane: Lane, items: list[WorkItem], deadline: float, trace: RequestTrace) -> list[Tensor]:
         """Queue the sequences and wait: for the engine, the deadline or the client's leaving, whichever is first."""
@@ -256,5 +277,5 @@ class Pipeline:
             self._queue.abandon(ticket, ClientClosed("the request was cancelled"))
             done = time.monotonic()
             started = ticket.started or done
-            trace.stages["queue"] = started - ticket.submitted
-            trace.stages["infer"] = done - started
+            trace.begun |= {"queue": ticket.submitted, "infer": started}
+            trace.stages |= {"queue": started - ticket.submitted, "infer": done - started}

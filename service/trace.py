@@ -22,6 +22,8 @@ class RequestTrace:
     model: str | None = None
     started: float = field(default_factory=time.monotonic)
     stages: dict[str, float] = field(default_factory=lambda: dict[str, float]())
+    begun: dict[str, float] = field(default_factory=lambda: dict[str, float]())
+    """When each stage began, on the monotonic clock; of a request with shares, only the stages before them."""
     tokens: int | None = None
     windows: int | None = None
     truncated: int | None = None
@@ -34,7 +36,7 @@ class RequestTrace:
 
     def share(self, backend: str) -> RequestTrace:
         """Begin the share of one backend; what is noted here already (the encoding) belongs to every share."""
-        share = replace(self, backend=backend, stages=dict(self.stages), shares=[])
+        share = replace(self, backend=backend, stages=dict(self.stages), begun=dict(self.begun), shares=[])
         self.shares.append(share)
         return share
 
@@ -56,7 +58,7 @@ class RequestTrace:
     @contextmanager
     def stage(self, name: str) -> Generator[None]:
         """Time a stage."""
-        begin = time.monotonic()
+        begin = self.begun[name] = time.monotonic()
         try:
             yield
         finally:
