@@ -99,7 +99,9 @@ def dashboard_queries() -> dict[str, str]:
         for panel in json.loads(path.read_text())["panels"]:
             for target in panel.get("targets", []):
                 name = f"{path.stem} / {panel['title']} / {target['refId']}"
-                queries[name] = target["expr"].replace("$__rate_interval", "1m").replace("$task", ".*")
+                queries[name] = (
+                    target["expr"].replace("$__rate_interval", "1m").replace("$task", ".*").replace("$price", "0.04")
+                )
     return queries
 
 

@@ -18,11 +18,13 @@ from q8core.errors import InputError
 from service.container import Service
 from service.errors import ServiceError, describe_error
 from service.metrics import COMPARE
-from service.middleware import BodyMiddleware, RequestMiddleware
+from service.middleware import BodyMiddleware, Observer, RequestMiddleware
 from service.registry import ModelRegistry
+from service.request_log import log_request
 from service.routes import classify, compare, health, info, metrics, page, qa
 from service.settings import Settings
 from service.trace import RequestTrace
+from service.tracing import NO_TELEMETRY_LOGS, create_tracing
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +40,14 @@ def create_app(settings: Settings, registry: ModelRegistry) -> FastAPI:
     """Build the application; engines are loaded in the background once it starts.
 
     ``app.state.service`` is the `Service` behind it.
+
+    Raises:
+        InputError: traces are asked for and cannot be sent.
     """
     service = Service(settings, registry)
+    tracing = create_tracing(settings.otlp_endpoint) if settings.otlp_endpoint else None
+    observers: list[Observer] = [log_request] if settings.json_logs else []
+    observers += [tracing.observe] if tracing is not None else []
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
@@ -48,6 +56,8 @@ def create_app(settings: Settings, registry: ModelRegistry) -> FastAPI:
             yield
         finally:
             await run_in_threadpool(service.stop, settings.request_timeout_s)
+            if tracing is not None:
+                await run_in_threadpool(tracing.close)
 
     app = FastAPIOffline(  # /docs needs no network: its scripts come from the package, not from a CDN
         title="q8bert",
@@ -56,6 +66,7 @@ def create_app(settings: Settings, registry: ModelRegistry) -> FastAPI:
         lifespan=lifespan,
         redirect_slashes=False,
         redoc_url=None,
+        telemetry=tracing.telemetry() if tracing is not None else NO_TELEMETRY_LOGS,
     )
     app.state.service = service
     app.mount(page.ASSETS_PATH, page.PageFiles(directory=page.FOLDER), name="page")
@@ -65,7 +76,7 @@ def create_app(settings: Settings, registry: ModelRegistry) -> FastAPI:
         app.add_exception_handler(kind, _answer_error)
     # the last one added is the outermost
     app.add_middleware(BodyMiddleware, limit=settings.payload_limit)
-    app.add_middleware(RequestMiddleware, tasks=TASK_PATHS, metrics=service.metrics)
+    app.add_middleware(RequestMiddleware, tasks=TASK_PATHS, metrics=service.metrics, observers=observers)
     return app
 
 

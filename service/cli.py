@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from service.logs import configure_logging
 from service.settings import ENV_PREFIX, Settings, load_settings, unknown_variables
 
 log = logging.getLogger(__name__)
@@ -38,6 +38,8 @@ def serve(
     request_timeout_s: Annotated[float | None, _option("request_timeout_s")] = None,
     payload_limit: Annotated[int | None, _option("payload_limit")] = None,
     log_level: Annotated[str | None, _option("log_level")] = None,
+    json_logs: Annotated[bool | None, _option("json_logs", "--json-logs/--no-json-logs")] = None,
+    otlp_endpoint: Annotated[str | None, _option("otlp_endpoint")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Load, self-test and warm up, print what /info would say, and exit.")
     ] = False,
@@ -49,7 +51,7 @@ def serve(
     """
     options = {name: value for name, value in locals().items() if name in Settings.model_fields}
     settings = load_settings({**options, "checkpoint": checkpoint or None})
-    _configure_logging(settings.log_level)
+    configure_logging(settings.log_level, json_lines=settings.json_logs)
     for name in unknown_variables():
         log.warning("%s is set but is not a setting of q8bert", name)
     if dry_run:
@@ -82,11 +84,3 @@ def _dry_run(settings: Settings) -> None:
         raise service.lifecycle.failure
     typer.echo(json.dumps(describe_service(service), indent=2, ensure_ascii=False))
     service.stop()
-
-
-def _configure_logging(level: str) -> None:
-    logging.basicConfig(
-        stream=sys.stderr, level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
-    )
-    # uvicorn's own steps repeat ours
-    logging.getLogger("uvicorn").setLevel(logging.DEBUG if level == "debug" else logging.WARNING)

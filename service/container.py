@@ -42,6 +42,7 @@ class Service:
             queue_requests=self.queue.waiting_requests,
             queue_tokens=self.queue.waiting_tokens,
         )
+        self.metrics.requests.watch_limits(limits, lambda: self.lifecycle.state is State.READY)
 
     def start(self) -> None:
         """Begin to load; `lifecycle` tells when it is over."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.process_collector import ProcessCollector
 
-from service.batcher import Batch, Lane
+from service.batcher import Batch, Lane, QueueLimits
 
 NO_BACKEND = "none"
 """Backend label of requests that were refused before a backend was chosen."""
@@ -54,6 +54,9 @@ class RequestMetrics:
         self.in_flight = Gauge("q8bert_requests_in_flight", "Accepted, not yet answered.", ("backend",), registry=r)
         self.queue_requests = Gauge("q8bert_queue_requests", "Requests that wait.", ("backend",), registry=r)
         self.queue_tokens = Gauge("q8bert_queue_tokens", "Tokens that wait.", ("backend",), registry=r)
+        self.ready = Gauge("q8bert_ready", "1 when requests are taken.", registry=r)
+        self.queue_limit_requests = Gauge("q8bert_queue_limit_requests", "Requests that may wait.", registry=r)
+        self.queue_limit_tokens = Gauge("q8bert_queue_limit_tokens", "Tokens that may wait.", registry=r)
         self.input_tokens = Histogram(
             "q8bert_input_tokens", "Tokens of one request.", ("backend",), buckets=_TOKENS, registry=r
         )
@@ -76,6 +79,12 @@ class RequestMetrics:
                 (self.queue_tokens, queue_tokens),
             ):
                 gauge.labels(backend).set_function(lambda read=read, backend=backend: float(read(backend)))
+
+    def watch_limits(self, limits: QueueLimits, ready: Callable[[], bool]) -> None:
+        """Show what the queue takes, and at every scrape whether it takes anything."""
+        self.queue_limit_requests.set(limits.max_queue_requests)
+        self.queue_limit_tokens.set(limits.max_queue_tokens)
+        self.ready.set_function(lambda: float(ready()))
 
 
 class EngineMetrics:

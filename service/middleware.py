@@ -8,7 +8,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -17,6 +17,9 @@ from service.metrics import REJECTIONS, ServiceMetrics
 from service.trace import RequestTrace
 
 log = logging.getLogger(__name__)
+
+Observer = Callable[[RequestTrace, int, float], None]
+"""Called with each finished request's trace, status and seconds."""
 
 _SAFE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
@@ -28,12 +31,16 @@ class RequestMiddleware:
         app: the application inside.
         tasks: path -> task, of the paths whose requests are counted.
         metrics: where they are counted.
+        observers: who else is told of finished requests: logs, traces.
     """
 
-    def __init__(self, app: ASGIApp, *, tasks: Mapping[str, str], metrics: ServiceMetrics) -> None:
+    def __init__(
+        self, app: ASGIApp, *, tasks: Mapping[str, str], metrics: ServiceMetrics, observers: Sequence[Observer] = ()
+    ) -> None:
         self._app = app
         self._tasks = tasks
         self._metrics = metrics
+        self._observers = tuple(observers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection scope."""
@@ -64,6 +71,8 @@ class RequestMiddleware:
     def _count(self, scope: Scope, trace: RequestTrace, status: int) -> None:
         seconds = time.monotonic() - trace.started
         log.debug("%s %s %d %.1f ms %s", scope["method"], scope["path"], status, seconds * 1000, trace.request_id)
+        for observe in self._observers:
+            observe(trace, status, seconds)
         if trace.task is None:
             return
         requests = self._metrics.requests

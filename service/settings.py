@@ -64,6 +64,15 @@ class Settings(BaseSettings):
         default="info", description="Least severe messages to log; debug logs every request (never its text)."
     )
 
+    json_logs: bool = Field(
+        default=False, description="Log one JSON object per line, and one line per request (never its text)."
+    )
+    otlp_endpoint: str | None = Field(
+        default=None,
+        pattern=r"^https?://[^/\s]+\S*$",
+        description="Send OpenTelemetry traces here by OTLP over HTTP, as http://127.0.0.1:4318 (extra: otel).",
+    )
+
     @field_validator("checkpoint", "backends", mode="before")
     @classmethod
     def _split_commas(cls, value: Any) -> Any:

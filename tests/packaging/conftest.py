@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.packaging.series import exposed_series
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -19,3 +21,9 @@ def root() -> Path:
 def compose(root: Path) -> dict[str, Any]:
     """The compose file as written, variables not filled in."""
     return yaml.safe_load((root / "docker-compose.yml").read_text())
+
+
+@pytest.fixture(scope="session")
+def exposed() -> dict[str, set[str]]:
+    """Every series of the service with its labels."""
+    return exposed_series()

@@ -14,38 +14,8 @@ from typing import Any
 
 import pytest
 import yaml
-from prometheus_client import Counter, Gauge, Histogram
 
-from service.batcher import Lane
-from service.metrics import create_metrics
-
-# Added to every series by Prometheus itself.
-SCRAPE_LABELS = {"job", "instance"}
-METRIC = re.compile(r"\b(?:q8bert|process)_[a-z0-9_]+")
-
-
-def expose(family: Counter | Gauge | Histogram) -> dict[str, set[str]]:
-    """Names of a family's series as scraped, each with its labels."""
-    name, labels = family._name, set(family._labelnames)
-    if isinstance(family, Counter):
-        return {f"{name}_total": labels}
-    if isinstance(family, Histogram):
-        return {f"{name}_bucket": labels | {"le"}, f"{name}_sum": labels, f"{name}_count": labels}
-    return {name: labels}
-
-
-@pytest.fixture(scope="module")
-def exposed() -> dict[str, set[str]]:
-    """Every series of the service with its labels."""
-    lanes = [Lane(task, backend) for task in ("classify", "qa") for backend in ("fp32", "int8")]
-    registry = create_metrics(lanes).registry
-    series: dict[str, set[str]] = {}
-    for collector in registry._collector_to_names:
-        if isinstance(collector, Counter | Gauge | Histogram):
-            series |= expose(collector)
-        else:
-            series |= {sample.name: set(sample.labels) for family in collector.collect() for sample in family.samples}
-    return series
+from tests.packaging.series import METRIC, SCRAPE_LABELS
 
 
 @pytest.fixture(scope="module")
@@ -161,11 +131,23 @@ def test_label_values_of_the_queries_are_ones_that_the_service_uses(targets: lis
     assert matched == {
         ("backend", "fp32"),
         ("backend", "int8"),
+        ("code", "200"),
+        ("result", "agree"),
         ("kind", "real"),
         ("kind", "weights|scales"),
         ("task", "$task"),
         ("job", "q8bert"),
     }
+
+
+def test_costs_come_from_a_price_that_the_viewer_sets(dashboard: dict[str, Any], targets: list[dict[str, Any]]) -> None:
+    (price,) = [variable for variable in dashboard["templating"]["list"] if variable["name"] == "price"]
+    assert price["type"] == "textbox"
+    assert float(price["query"]) > 0
+    for target in targets:
+        names = set(re.findall(r"\$(?!__)(\w+)", target["expr"]))
+        assert names <= {variable["name"] for variable in dashboard["templating"]["list"]}, target["expr"]
+    assert sum("$price" in target["expr"] for target in targets) == 2
 
 
 def test_the_dashboard_compares_what_was_promised(targets: list[dict[str, Any]]) -> None:
@@ -187,6 +169,10 @@ def test_the_dashboard_compares_what_was_promised(targets: list[dict[str, Any]])
         "q8bert_engine_up",
         "q8bert_selftest_max_abs_diff",
         "q8bert_model_info",
+        "q8bert_queue_limit_tokens",
+        "q8bert_shadow_comparisons_total",
+        "q8bert_shadow_abs_diff_bucket",
+        "q8bert_shadow_dropped_total",
     }
     quantiles = {
         q for target in targets for q in re.findall(r"histogram_quantile\((\S+),.*request_duration", target["expr"])

@@ -1,0 +1,44 @@
+"""The series that the service exposes, by name with their labels: what dashboards and alerts may ask for."""
+
+from __future__ import annotations
+
+import re
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from service.batcher import Lane
+from service.metrics import create_metrics
+
+# Added to every series by Prometheus itself.
+SCRAPE_LABELS = {"job", "instance"}
+METRIC = re.compile(r"\b(?:q8bert|process)_[a-z0-9_]+")
+
+# of the shadow comparison
+SHADOW = {
+    "q8bert_shadow_comparisons_total": {"task", "result"},
+    "q8bert_shadow_abs_diff_bucket": {"task", "le"},
+    "q8bert_shadow_dropped_total": {"reason"},
+}
+
+
+def expose(family: Counter | Gauge | Histogram) -> dict[str, set[str]]:
+    """Names of a family's series as scraped, each with its labels."""
+    name, labels = family._name, set(family._labelnames)
+    if isinstance(family, Counter):
+        return {f"{name}_total": labels}
+    if isinstance(family, Histogram):
+        return {f"{name}_bucket": labels | {"le"}, f"{name}_sum": labels, f"{name}_count": labels}
+    return {name: labels}
+
+
+def exposed_series() -> dict[str, set[str]]:
+    """Every series of the service with its labels."""
+    lanes = [Lane(task, backend) for task in ("classify", "qa") for backend in ("fp32", "int8")]
+    registry = create_metrics(lanes).registry
+    series: dict[str, set[str]] = {}
+    for collector in registry._collector_to_names:
+        if isinstance(collector, Counter | Gauge | Histogram):
+            series |= expose(collector)
+        else:
+            series |= {sample.name: set(sample.labels) for family in collector.collect() for sample in family.samples}
+    return {**SHADOW, **series}
