@@ -143,13 +143,8 @@ def joined_processes() -> Generator[Processes]:
     backend, bound = ("nccl", device) if on_gpu else ("gloo", None)
     distributed.init_process_group(backend, timeout=PATIENCE, device_id=bound)
     processes = current_processes()
-    try:
-        yield processes
-    except KeyboardInterrupt:
-        if not processes.is_first:  # one message is enough
-            raise SystemExit(130) from None
-        raise
-    # Not after an error: it has to end this process, not to wait for the others.
+    yield processes
+    # Not after an error, which has to end this process and not to wait for the others.
     processes.wait()
     distributed.destroy_process_group()
 

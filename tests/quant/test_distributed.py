@@ -12,6 +12,7 @@ WORKER = """
 import sys
 import torch
 from torch import distributed, nn
+from q8core.errors import CalibrationError
 from q8core.quant import QATLinear, SlotScheme, preset
 from q8core.quant.context import ForwardContext
 
@@ -23,6 +24,10 @@ layer.train()
 for step in range(3):
     layer(torch.full((1, 4), float(10 * step + rank + 1)))
 print(float(layer.get_buffer("input_threshold")))
+try:
+    layer(torch.full((1, 4), float("nan") if rank == 0 else 1.0))
+except CalibrationError as error:
+    print(error)
 distributed.destroy_process_group()
 """
 
@@ -35,7 +40,7 @@ def test_processes_share_their_ranges(tmp_path: Path) -> None:
         for rank in range(2)
     ]
     try:
-        printed = [worker.communicate(timeout=270)[0].strip() for worker in workers]
+        printed = [worker.communicate(timeout=270)[0].splitlines() for worker in workers]
     finally:
         for worker in workers:
             worker.kill()
@@ -45,7 +50,9 @@ def test_processes_share_their_ranges(tmp_path: Path) -> None:
     second = 2 + (12 - 2) * (1 - 2 / 11)
     expected = second + (22 - second) * (1 - 3 / 12)
     assert printed[0] == printed[1]
-    assert abs(float(printed[0]) - expected) < 1e-4
+    assert abs(float(printed[0][0]) - expected) < 1e-4
+    # a NaN that only the first one met: both end, none waits for the other
+    assert printed[0][1] == "layer: the input of this layer is infinite or NaN at step 3"
 
 
 def test_one_process_keeps_its_value() -> None:
