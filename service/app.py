@@ -21,7 +21,7 @@ from service.metrics import COMPARE
 from service.middleware import BodyMiddleware, Observer, RequestMiddleware
 from service.registry import ModelRegistry
 from service.request_log import log_request
-from service.routes import classify, compare, health, info, metrics, page, qa
+from service.routes import agreement, classify, compare, health, info, metrics, page, qa
 from service.settings import Settings
 from service.trace import RequestTrace
 from service.tracing import NO_TELEMETRY_LOGS, create_tracing
@@ -70,7 +70,7 @@ def create_app(settings: Settings, registry: ModelRegistry) -> FastAPI:
     )
     app.state.service = service
     app.mount(page.ASSETS_PATH, page.PageFiles(directory=page.FOLDER), name="page")
-    for module in (classify, qa, compare, info, health, metrics, page):
+    for module in (classify, qa, compare, agreement, info, health, metrics, page):
         app.include_router(module.router)
     for kind in (RequestValidationError, HTTPException, ServiceError, InputError):
         app.add_exception_handler(kind, _answer_error)

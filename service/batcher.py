@@ -112,6 +112,8 @@ class Batch:
 
     lane: Lane
     entries: tuple[Entry, ...]
+    spare: bool = False
+    """Nobody waits for it: a shadow comparison."""
 
     @property
     def tokens(self) -> int:
@@ -210,6 +212,12 @@ class BatchQueue:
                 if left is not None and left <= 0:
                     return None
                 self._changed.wait(left)
+
+    @property
+    def finished(self) -> bool:
+        """Whether it is closed and empty, so that nothing will ever come out of it."""
+        with self._changed:
+            return self._closed is not None and not self._keys
 
     def abandon(self, ticket: Ticket, error: Exception) -> None:
         """Remove what still waits of a ticket and fail it; without effect on a completed ticket."""

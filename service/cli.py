@@ -36,6 +36,8 @@ def serve(
     max_queue_tokens: Annotated[int | None, _option("max_queue_tokens")] = None,
     max_queue_requests: Annotated[int | None, _option("max_queue_requests")] = None,
     request_timeout_s: Annotated[float | None, _option("request_timeout_s")] = None,
+    shadow_rate: Annotated[float | None, _option("shadow_rate")] = None,
+    shadow_texts: Annotated[bool | None, _option("shadow_texts", "--shadow-texts/--no-shadow-texts")] = None,
     payload_limit: Annotated[int | None, _option("payload_limit")] = None,
     log_level: Annotated[str | None, _option("log_level")] = None,
     json_logs: Annotated[bool | None, _option("json_logs", "--json-logs/--no-json-logs")] = None,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from q8core.tasks.metrics import token_f1
 from service import schemas
 from service.registry import LoadedEngine, Model
 from service.trace import RequestTrace
+from service.verdict import compare_answers, compare_scores
 
 FLOAT, INTEGER = BACKENDS = ("fp32", "int8")
 """In the order in which they are shown; which of them runs first alternates."""
@@ -23,13 +23,13 @@ def compare_labels(
         backend: schemas.ClassifyShare(answer=answer, **_facts(model.engines[backend], shares[backend]))
         for backend, answer in answers.items()
     }
-    ([first], [second]) = (answers[backend] for backend in BACKENDS)
-    scores = {entry.label: entry.score for entry in second}
+    ([fp32], [int8]) = (answers[backend] for backend in BACKENDS)
+    found = compare_scores(fp32, int8)
     return schemas.ClassifyComparison(
         task="classify",
         model=model.name,
-        agree=first[0].label == second[0].label,
-        delta=schemas.LabelDelta(max_abs_prob=max(abs(entry.score - scores[entry.label]) for entry in first)),
+        agree=found.agree,
+        delta=schemas.LabelDelta(max_abs_prob=found.abs_diff),
         speedup=_speedup(shares),
         results=results,
     )
@@ -43,12 +43,13 @@ def compare_spans(
         backend: schemas.QAShare(answer=answer, **_facts(model.engines[backend], shares[backend]))
         for backend, answer in answers.items()
     }
-    first, second = (answers[backend] for backend in BACKENDS)
+    found = compare_answers(answers[FLOAT], answers[INTEGER])
+    assert found.span_f1 is not None
     return schemas.QAComparison(
         task="qa",
         model=model.name,
-        agree=(first.start, first.end) == (second.start, second.end),
-        delta=schemas.SpanDelta(span_f1=token_f1(second.answer, first.answer)),
+        agree=found.agree,
+        delta=schemas.SpanDelta(span_f1=found.span_f1),
         speedup=_speedup(shares),
         results=results,
     )

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 
 from service.admission import Throughput
+from service.agreement import Agreement
 from service.batcher import BatchQueue, Lane, QueueLimits
 from service.errors import Draining
 from service.lifecycle import Lifecycle, State
@@ -13,6 +14,7 @@ from service.metrics import ServiceMetrics, create_metrics
 from service.pipeline import Pipeline
 from service.registry import ModelRegistry
 from service.settings import Settings
+from service.shadow import Shadow
 from service.worker import EngineThread, Infers
 
 log = logging.getLogger(__name__)
@@ -34,8 +36,17 @@ class Service:
         self.throughput = Throughput(registry.lanes)
         limits = QueueLimits(settings.max_batch_tokens, settings.max_queue_tokens, settings.max_queue_requests)
         self.queue = BatchQueue(registry.lanes, limits, self.throughput.drain_seconds)
-        self.pipeline = Pipeline(settings, registry, self.queue, self.lifecycle, self.metrics)
-        self.worker = EngineThread(self._start_up, self.queue, self.throughput, self.lifecycle, self.metrics)
+        self.shadow = Shadow(
+            settings.shadow_rate,
+            Agreement(registry.models),
+            self.metrics.shadow,
+            idle=lambda: self.pipeline.in_flight.count() == 0,
+            with_texts=settings.shadow_texts,
+        )
+        self.pipeline = Pipeline(settings, registry, self.queue, self.lifecycle, self.metrics, self.shadow)
+        self.worker = EngineThread(
+            self._start_up, self.queue, self.throughput, self.lifecycle, self.metrics, self.shadow
+        )
         self.metrics.requests.watch(
             registry.backends,
             in_flight=self.pipeline.in_flight.count,
@@ -50,6 +61,7 @@ class Service:
 
     def drain(self) -> None:
         """Refuse new requests from now on; accepted ones are still answered."""
+        self.shadow.close()
         if self.lifecycle.advance(State.DRAINING):
             log.info("draining: %d requests to answer", self.pipeline.in_flight.count())
 
@@ -60,6 +72,7 @@ class Service:
         self.queue.close(Draining("the server is shutting down"))
         if self.worker.ident is not None:
             self.worker.join(timeout)
+        self.shadow.shut_down()
         self.pipeline.close()
         self.lifecycle.advance(State.STOPPED)
         return not self.worker.is_alive()

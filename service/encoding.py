@@ -19,6 +19,7 @@ from service.batcher import WorkItem
 from service.errors import BadInput, InputTooLong, TooManyTokens
 from service.registry import Model
 from service.token_bounds import least_tokens
+from service.verdict import LabelVerdict, SpanVerdict, Verdict
 
 DEFAULT_WINDOW = 384
 DEFAULT_STRIDE = 128
@@ -76,6 +77,21 @@ class ClassifyWork:
         labels, top_k = self._model.checkpoint.labels, self._parameters.top_k
         rows = (postprocess(row, labels, function, top_k) for row in logits)
         return [[schemas.LabelScore(label=s.label, score=s.score) for s in row] for row in rows]
+
+    def verdicts(self, logits: list[Tensor]) -> list[Verdict]:
+        """All labels of each text, with the scores of the problem that the model was trained for."""
+        function, labels = default_function(self._model), self._model.checkpoint.labels
+        rows = (postprocess(row, labels, function) for row in logits)
+        return [LabelVerdict(tuple(schemas.LabelScore(label=s.label, score=s.score) for s in row)) for row in rows]
+
+    def sequences(self) -> list[int]:
+        """One for each text or pair of texts."""
+        return [1] * len(self._items)
+
+    def texts(self, place: int) -> dict[str, str]:
+        """Return the text, and the second one of a pair."""
+        text, pair = self._items[place]
+        return {"text": text} if pair is None else {"text": text, "text_pair": pair}
 
     def _too_long(self, place: int, limit: int) -> InputTooLong:
         text, pair = self._items[place]
@@ -157,15 +173,23 @@ class QAWork:
 
     def finish(self, logits: list[Tensor]) -> schemas.QAResponse:
         """Search the answers of each context in the logits of its windows, each of shape ``(length, 2)``."""
-        rest = iter(logits)
-        found = [
-            self._search(item, own, [next(rest) for _ in own])
-            for item, own in zip(self._items, self._windows, strict=True)
-        ]
+        found = self._search_all(logits, self._parameters.top_k)
         if self._parameters.top_k > 1:
             return found if self._listed else found[0]
         best = [spans[0] for spans in found]
         return best if self._listed else best[0]
+
+    def verdicts(self, logits: list[Tensor]) -> list[Verdict]:
+        """The two best spans of each question."""
+        return [SpanVerdict(tuple(spans)) for spans in self._search_all(logits, 2)]
+
+    def sequences(self) -> list[int]:
+        """The windows of each context."""
+        return [len(own) for own in self._windows]
+
+    def texts(self, place: int) -> dict[str, str]:
+        """Return question and context."""
+        return {"question": self._items[place].question, "context": self._items[place].context}
 
     def _encode_one(self, place: int, item: schemas.QAInput) -> list[Window]:
         try:
@@ -212,12 +236,21 @@ class QAWork:
             return False
         return len(self._model.tokenizer.encode(item.question, add_special_tokens=False).ids) > longest
 
-    def _search(self, item: schemas.QAInput, windows: list[Window], logits: list[Tensor]) -> list[schemas.AnswerSpan]:
+    def _search_all(self, logits: list[Tensor], top_k: int) -> list[list[schemas.AnswerSpan]]:
+        rest = iter(logits)
+        return [
+            self._search(item, own, [next(rest) for _ in own], top_k)
+            for item, own in zip(self._items, self._windows, strict=True)
+        ]
+
+    def _search(
+        self, item: schemas.QAInput, windows: list[Window], logits: list[Tensor], top_k: int
+    ) -> list[schemas.AnswerSpan]:
         found = best_answers(
             windows,
             logits,
             item.context,
-            top_k=self._parameters.top_k,
+            top_k=top_k,
             max_answer_len=self._parameters.max_answer_len,
             handle_impossible=self._parameters.handle_impossible_answer,
             align_to_words=self._parameters.align_to_words,

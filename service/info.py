@@ -27,6 +27,13 @@ def describe_service(service: Service) -> dict[str, Any]:
             "request_timeout_s": settings.request_timeout_s,
             "payload_limit": settings.payload_limit,
         },
+        "shadow": {
+            "rate": service.shadow.rate,
+            "texts": service.shadow.with_texts,
+            "max_waiting_requests": service.shadow.limits.requests,
+            "max_waiting_tokens": service.shadow.limits.tokens,
+            "patience_s": service.shadow.limits.patience_s,
+        },
         "versions": {
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "transformers", "tokenizers", "fastapi")},

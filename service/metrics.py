@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 from prometheus_client.process_collector import ProcessCollector
 
 from service.batcher import Batch, Lane, QueueLimits
+from service.shadow_metrics import ShadowMetrics
 
 NO_BACKEND = "none"
 """Backend label of requests that were refused before a backend was chosen."""
@@ -134,6 +135,7 @@ class ServiceMetrics:
     registry: CollectorRegistry
     requests: RequestMetrics
     engines: EngineMetrics
+    shadow: ShadowMetrics
 
 
 def create_metrics(lanes: Sequence[Lane]) -> ServiceMetrics:
@@ -142,7 +144,10 @@ def create_metrics(lanes: Sequence[Lane]) -> ServiceMetrics:
     disable_created_metrics()
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
-    metrics = ServiceMetrics(registry, RequestMetrics(registry), EngineMetrics(registry))
+    tasks = dict.fromkeys(lane.task for lane in lanes)
+    metrics = ServiceMetrics(
+        registry, RequestMetrics(registry), EngineMetrics(registry), ShadowMetrics(registry, tasks)
+    )
     _create_request_children(metrics.requests, lanes)
     _create_engine_children(metrics.engines, lanes)
     return metrics

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from itertools import count
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from torch import Tensor
 
@@ -34,49 +34,19 @@ from service.lifecycle import Lifecycle, State
 from service.metrics import ServiceMetrics
 from service.registry import Model, ModelRegistry
 from service.settings import Settings
+from service.shadow import Sample, Shadow
 from service.text_threads import TextThreads
 from service.token_bounds import most_proven
 from service.trace import InFlight, RequestTrace
+from service.work import Work
 
 T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
 
 _SMALLEST_ITEM = 2  # [CLS] [SEP]
 
 
-class Work(Protocol[T_co]):
-    """A request of one task: see `service.encoding`."""
-
-    @property
-    def task(self) -> str:
-        """The task whose engines compute it."""
-        ...
-
-    @property
-    def inputs(self) -> int:
-        """How many inputs it holds."""
-        ...
-
-    @property
-    def characters(self) -> int:
-        """How long its texts are together."""
-        ...
-
-    def least_tokens(self, enough: int) -> int:
-        """Count tokens that it has at least, up to a number that is enough."""
-        ...
-
-    def encode(self) -> EncodedRequest:
-        """Turn texts into sequences."""
-        ...
-
-    def finish(self, logits: list[Tensor]) -> T_co:
-        """Turn the sequences' logits into the answer; may be called for several backends' logits."""
-        ...
-
-
 class Pipeline:
-    """Answers requests of all tasks; every way out of a request leads through `_encode` and `_answer`."""
+    """Answers requests of all tasks; every way out of a request leads through `_encode` and `_compute`."""
 
     def __init__(
         self,
@@ -85,6 +55,7 @@ class Pipeline:
         queue: BatchQueue,
         lifecycle: Lifecycle,
         metrics: ServiceMetrics,
+        shadow: Shadow,
     ) -> None:
         self.in_flight = InFlight()
         self._settings = settings
@@ -92,6 +63,7 @@ class Pipeline:
         self._queue = queue
         self._lifecycle = lifecycle
         self._metrics = metrics
+        self._shadow = shadow
         self._encoding = 0
         self._encoding_tokens = 0
         self._comparisons = count()
@@ -192,7 +164,10 @@ class Pipeline:
         deadline = self._deadline(trace)
         with self.in_flight.track(trace):
             encoded = await self._encode(trace, work, lane, deadline)
-            return await self._answer(trace, work, encoded, lane, deadline)
+            logits = await self._compute(trace, encoded, lane, deadline)
+            answer = await self._finish(trace, work, logits)
+        self._shadow.offer(Sample(trace.request_id, work, encoded.items, lane, logits))
+        return answer
 
     async def _run_shares(self, trace: RequestTrace, work: Work[T]) -> dict[str, T]:
         """Encode once and answer on one backend after the other, each waiting in the queue by itself.
@@ -208,7 +183,8 @@ class Pipeline:
         for backend in order:
             share = trace.share(backend)
             with self.in_flight.track(share):
-                answers[backend] = await self._answer(share, work, encoded, Lane(work.task, backend), deadline)
+                logits = await self._compute(share, encoded, Lane(work.task, backend), deadline)
+                answers[backend] = await self._finish(share, work, logits)
             trace.close_share(share)
         return {backend: answers[backend] for backend in BACKENDS}
 
@@ -233,14 +209,15 @@ class Pipeline:
         trace.truncated, trace.windows = encoded.truncated, encoded.windows
         return encoded
 
-    async def _answer(
-        self, trace: RequestTrace, work: Work[T], encoded: EncodedRequest, lane: Lane, deadline: float
-    ) -> T:
-        """Queue the encoded request for one backend, wait and post-process."""
+    async def _compute(self, trace: RequestTrace, encoded: EncodedRequest, lane: Lane, deadline: float) -> list[Tensor]:
+        """Queue the encoded request for one backend and wait for the logits."""
         self._metrics.requests.input_tokens.labels(lane.backend).observe(trace.tokens or 0)
         if encoded.windows is not None:
             self._metrics.requests.qa_windows.labels(lane.backend).observe(encoded.windows)
-        logits = await self._infer(lane, encoded.items, deadline, trace)
+        return await self._infer(lane, encoded.items, deadline, trace)
+
+    async def _finish(self, trace: RequestTrace, work: Work[T], logits: list[Tensor]) -> T:
+        """Turn the logits into the answer."""
         with trace.stage("postprocess"):
             return await self._in_threads(trace, work, partial(work.finish, logits))
 

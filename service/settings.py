@@ -59,6 +59,16 @@ class Settings(BaseSettings):
     request_timeout_s: float = Field(
         default=30.0, gt=0, allow_inf_nan=False, description="Longest time for one request, waiting included."
     )
+    shadow_rate: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Share of the answered requests, 0 to 1, that the other backend answers again when idle, to "
+        "compare; GET /agreement shows the result.",
+    )
+    shadow_texts: bool = Field(
+        default=False, description="Let GET /agreement show the texts of the worst cases to whoever may ask it."
+    )
     payload_limit: int = Field(default=2_000_000, ge=1, description="Largest request body in bytes.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severe messages to log; debug logs every request (never its text)."
@@ -88,6 +98,13 @@ class Settings(BaseSettings):
     def _default_is_loaded(self) -> Settings:
         if self.default_backend is not None and self.default_backend not in self.backends:
             raise ValueError(f"default_backend {self.default_backend} is not among backends {','.join(self.backends)}")
+        return self
+
+    @model_validator(mode="after")
+    def _shadow_has_both(self) -> Settings:
+        if self.shadow_rate and len(self.backends) < 2:
+            loaded = ",".join(self.backends)
+            raise ValueError(f"shadow_rate {self.shadow_rate:g} needs the backends fp32 and int8; backends is {loaded}")
         return self
 
     @property

@@ -36,6 +36,18 @@ class Infers(Protocol):
         ...
 
 
+class SpareWork(Protocol):
+    """What the thread does while no request waits: see `service.shadow`."""
+
+    def pause(self) -> float | None:
+        """For how long to wait for requests before asking; None: for ever."""
+        ...
+
+    def take(self) -> Batch | None:
+        """One small batch to compute now, or None."""
+        ...
+
+
 class StartupStopped(Exception):
     """Raised inside start-up to leave it early when the process shall stop."""
 
@@ -50,6 +62,7 @@ class EngineThread(threading.Thread):
         throughput: learns how fast each lane is.
         lifecycle: told when ready and when failed.
         metrics: counts batches, tokens and time.
+        spare: what to compute while the queue is empty.
     """
 
     def __init__(
@@ -59,6 +72,7 @@ class EngineThread(threading.Thread):
         throughput: Throughput,
         lifecycle: Lifecycle,
         metrics: ServiceMetrics,
+        spare: SpareWork,
     ) -> None:
         super().__init__(name="q8bert-engine", daemon=True)
         self._start_up = start_up
@@ -66,6 +80,7 @@ class EngineThread(threading.Thread):
         self._throughput = throughput
         self._lifecycle = lifecycle
         self._metrics = metrics
+        self._spare = spare
         self._stop_requested = threading.Event()
         self._busy_since: float | None = None
 
@@ -85,8 +100,10 @@ class EngineThread(threading.Thread):
             engines = self._start_up(self._check_stop)
             if self._lifecycle.advance(State.READY):
                 log.info("ready")
-            while (batch := self._queue.take()) is not None:
+            pause = self._spare.pause()
+            while (batch := self._next(pause)) is not None:
                 self._compute(engines[batch.lane], batch)
+                pause = 0.0 if batch.spare else self._spare.pause()
         except StartupStopped:
             log.info("stopped during start-up")
         except Q8Error as error:
@@ -100,6 +117,17 @@ class EngineThread(threading.Thread):
     def _check_stop(self) -> None:
         if self._stop_requested.is_set():
             raise StartupStopped
+
+    def _next(self, pause: float | None) -> Batch | None:
+        """The next batch of requests, or spare work once none came for a pause; None at the end."""
+        while True:
+            batch = self._queue.take(pause)
+            if batch is not None or self._queue.finished:
+                return batch
+            batch = self._spare.take()
+            if batch is not None:
+                return batch
+            pause = self._spare.pause()
 
     def _compute(self, engine: Infers, batch: Batch) -> None:
         """Compute one batch; a failing engine fails the requests in it and nobody else."""
@@ -120,7 +148,8 @@ class EngineThread(threading.Thread):
         seconds = time.monotonic() - begin
         for entry, logits in zip(batch.entries, parts, strict=True):
             entry.ticket.resolve(entry.place, logits)
-        self._throughput.observe(batch.lane, batch.tokens, seconds)
+        if not batch.spare:  # small ones would make the engine look slow
+            self._throughput.observe(batch.lane, batch.tokens, seconds)
         self._metrics.engines.observe_batch(batch, seconds, time.process_time() - cpu_begin, time.time())
 
     def _fail(self, batch: Batch, error: ServiceError) -> None:

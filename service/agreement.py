@@ -1,0 +1,232 @@
+"""How well int8 agrees with fp32: one case for each compared input, rolling numbers of many, and the worst of them.
+
+The shadow comparison (live) and ``q8bert compare`` (offline) make cases and numbers with the same functions, so that
+the same requests give the same numbers.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from service.batcher import WorkItem
+from service.compare import BACKENDS, FLOAT, INTEGER
+from service.verdict import Comparison, LabelVerdict, Verdict, compare_verdicts
+from service.work import Work
+
+WINDOW = 10_000
+"""Comparisons of a task that the rolling numbers are about."""
+WORST = 20
+"""Cases of a task that are kept."""
+_LABELS_SHOWN = 5
+_TEXT_SHOWN = 10_000
+_QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
+_LOW_QUANTILES = {"p1": 0.01, "p10": 0.1}
+# The 97.5 % point of the normal distribution: 95 % lie within it on both sides.
+_Z = 1.959963984540054
+
+
+@dataclass(frozen=True)
+class Case:
+    """One input that both backends have answered; holds no text of it, unless the operator wants that."""
+
+    request_id: str
+    task: str
+    place: int
+    """Which input of the request, from 0."""
+    comparison: Comparison
+    margin: float
+    """By how much int8 preferred its answer to any other."""
+    answers: Mapping[str, Any]
+    """By backend: labels with scores, or the span's offsets and score."""
+    tokens: int
+    sequences: int
+    characters: Mapping[str, int]
+    """Length of each text."""
+    texts: Mapping[str, str] | None = None
+    """None unless asked for; cut."""
+
+    def badness(self) -> tuple[bool, float, float]:
+        """Sort key, the worst case has the largest: disagreement, then far spans, then far scores."""
+        found = self.comparison
+        return (not found.agree, -(1.0 if found.span_f1 is None else found.span_f1), found.abs_diff)
+
+    def describe(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        found = self.comparison
+        about: dict[str, Any] = {
+            "request_id": self.request_id,
+            "input": self.place,
+            "agree": found.agree,
+            "abs_diff": found.abs_diff,
+            "int8_margin": self.margin,
+            "answers": dict(self.answers),
+            "lengths": {"tokens": self.tokens, "sequences": self.sequences, "characters": dict(self.characters)},
+        }
+        if found.span_f1 is not None:
+            about["span_f1"] = found.span_f1
+        if self.texts is not None:
+            about["texts"] = dict(self.texts)
+        return about
+
+
+def compare_request(
+    request_id: str,
+    work: Work[object],
+    items: Sequence[WorkItem],
+    logits: Mapping[str, list[Tensor]],
+    *,
+    with_texts: bool,
+) -> list[Case]:
+    """Compare both backends' logits of an encoded request, input by input.
+
+    Args:
+        request_id: names the request in the cases.
+        work: the request.
+        items: its sequences.
+        logits: for each of the two backends one tensor for each sequence.
+        with_texts: let the cases carry the texts, cut to 10,000 characters, and the spans' words.
+    """
+    fp32, int8 = work.verdicts(logits[FLOAT]), work.verdicts(logits[INTEGER])
+    cases: list[Case] = []
+    first = 0
+    for place, count in enumerate(work.sequences()):
+        texts = work.texts(place)
+        pair = {FLOAT: fp32[place], INTEGER: int8[place]}
+        cases.append(
+            Case(
+                request_id=request_id,
+                task=work.task,
+                place=place,
+                comparison=compare_verdicts(fp32[place], int8[place]),
+                margin=int8[place].margin,
+                answers={backend: _show(pair[backend], with_texts) for backend in BACKENDS},
+                tokens=sum(item.tokens for item in items[first : first + count]),
+                sequences=count,
+                characters={name: len(text) for name, text in texts.items()},
+                texts={name: text[:_TEXT_SHOWN] for name, text in texts.items()} if with_texts else None,
+            )
+        )
+        first += count
+    return cases
+
+
+def _show(verdict: Verdict, with_texts: bool) -> list[dict[str, Any]] | dict[str, Any]:
+    if isinstance(verdict, LabelVerdict):
+        return [entry.model_dump() for entry in verdict.scores[:_LABELS_SHOWN]]
+    return verdict.spans[0].model_dump(exclude=None if with_texts else {"answer"})
+
+
+def wilson_interval(hits: int, total: int) -> tuple[float, float]:
+    """95 % interval of a proportion (Wilson 1927): within 0..1 and sensible near its ends, unlike the normal one."""
+    if not total:
+        return 0.0, 1.0
+    share, z2 = hits / total, _Z * _Z
+    centre = (share + z2 / (2 * total)) / (1 + z2 / total)
+    half = _Z * math.sqrt(share * (1 - share) / total + z2 / (4 * total * total)) / (1 + z2 / total)
+    # at both ends the exact bound is the end itself
+    return (0.0 if hits == 0 else max(0.0, centre - half)), (1.0 if hits == total else min(1.0, centre + half))
+
+
+def summarize(comparisons: Sequence[Comparison]) -> dict[str, Any]:
+    """Agreement with its 95 % interval, and quantiles of the differences; plain JSON values."""
+    total, agreed = len(comparisons), sum(found.agree for found in comparisons)
+    spans = [found.span_f1 for found in comparisons if found.span_f1 is not None]
+    summary: dict[str, Any] = {
+        "compared": total,
+        "agreed": agreed,
+        "agreement": agreed / total if total else None,
+        "agreement_ci95": list(wilson_interval(agreed, total)) if total else None,
+        "abs_diff": _distribution([found.abs_diff for found in comparisons], _QUANTILES, "max", max),
+    }
+    if spans:
+        summary["span_f1"] = _distribution(spans, _LOW_QUANTILES, "min", min)
+    return summary
+
+
+def _distribution(
+    values: Sequence[float], quantiles: Mapping[str, float], end: str, choose: Callable[[Iterable[float]], float]
+) -> dict[str, float] | None:
+    """Mean, quantiles and the bad end of them."""
+    if not values:
+        return None
+    found = np.quantile(np.asarray(values), list(quantiles.values())).tolist()
+    # fsum: the same for any order
+    return {"mean": math.fsum(values) / len(values), **dict(zip(quantiles, found, strict=True)), end: choose(values)}
+
+
+class WorstCases:
+    """The worst cases among the last so many.
+
+    A case that leaves is not replaced by an older one that was let go: what is kept are the worst since then.
+    """
+
+    def __init__(self, size: int = WORST, window: int | None = WINDOW) -> None:
+        self._size = size
+        self._window = window
+        self._count = 0
+        self._kept: list[tuple[int, Case]] = []
+
+    def add(self, case: Case) -> None:
+        """Keep the case if it is among the worst."""
+        self._count += 1
+        if self._window is not None and self._kept:
+            self._kept = [entry for entry in self._kept if entry[0] > self._count - self._window]
+        if len(self._kept) == self._size and case.badness() <= self._kept[-1][1].badness():
+            return
+        self._kept.append((self._count, case))
+        self._kept.sort(key=lambda entry: entry[1].badness(), reverse=True)
+        del self._kept[self._size :]
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Plain JSON values, the worst first."""
+        return [case.describe() for _, case in self._kept]
+
+
+class _Record:
+    """What is remembered of one task."""
+
+    def __init__(self, window: int, worst: int) -> None:
+        self.recent: deque[tuple[float, Comparison]] = deque(maxlen=window)
+        self.worst = WorstCases(worst, window)
+
+
+class Agreement:
+    """Rolling numbers and worst cases of each task, written and read from any thread."""
+
+    def __init__(self, tasks: Iterable[str], window: int = WINDOW, worst: int = WORST) -> None:
+        self._lock = threading.Lock()
+        self._records = {task: _Record(window, worst) for task in tasks}
+        self.window = window
+        self._worst = worst
+
+    def record(self, cases: Iterable[Case]) -> None:
+        """Take in what was compared."""
+        now = time.time()
+        with self._lock:
+            for case in cases:
+                record = self._records.setdefault(case.task, _Record(self.window, self._worst))
+                record.recent.append((now, case.comparison))
+                record.worst.add(case)
+
+    def describe(self) -> dict[str, Any]:
+        """For each task the numbers of the window, since when they are, and the worst cases; plain JSON values."""
+        with self._lock:
+            copies = {task: (list(record.recent), record.worst.describe()) for task, record in self._records.items()}
+        return {
+            task: {
+                **summarize([comparison for _, comparison in recent]),
+                "since": datetime.fromtimestamp(recent[0][0], UTC).isoformat(timespec="seconds") if recent else None,
+                "worst": worst,
+            }
+            for task, (recent, worst) in copies.items()
+        }

@@ -1,0 +1,232 @@
+"""The shadow comparison: a sample of the answered requests runs again on the other backend, when nothing else is to do.
+
+A sampled request waits, with its token ids and the first backend's logits, in a bounded queue of its own. The engine
+thread takes from it only after a pause in which no request was in the house, one sequence at a time: a request that
+comes meanwhile waits for no more than that sequence. What finds no room or no idle moment is dropped and counted.
+The comparison itself runs on a thread of its own. Nothing here is awaited by a request, a probe or a drain.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from random import Random
+
+from torch import Tensor
+
+from service.agreement import Agreement, compare_request
+from service.batcher import Batch, Entry, Lane, Ticket, WorkItem
+from service.compare import BACKENDS
+from service.shadow_metrics import BUSY, DRAINING, FAILED, QUEUE_FULL, ShadowMetrics
+from service.work import Work
+
+log = logging.getLogger(__name__)
+
+# Without requests for so long, the engine is idle.
+_PAUSE_S = 0.01
+# How often the engine thread looks whether anything waits here.
+_LOOK_S = 0.1
+
+
+@dataclass(frozen=True)
+class ShadowLimits:
+    """Bounds of what waits for an idle moment."""
+
+    requests: int = 1024
+    tokens: int = 65536
+    patience_s: float = 60.0
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A request that one backend has answered."""
+
+    request_id: str
+    work: Work[object]
+    items: list[WorkItem]
+    lane: Lane
+    """The engine that has answered."""
+    logits: list[Tensor]
+
+
+class _Dropped(Exception):
+    """The outcome of a sample that is given up while it waits."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(eq=False)
+class _Job:
+    """A sample that waits for the other engine."""
+
+    ticket: Ticket
+    expires: float
+    begun: int = 0
+    """How many of its sequences were handed out."""
+
+    @property
+    def tokens(self) -> int:
+        return self.ticket.tokens
+
+    def drop(self, reason: str) -> None:
+        """Give it up; the one outcome of its ticket, however far it has come."""
+        self.ticket.fail(_Dropped(reason))
+
+
+@dataclass
+class _Waiting:
+    """The jobs that are not computed, in order of arrival."""
+
+    jobs: deque[_Job] = field(default_factory=lambda: deque["_Job"]())
+    tokens: int = 0
+
+    def push(self, job: _Job) -> None:
+        self.jobs.append(job)
+        self.tokens += job.tokens
+
+    def pop(self) -> _Job:
+        job = self.jobs.popleft()
+        self.tokens -= job.tokens
+        return job
+
+
+class Shadow:
+    """Samples, waits, compares.
+
+    Args:
+        rate: share of the answered requests that is sampled, 0 to 1; 0 switches everything off.
+        agreement: told every case.
+        metrics: counts them.
+        idle: whether no request is in the house.
+        with_texts: let the worst cases carry their texts.
+        limits: bounds of what waits.
+        random: chooses the sample.
+        clock: a monotonic clock in seconds.
+    """
+
+    def __init__(
+        self,
+        rate: float,
+        agreement: Agreement,
+        metrics: ShadowMetrics,
+        idle: Callable[[], bool],
+        *,
+        with_texts: bool = False,
+        limits: ShadowLimits | None = None,
+        random: Random | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.rate = rate
+        self.with_texts = with_texts
+        self.agreement = agreement
+        self.limits = limits or ShadowLimits()
+        self._metrics = metrics
+        self._idle = idle
+        self._random = random or Random()
+        self._clock = clock
+        self._waiting = _Waiting()
+        self._closed = False
+        self._lock = threading.Lock()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="q8bert-shadow")
+
+    def offer(self, sample: Sample) -> None:
+        """Sample an answered request; never waits and never raises."""
+        # random() is below 1 always, and so a rate of 1 takes all
+        if self.rate == 0 or self._random.random() >= self.rate:
+            return
+        (other,) = set(BACKENDS) - {sample.lane.backend}
+        ticket = Ticket(sample.lane._replace(backend=other), sample.items, deadline=float("inf"))
+        with self._lock:
+            now = self._clock()
+            self._drop_overdue(now)
+            ticket.future.add_done_callback(partial(self._computed, sample, other))
+            job = _Job(ticket, now + self.limits.patience_s)
+            full = len(self._waiting.jobs) >= self.limits.requests
+            if self._closed:
+                job.drop(DRAINING)
+            elif full or self._waiting.tokens + job.tokens > self.limits.tokens:
+                job.drop(QUEUE_FULL)
+            else:
+                self._waiting.push(job)
+
+    def pause(self) -> float | None:
+        """For how long the engine thread shall wait for requests before it asks here; None: for ever."""
+        if self.rate == 0:
+            return None
+        return _PAUSE_S if self._waiting.jobs else _LOOK_S
+
+    def take(self) -> Batch | None:
+        """One sequence to compute now, or None; for the engine thread, when no request waits."""
+        if not self._waiting.jobs or not self._idle():
+            return None
+        with self._lock:
+            self._drop_overdue(self._clock())
+            while self._waiting.jobs:
+                job = self._waiting.jobs[0]
+                if job.ticket.future.done():  # an earlier sequence of it failed
+                    self._waiting.pop()
+                    continue
+                entry = Entry(job.ticket, job.begun)
+                job.begun += 1
+                if job.begun == len(job.ticket.items):
+                    self._waiting.pop()
+                return Batch(job.ticket.lane, (entry,), spare=True)
+        return None
+
+    def dropped(self) -> dict[str, int]:
+        """Sampled requests that were not compared, by reason."""
+        return self._metrics.dropped_counts()
+
+    def waiting(self) -> int:
+        """Sampled requests that wait for an idle moment."""
+        return len(self._waiting.jobs)
+
+    def close(self) -> None:
+        """Drop what waits and take no more."""
+        with self._lock:
+            self._closed = True
+            while self._waiting.jobs:
+                self._waiting.pop().drop(DRAINING)
+
+    def shut_down(self) -> None:
+        """End the comparing thread; call after `close`, when the engine thread has ended."""
+        self._thread.shutdown(wait=True)
+
+    def _drop_overdue(self, now: float) -> None:
+        while self._waiting.jobs and self._waiting.jobs[0].expires <= now:
+            self._waiting.pop().drop(BUSY)
+
+    def _count_drop(self, reason: str) -> None:
+        self._metrics.dropped.labels(reason).inc()
+
+    def _computed(self, sample: Sample, other: str, future: Future[list[Tensor]]) -> None:
+        """Count a sample that was dropped; else, on the engine thread, hand it over to the comparing thread."""
+        error = future.exception()
+        if error is not None:
+            self._count_drop(error.reason if isinstance(error, _Dropped) else FAILED)
+        elif self._closed:
+            self._count_drop(DRAINING)
+        else:
+            self._thread.submit(self._compare, sample, other, future.result())
+
+    def _compare(self, sample: Sample, other: str, logits: list[Tensor]) -> None:
+        by_backend = {sample.lane.backend: sample.logits, other: logits}
+        try:
+            cases = compare_request(
+                sample.request_id, sample.work, sample.items, by_backend, with_texts=self.with_texts
+            )
+        except Exception:  # nobody waits for this thread's result: what is not told here is lost
+            log.exception("the shadow comparison of request %s failed", sample.request_id)
+            self._count_drop(FAILED)
+            return
+        self.agreement.record(cases)
+        for case in cases:
+            self._metrics.observe(case.task, case.comparison)
