@@ -10,8 +10,10 @@ from q8core.cli import app
 from q8core.errors import Q8Error
 from q8core.waiting import spin_briefly
 from service.cli import serve
+from service.compare_cli import compare
 
 app.command()(serve)
+app.command()(compare)
 
 
 def main() -> None:

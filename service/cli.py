@@ -38,6 +38,7 @@ def serve(
     request_timeout_s: Annotated[float | None, _option("request_timeout_s")] = None,
     shadow_rate: Annotated[float | None, _option("shadow_rate")] = None,
     shadow_texts: Annotated[bool | None, _option("shadow_texts", "--shadow-texts/--no-shadow-texts")] = None,
+    cascade: Annotated[Path | None, _option("cascade")] = None,
     payload_limit: Annotated[int | None, _option("payload_limit")] = None,
     log_level: Annotated[str | None, _option("log_level")] = None,
     json_logs: Annotated[bool | None, _option("json_logs", "--json-logs/--no-json-logs")] = None,

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from service.admission import Throughput
 from service.agreement import Agreement
 from service.batcher import BatchQueue, Lane, QueueLimits
+from service.cascade import Cascade
+from service.cascade_metrics import AUTO
 from service.errors import Draining
 from service.lifecycle import Lifecycle, State
 from service.metrics import ServiceMetrics, create_metrics
@@ -32,7 +34,7 @@ class Service:
         self.settings = settings
         self.registry = registry
         self.lifecycle = Lifecycle()
-        self.metrics: ServiceMetrics = create_metrics(registry.lanes)
+        self.metrics: ServiceMetrics = create_metrics(registry.lanes, auto=settings.cascade is not None)
         self.throughput = Throughput(registry.lanes)
         limits = QueueLimits(settings.max_batch_tokens, settings.max_queue_tokens, settings.max_queue_requests)
         self.queue = BatchQueue(registry.lanes, limits, self.throughput.drain_seconds)
@@ -43,12 +45,16 @@ class Service:
             idle=lambda: self.pipeline.in_flight.count() == 0,
             with_texts=settings.shadow_texts,
         )
-        self.pipeline = Pipeline(settings, registry, self.queue, self.lifecycle, self.metrics, self.shadow)
+        models = tuple(registry.models.values())
+        self.cascade = Cascade.read(settings.cascade, models) if settings.cascade else Cascade()
+        self.pipeline = Pipeline(
+            settings, registry, self.queue, self.lifecycle, self.metrics, self.shadow, self.cascade
+        )
         self.worker = EngineThread(
             self._start_up, self.queue, self.throughput, self.lifecycle, self.metrics, self.shadow
         )
         self.metrics.requests.watch(
-            registry.backends,
+            (*registry.backends, *((AUTO,) if settings.cascade else ())),
             in_flight=self.pipeline.in_flight.count,
             queue_requests=self.queue.waiting_requests,
             queue_tokens=self.queue.waiting_tokens,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
@@ -27,6 +28,7 @@ def describe_service(service: Service) -> dict[str, Any]:
             "request_timeout_s": settings.request_timeout_s,
             "payload_limit": settings.payload_limit,
         },
+        "cascade": {one.task: asdict(one) for one in service.cascade.calibrations},
         "shadow": {
             "rate": service.shadow.rate,
             "texts": service.shadow.with_texts,

@@ -6,13 +6,14 @@ read from the thing itself at scrape time, never counted up and down.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.process_collector import ProcessCollector
 
 from service.batcher import Batch, Lane, QueueLimits
+from service.cascade_metrics import AUTO, CascadeMetrics
 from service.shadow_metrics import ShadowMetrics
 
 NO_BACKEND = "none"
@@ -136,19 +137,31 @@ class ServiceMetrics:
     requests: RequestMetrics
     engines: EngineMetrics
     shadow: ShadowMetrics
+    cascade: CascadeMetrics
 
 
-def create_metrics(lanes: Sequence[Lane]) -> ServiceMetrics:
-    """Build all families with all children for these engines, and the process's own metrics."""
+def create_metrics(lanes: Sequence[Lane], *, auto: bool = False) -> ServiceMetrics:
+    """Build all families with all children for these engines, and the process's own metrics.
+
+    Args:
+        lanes: the engines.
+        auto: whether requests may leave the choice of the backend to the service.
+    """
     # else each counter and histogram has a second series with its time of creation; a switch of the whole process
     disable_created_metrics()
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     tasks = dict.fromkeys(lane.task for lane in lanes)
     metrics = ServiceMetrics(
-        registry, RequestMetrics(registry), EngineMetrics(registry), ShadowMetrics(registry, tasks)
+        registry,
+        RequestMetrics(registry),
+        EngineMetrics(registry),
+        ShadowMetrics(registry, tasks),
+        CascadeMetrics(registry, tasks),
     )
     _create_request_children(metrics.requests, lanes)
+    if auto:
+        _create_auto_children(metrics.requests, tasks)
     _create_engine_children(metrics.engines, lanes)
     return metrics
 
@@ -168,6 +181,15 @@ def _create_request_children(requests: RequestMetrics, lanes: Sequence[Lane]) ->
     for backend in backends:
         requests.input_tokens.labels(backend)
         requests.qa_windows.labels(backend)
+
+
+def _create_auto_children(requests: RequestMetrics, tasks: Iterable[str]) -> None:
+    for task in tasks:
+        requests.seconds.labels(task, AUTO)
+        for stage in STAGES:
+            requests.stage_seconds.labels(task, AUTO, stage)
+        for code in CODES:
+            requests.total.labels(task, AUTO, code)
 
 
 def _create_engine_children(engines: EngineMetrics, lanes: Sequence[Lane]) -> None:

@@ -9,13 +9,15 @@ import asyncio
 import time
 from collections.abc import Callable
 from functools import partial
-from itertools import count
+from itertools import accumulate, count
 from typing import Any, TypeVar, cast
 
 from torch import Tensor
 
 from service import schemas
 from service.batcher import BatchQueue, Lane, Ticket, WorkItem
+from service.cascade import FIRST, SECOND, Cascade
+from service.cascade_metrics import AUTO, CHANGED, CONFIRMED, KEPT
 from service.compare import BACKENDS, compare_labels, compare_spans
 from service.encoding import ClassifyWork, EncodedRequest, QAWork
 from service.errors import (
@@ -38,6 +40,7 @@ from service.shadow import Sample, Shadow
 from service.text_threads import TextThreads
 from service.token_bounds import most_proven
 from service.trace import InFlight, RequestTrace
+from service.verdict import compare_verdicts
 from service.work import Work
 
 T = TypeVar("T")
@@ -56,6 +59,7 @@ class Pipeline:
         lifecycle: Lifecycle,
         metrics: ServiceMetrics,
         shadow: Shadow,
+        cascade: Cascade,
     ) -> None:
         self.in_flight = InFlight()
         self._settings = settings
@@ -64,6 +68,7 @@ class Pipeline:
         self._lifecycle = lifecycle
         self._metrics = metrics
         self._shadow = shadow
+        self._cascade = cascade
         self._encoding = 0
         self._encoding_tokens = 0
         self._comparisons = count()
@@ -93,7 +98,7 @@ class Pipeline:
         if not items:
             raise EmptyInput("inputs is an empty list; send at least one text")
         work = ClassifyWork(model, items, request.parameters or schemas.ClassifyParameters())
-        return await self._run(trace, work)
+        return await self._run(trace, work, model)
 
     async def answer(
         self, request: schemas.QARequest, backend_header: str | None, trace: RequestTrace
@@ -110,7 +115,7 @@ class Pipeline:
             listed=isinstance(request.inputs, list),
             max_tokens=self._settings.max_queue_tokens,
         )
-        return await self._run(trace, work)
+        return await self._run(trace, work, model)
 
     async def compare(
         self, request: schemas.CompareRequest, trace: RequestTrace
@@ -135,7 +140,10 @@ class Pipeline:
             raise BadInput(f"the body asks for backend {body!r}, the header x-q8bert-backend for {header!r}")
         asked = body if body is not None else header
         backend = self._settings.chosen_default if asked is None else asked
-        self._check_backend(backend)
+        if backend == AUTO:
+            self._cascade.check(model)
+        else:
+            self._check_backend(backend)
         trace.backend, trace.model = backend, model.name
         return model
 
@@ -158,16 +166,48 @@ class Pipeline:
         if backend not in self._registry.backends:
             raise UnknownBackend(f"unknown backend {backend!r}; loaded: {', '.join(self._registry.backends)}")
 
-    async def _run(self, trace: RequestTrace, work: Work[T]) -> T:
-        """Answer on the one backend that the trace names."""
-        lane = Lane(work.task, trace.backend)
+    async def _run(self, trace: RequestTrace, work: Work[T], model: Model) -> T:
+        """Answer on the backend that the trace names."""
+        auto = trace.backend == AUTO
+        lane = Lane(work.task, FIRST if auto else trace.backend)
         deadline = self._deadline(trace)
         with self.in_flight.track(trace):
             encoded = await self._encode(trace, work, lane, deadline)
             logits = await self._compute(trace, encoded, lane, deadline)
-            answer = await self._finish(trace, work, logits)
+            surer = await self._escalate(trace, work, model, encoded, logits, deadline) if auto else logits
+            answer = await self._finish(trace, work, surer)
         self._shadow.offer(Sample(trace.request_id, work, encoded.items, lane, logits))
         return answer
+
+    async def _escalate(
+        self,
+        trace: RequestTrace,
+        work: Work[T],
+        model: Model,
+        encoded: EncodedRequest,
+        logits: list[Tensor],
+        deadline: float,
+    ) -> list[Tensor]:
+        """Ask fp32 again about the inputs of which int8 is not sure; return the logits that count, in order."""
+        verdicts = await self._in_threads(trace, work, partial(work.verdicts, logits))
+        weak = self._cascade.weak(model, verdicts)
+        trace.answered_by, trace.escalated = SECOND if weak else FIRST, len(weak)
+        count = self._metrics.cascade.inputs.labels
+        count(work.task, KEPT).inc(len(verdicts) - len(weak))
+        if not weak:
+            return logits
+        ends = list(accumulate(work.sequences()))
+        again = [n for place in weak for n in range(ends[place] - work.sequences()[place], ends[place])]
+        second = trace.part()
+        items = [encoded.items[n] for n in again]
+        found = dict(zip(again, await self._infer(Lane(work.task, SECOND), items, deadline, second), strict=True))
+        trace.close_share(second)
+        merged = [found.get(n, row) for n, row in enumerate(logits)]
+        surer = await self._in_threads(trace, work, partial(work.verdicts, merged))
+        for place in weak:
+            same = compare_verdicts(surer[place], verdicts[place]).agree
+            count(work.task, CONFIRMED if same else CHANGED).inc()
+        return merged
 
     async def _run_shares(self, trace: RequestTrace, work: Work[T]) -> dict[str, T]:
         """Encode once and answer on one backend after the other, each waiting in the queue by itself.

@@ -140,7 +140,10 @@ class ClassifyRequest(StrictModel):
         examples=["a gripping, beautifully acted film"],
     )
     parameters: ClassifyParameters | None = None
-    backend: Text | None = Field(default=None, description="fp32 or int8; default: the server's default backend.")
+    backend: Text | None = Field(
+        default=None,
+        description="fp32, int8, or auto (int8, and fp32 where int8 is not sure: --cascade); default: the server's.",
+    )
 
     def items(self) -> list[tuple[str, str | None]]:
         """Return every input as ``(text, text_pair or None)``."""
@@ -214,7 +217,10 @@ class QARequest(StrictModel):
     question: Text | None = None
     context: Text | None = None
     parameters: QAParameters | None = None
-    backend: Text | None = Field(default=None, description="fp32 or int8; default: the server's default backend.")
+    backend: Text | None = Field(
+        default=None,
+        description="fp32, int8, or auto (int8, and fp32 where int8 is not sure: --cascade); default: the server's.",
+    )
 
     @model_validator(mode="after")
     def _one_form(self) -> QARequest:

@@ -69,6 +69,11 @@ class Settings(BaseSettings):
     shadow_texts: bool = Field(
         default=False, description="Let GET /agreement show the texts of the worst cases to whoever may ask it."
     )
+    cascade: Path | None = Field(
+        default=None,
+        description="File of thresholds for backend=auto, from `q8bert compare --target-agreement`: int8 answers "
+        "first, fp32 where int8 is not sure.",
+    )
     payload_limit: int = Field(default=2_000_000, ge=1, description="Largest request body in bytes.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severe messages to log; debug logs every request (never its text)."
@@ -101,10 +106,10 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
-    def _shadow_has_both(self) -> Settings:
-        if self.shadow_rate and len(self.backends) < 2:
-            loaded = ",".join(self.backends)
-            raise ValueError(f"shadow_rate {self.shadow_rate:g} needs the backends fp32 and int8; backends is {loaded}")
+    def _both_where_needed(self) -> Settings:
+        for name, wanted in (("shadow_rate", self.shadow_rate > 0), ("cascade", self.cascade is not None)):
+            if wanted and len(self.backends) < 2:
+                raise ValueError(f"{name} needs the backends fp32 and int8; backends is {','.join(self.backends)}")
         return self
 
     @property

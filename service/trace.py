@@ -31,6 +31,10 @@ class RequestTrace:
     """Done when the client has left; None before the body was read."""
     error_type: str | None = None
     """Of the error answer, None for a good one."""
+    answered_by: str | None = None
+    """Which backend gave the answer, where ``backend`` leaves the choice to the service."""
+    escalated: int | None = None
+    """How many inputs of it fp32 answered again; None unless the service chose."""
     shares: list[RequestTrace] = field(default_factory=lambda: list["RequestTrace"]())
     """Of a request that several backends answer: one trace for each that has begun."""
 
@@ -39,6 +43,10 @@ class RequestTrace:
         share = replace(self, backend=backend, stages=dict(self.stages), begun=dict(self.begun), shares=[])
         self.shares.append(share)
         return share
+
+    def part(self) -> RequestTrace:
+        """Begin a second round of the same request, whose times `close_share` adds."""
+        return replace(self, stages={}, shares=[])
 
     def close_share(self, share: RequestTrace) -> None:
         """Add what a share took to what the whole request took."""
@@ -76,12 +84,13 @@ class RequestTrace:
             timings = [f"{stage};dur={_ms(seconds)}" for stage, seconds in self.stages.items()]
             values["server-timing"] = ", ".join([*timings, f"total;dur={_ms(total)}"])
         if self.backend != NO_BACKEND:
-            values["x-q8bert-backend"] = self.backend
+            values["x-q8bert-backend"] = self.answered_by or self.backend
         for name, value in (
             ("x-q8bert-model", self.model),
             ("x-compute-tokens", self.tokens),
             ("x-q8bert-windows", self.windows),
             ("x-q8bert-truncated", self.truncated),
+            ("x-q8bert-escalated", self.escalated),
         ):
             if value is not None:
                 values[name] = str(value)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.service.tiny_checkpoints import make_checkpoint
 
-COMMANDS = ("train", "quantize", "evaluate", "bench", "info", "serve")
+COMMANDS = ("train", "quantize", "evaluate", "bench", "info", "serve", "compare")
 # Prints the modules that are there when q8bert has run with the arguments, one command line after the other.
 PROGRAM = """
 import json, sys
@@ -41,7 +41,7 @@ def found(modules: set[str], *packages: str) -> set[str]:
 
 def test_help_waits_for_no_library() -> None:
     modules = modules_after(["--help"], *([command, "--help"] for command in COMMANDS))
-    assert found(modules, "q8core.cli.train", "service.cli")
+    assert found(modules, "q8core.cli.train", "service.cli", "service.compare_cli")
     assert not found(modules, "torch", "transformers", "tokenizers", "numpy", "fastapi")
 
 

@@ -1,0 +1,120 @@
+"""``q8bert compare``: int8 against fp32 on recorded requests, and the threshold of a cascade from them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from q8core.cli.options import JsonFile
+from q8core.errors import InputError
+
+if TYPE_CHECKING:
+    from service.agreement import Case
+    from service.cascade import Calibration
+    from service.registry import ModelRegistry
+
+
+def compare(
+    file: Annotated[Path, typer.Option(help="JSON Lines of bodies as POST /classify or /qa takes them.")],
+    checkpoint: Annotated[
+        list[Path] | None, typer.Option(help="Checkpoint folder, one per task. [default: the bundled models]")
+    ] = None,
+    kernel: Annotated[str, typer.Option(help="int8 kernel: native, onednn, fbgemm, or auto for the fastest.")] = "auto",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads. [default: as many as serve would use]")
+    ] = None,
+    worst: Annotated[int, typer.Option(min=0, help="How many of the worst cases of each task to show.")] = 5,
+    texts: Annotated[bool, typer.Option("--texts", help="Show the texts of the worst cases, too.")] = False,
+    target_agreement: Annotated[
+        float | None,
+        typer.Option(help="Find the smallest threshold with which backend=auto agrees so often, such as 0.999."),
+    ] = None,
+    cascade: Annotated[
+        Path | None, typer.Option(help="Write that threshold to this file, for serve --cascade.")
+    ] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Answer recorded requests on both backends and print how well they agree, and where they do not.
+
+    The numbers are those that `q8bert serve --shadow-rate 1` shows at GET /agreement for the same requests.
+    """
+    if cascade is not None and target_agreement is None:
+        raise InputError("--cascade needs --target-agreement: the agreement with fp32 that the threshold shall reach")
+    from service.agreement import WorstCases, summarize
+    from service.registry import ModelRegistry
+    from service.replay import read_requests, replay
+
+    registry = ModelRegistry.open(checkpoint or [], ("fp32", "int8"), kernel, threads)
+    requests = read_requests(file, registry.models)
+    cases = list(replay(requests, registry.load(), with_texts=texts))
+    result: dict[str, Any] = {"file": file.name, "requests": len(requests), "tasks": {}}
+    for task, model in registry.models.items():
+        own = [case for case in cases if case.task == task]
+        if own:
+            found = WorstCases(worst, window=None)
+            for case in own:
+                found.add(case)
+            summary = summarize([case.comparison for case in own])
+            result["tasks"][task] = {"checkpoint": model.name, **summary, "worst": found.describe()}
+            _print_task(result["tasks"][task], task)
+    if target_agreement is not None:
+        result["cascade"] = _calibrate(registry, cases, target_agreement, cascade)
+    if json_file:
+        json_file.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _calibrate(
+    registry: ModelRegistry, cases: Sequence[Case], target: float, file: Path | None
+) -> list[dict[str, Any]]:
+    from dataclasses import asdict
+
+    from service.cascade import calibrate, write_calibrations
+
+    found: list[Calibration] = []
+    for task, model in registry.models.items():
+        own = [case for case in cases if case.task == task]
+        if own:
+            agree = [case.comparison.agree for case in own]
+            found.append(calibrate(model, [case.margin for case in own], agree, target))
+            _print_calibration(found[-1])
+    if file is not None:
+        write_calibrations(file, found)
+        typer.echo(f"written to {file}; serve it with: q8bert serve --cascade {file}")
+    return [asdict(one) for one in found]
+
+
+def _print_task(summary: dict[str, Any], task: str) -> None:
+    low, high = summary["agreement_ci95"]
+    typer.echo(
+        f"{task} ({summary['checkpoint']}): int8 agrees with fp32 on {summary['agreed']} of {summary['compared']} "
+        f"inputs, {summary['agreement']:.2%} (95 % interval {low:.2%} to {high:.2%})"
+    )
+    for name, title in (("abs_diff", "score difference"), ("span_f1", "F1 of the spans")):
+        if name in summary:
+            typer.echo(f"  {title}: " + ", ".join(f"{key} {value:.5f}" for key, value in summary[name].items()))
+    for case in summary["worst"]:
+        typer.echo(f"  {case['request_id']}, input {case['input']}: " + json.dumps(_brief(case), ensure_ascii=False))
+
+
+def _brief(case: dict[str, Any]) -> dict[str, Any]:
+    """What a line of the terminal shows of a case: the best answers, the rest is in the JSON file."""
+    best = {b: a[0] if isinstance(a, list) else a for b, a in case["answers"].items()}
+    return {"agree": case["agree"], **best, **({"texts": case["texts"]} if "texts" in case else {})}
+
+
+def _print_calibration(found: Calibration) -> None:
+    low, _ = found.agreement_ci95
+    typer.echo(
+        f"{found.task} ({found.checkpoint}): threshold {found.threshold:.6f}: fp32 answers {found.escalated:.2%} of "
+        f"the inputs again, agreement {found.int8_agreement:.3%} -> {found.agreement:.3%} (at least {low:.3%} with "
+        "97.5 % confidence)"
+    )
+    if low < found.target_agreement:
+        typer.echo(
+            f"  {found.inputs} inputs are too few to be sure of {found.target_agreement:.3%} on others: "
+            "give more for a safer threshold"
+        )

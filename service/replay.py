@@ -1,0 +1,128 @@
+"""Recorded requests answered by both backends offline: the numbers that the shadow comparison would give for them.
+
+As the shadow does, it computes one sequence at a time, so that the same requests give the same bits.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+from torch import Tensor
+from tqdm import tqdm
+
+from q8core.engines.packing import TokenBatch
+from q8core.engines.protocol import Engine
+from q8core.errors import InputError
+from service import schemas
+from service.agreement import Case, compare_request
+from service.batcher import Lane, WorkItem
+from service.compare import BACKENDS
+from service.encoding import ClassifyWork, QAWork
+from service.errors import ServiceError, describe_error
+from service.registry import Model
+from service.work import Work
+
+T = TypeVar("T")
+
+# The service's bound exists for its queue's sake.
+_MAX_TOKENS = 2**31
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One request of a file, encoded."""
+
+    name: str
+    model: Model
+    work: Work[object]
+    items: list[WorkItem]
+
+
+def read_requests(file: Path, models: Mapping[str, Model]) -> list[Recorded]:
+    """Read JSON Lines of bodies as POST /classify or /qa takes them, and encode them; empty lines are skipped.
+
+    Args:
+        file: the file; a body with a question is one for /qa. A backend that it names does not matter.
+        models: the model of each task.
+
+    Raises:
+        InputError: a line is not such a body, with the line's number, or there is no line.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} cannot be read: {error}") from error
+    found: list[Recorded] = []
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                found.append(_read_request(f"line {number}", json.loads(line), models))
+            except json.JSONDecodeError as error:
+                raise InputError(f"{file}, line {number} is not JSON: {error}") from error
+            except (ServiceError, InputError, RequestValidationError) as error:
+                raise InputError(f"{file}, line {number}: {describe_error(error).message}") from error
+    if not found:
+        raise InputError(f"{file} holds no request")
+    return found
+
+
+def replay(requests: Sequence[Recorded], engines: Mapping[Lane, Engine], *, with_texts: bool) -> Iterator[Case]:
+    """Answer every request on both backends and compare, input by input, in the order of the file."""
+    for request in tqdm(requests, desc="comparing", unit="request", leave=False, disable=None):
+        logits = {
+            backend: [_infer(engines[Lane(request.work.task, backend)], item) for item in request.items]
+            for backend in BACKENDS
+        }
+        yield from compare_request(request.name, request.work, request.items, logits, with_texts=with_texts)
+
+
+def _infer(engine: Engine, item: WorkItem) -> Tensor:
+    packed = TokenBatch.pack([(item.input_ids, item.token_type_ids)])
+    (logits,) = packed.split(engine.infer(packed))
+    return logits
+
+
+def _read_request(name: str, body: Any, models: Mapping[str, Model]) -> Recorded:
+    task = "qa" if _asks(body) else "classify"
+    model = models.get(task)
+    if model is None:
+        raise InputError(f"this is a request for {task}; the checkpoints are for {', '.join(models)}")
+    work = _work(body, task, model)
+    return Recorded(name, model, work, work.encode().items)
+
+
+def _asks(body: Any) -> bool:
+    """Whether a body is for /qa: its own fields or its first input's hold a question or a context."""
+    if not isinstance(body, dict):
+        return False
+    fields = cast("dict[str, Any]", body)
+    inputs = fields.get("inputs")
+    first = cast("list[Any]", inputs)[0] if isinstance(inputs, list) and inputs else inputs
+    return any(isinstance(part, dict) and ("question" in part or "context" in part) for part in (fields, first))
+
+
+def _work(body: Any, task: str, model: Model) -> Work[object]:
+    try:
+        if task == "classify":
+            request = schemas.ClassifyRequest.model_validate(body)
+            texts, parameters = request.items(), request.parameters or schemas.ClassifyParameters()
+            return ClassifyWork(model, _not_empty(texts), parameters)
+        asked = schemas.QARequest.model_validate(body)
+    except ValidationError as error:
+        # as the route words it, with the place inside the body and never the text
+        problems = [{**problem, "loc": ("body", *problem["loc"])} for problem in error.errors()]
+        raise RequestValidationError(problems, body=body) from error
+    questions, how = _not_empty(asked.items()), asked.parameters or schemas.QAParameters()
+    return QAWork(model, questions, how, listed=isinstance(asked.inputs, list), max_tokens=_MAX_TOKENS)
+
+
+def _not_empty(inputs: list[T]) -> list[T]:
+    if not inputs:
+        raise InputError("inputs is an empty list")
+    return inputs

@@ -1,0 +1,146 @@
+"""`q8bert compare`: the numbers of the live comparison, from a file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from q8core.cli import app as command_line
+from q8core.errors import InputError
+from service import __main__ as _  # noqa: F401  # registers serve and compare
+from service.cascade import Cascade
+from service.replay import read_requests
+from tests.service.conftest import open_registry
+from tests.service.running import wait_until
+from tests.service.test_metrics_route import samples
+from tests.service.test_shadow_service import serve
+
+WORDS = ["ada", "wrote", "the", "very", "good", "book", "in", "paris", "it", "was", "not", "bad"]
+ORDERS = [" ".join(WORDS[n:] + WORDS[:n]) for n in range(len(WORDS))]
+BODIES: list[dict[str, Any]] = [
+    *({"inputs": text} for text in ORDERS),
+    {"inputs": ["good", ["not bad", "very"], {"text": "ada"}, ""], "parameters": {"top_k": 1}},
+    {"inputs": {"text": "ada wrote", "text_pair": "the book"}, "backend": "fp32"},
+    *({"question": "who wrote it?", "context": text, "backend": "int8"} for text in ORDERS),
+    {"inputs": [{"question": "who?", "context": f"{text}. " * 9} for text in ORDERS[:2]], "parameters": {"top_k": 3}},
+    {"inputs": {"question": "where?", "context": "😀 ada é"}, "parameters": {"handle_impossible_answer": True}},
+    {"question": "who?", "context": "ada " * 60, "parameters": {"max_seq_len": 32, "doc_stride": 8}},
+]
+
+
+def write_lines(file: Path, bodies: list[Any]) -> Path:
+    file.write_text("\n".join(json.dumps(body) for body in bodies) + "\n\n")
+    return file
+
+
+def run(*arguments: object) -> str:
+    options = ["--kernel", "fbgemm", "--threads", "1"]
+    result = CliRunner().invoke(command_line, ["compare", *map(str, arguments), *options], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_offline_gives_the_numbers_of_the_service(classify_folder: Path, qa_folder: Path, tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "requests.jsonl", BODIES)
+    folders = ("--checkpoint", classify_folder, "--checkpoint", qa_folder)
+    run("--file", file, *folders, "--worst", 20, "--json", tmp_path / "out.json")
+    offline = json.loads((tmp_path / "out.json").read_text())
+    assert offline["requests"] == len(BODIES)
+    inputs = {"classify": 12 + 4 + 1, "qa": 12 + 2 + 1 + 1}
+    with serve(classify_folder, qa_folder) as running:
+        for number, body in enumerate(BODIES, start=1):
+            asks = "question" in json.dumps(body)
+            answer = running.client.post(
+                "/qa" if asks else "/classify", json=body, headers={"x-request-id": f"line{number}"}
+            )
+            assert answer.status_code == 200
+        counts = lambda: running.client.get("/agreement").json()["tasks"]  # noqa: E731
+        wait_until(lambda: {task: found["compared"] for task, found in counts().items()} == inputs)
+        live, metrics = counts(), samples(running.client)
+    for task, found in live.items():
+        del found["since"]
+        for case in found["worst"]:
+            case["request_id"] = case["request_id"].replace("line", "line ")
+        recorded = {key: value for key, value in offline["tasks"][task].items() if key != "checkpoint"}
+        assert recorded == found
+        disagreed = metrics["q8bert_shadow_comparisons_total", (("result", "disagree"), ("task", task))]
+        assert recorded["compared"] - recorded["agreed"] == disagreed > 0, "the inputs make the backends differ"
+        for name in ("abs_diff", "span_f1"):
+            if name in recorded:
+                total = metrics[f"q8bert_shadow_{name}_sum", (("task", task),)]
+                assert recorded[name]["mean"] == pytest.approx(total / inputs[task], rel=1e-12)
+
+
+def test_what_it_prints(classify_folder: Path, qa_folder: Path, tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "requests.jsonl", BODIES)
+    folders = ("--checkpoint", classify_folder, "--checkpoint", qa_folder)
+    plain = run("--file", file, *folders, "--worst", 2)
+    assert "int8 agrees with fp32 on" in plain
+    assert plain.count("line ") == 4
+    assert "ada" not in plain.replace("ada-", ""), "no text unless asked for"
+    assert "ada" in run("--file", file, *folders, "--texts")
+
+
+def test_a_threshold_for_serve(classify_folder: Path, qa_folder: Path, tmp_path: Path) -> None:
+    file, cascade = write_lines(tmp_path / "requests.jsonl", BODIES), tmp_path / "cascade.json"
+    folders = ("--checkpoint", classify_folder, "--checkpoint", qa_folder)
+    out = run("--file", file, *folders, "--target-agreement", 1, "--cascade", cascade, "--json", tmp_path / "out.json")
+    assert "q8bert serve --cascade" in out
+    assert "too few" in out
+    models = tuple(open_registry(classify_folder, qa_folder).models.values())
+    found = Cascade.read(cascade, models).calibrations
+    assert {one.task for one in found} == {"classify", "qa"}
+    assert all(one.agreement == 1 and 0 < one.threshold < 1 and one.escalated > 0 for one in found)
+    offline = json.loads((tmp_path / "out.json").read_text())
+    assert [one["threshold"] for one in offline["cascade"]] == [one.threshold for one in found]
+    # served with it, auto answers as fp32 does on the same inputs
+    with serve(classify_folder, qa_folder, shadow_rate=0, cascade=cascade) as running:
+        for text in ORDERS:
+            auto, fp32 = (
+                running.client.post("/classify", json={"inputs": text, "backend": b}).json() for b in ("auto", "fp32")
+            )
+            assert auto[0][0]["label"] == fp32[0][0]["label"]
+            body = {"question": "who wrote it?", "context": text}
+            auto, fp32 = (running.client.post("/qa", json={**body, "backend": b}).json() for b in ("auto", "fp32"))
+            assert (auto["start"], auto["end"]) == (fp32["start"], fp32["end"])
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("{", "line 2 is not JSON"),
+        ("[1]", "line 2: "),
+        ('{"inputs": []}', "empty list"),
+        ('{"inputs": 5}', "line 2: inputs"),
+        ('{"inputs": "secret", "parameters": {"topk": 1}}', "line 2: parameters: unknown field 'topk'"),
+        ('{"question": "who?"}', "line 2: "),
+        ('{"question": "who?", "context": "secret", "parameters": {"max_seq_len": 5000}}', "5000"),
+        ('{"question": "secret", "context": " "}', "the context is empty"),
+        ('{"inputs": "' + "secret " * 100 + '", "parameters": {"truncation": false}}', "tokens"),
+    ],
+)
+def test_a_wrong_line_is_named_and_not_repeated(
+    classify_folder: Path, qa_folder: Path, tmp_path: Path, line: str, words: str
+) -> None:
+    file = tmp_path / "requests.jsonl"
+    file.write_text('{"inputs": "good"}\n' + line + "\n")
+    with pytest.raises(InputError, match=r"requests\.jsonl, line 2") as error:
+        read_requests(file, open_registry(classify_folder, qa_folder).models)
+    assert words in str(error.value)
+    assert "secret" not in str(error.value)
+
+
+def test_what_cannot_be_compared(classify_folder: Path, tmp_path: Path) -> None:
+    models = open_registry(classify_folder).models
+    for text, words in (("", "holds no request"), ('{"question": "a", "context": "b"}', "a request for qa")):
+        (tmp_path / "r.jsonl").write_text(text)
+        with pytest.raises(InputError, match=words):
+            read_requests(tmp_path / "r.jsonl", models)
+    with pytest.raises(InputError, match="cannot be read"):
+        read_requests(tmp_path / "none.jsonl", models)
+    with pytest.raises(InputError, match="--target-agreement"):
+        run("--file", tmp_path / "r.jsonl", "--cascade", tmp_path / "c.json")
