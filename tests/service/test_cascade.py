@@ -24,7 +24,15 @@ from service.settings import Settings
 from tests.service.conftest import open_registry
 from tests.service.test_metrics_route import samples
 
-TEXTS = ["the film is good", "bad", "not a good book", "who wrote it", "it was very bad in paris", "good good bad"]
+TEXTS = [
+    "the film is good",
+    "bad",
+    "! where good 2 b wrote",
+    "not a good book",
+    "who wrote it",
+    "it was very bad in paris",
+    "good good bad",
+]
 CONTEXTS = ["The book is very good. It was written by Ada in Paris.", "it was ada. " * 30, "ada wrote in paris"]
 observed = st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=40)
 
@@ -106,12 +114,8 @@ def test_other_files_are_refused(classify_folder: Path, qa_folder: Path, tmp_pat
     for text, words in (("{", "cannot be read"), ("[]", "format_version"), ('{"format_version": 2}', "2")):
         file.write_text(text)
         refused(words)
-    for entry in (
-        {},
-        {**asdict(good), "extra": 1},
-        {**asdict(good), "threshold": -1},
-        {**asdict(good), "threshold": "x"},
-    ):
+    for change in ({"extra": 1}, {"threshold": -1}, {"threshold": "x"}, {"agreement_ci95": 0.5}):
+        entry = {**asdict(good), **change}
         file.write_text(json.dumps({"format_version": 1, "calibrations": [entry]}))
         refused("not a file of")
     write_calibrations(file, [replace(good, revision="000000000000")])

@@ -23,6 +23,8 @@ WORDS = ["ada", "wrote", "the", "very", "good", "book", "in", "paris", "it", "wa
 ORDERS = [" ".join(WORDS[n:] + WORDS[:n]) for n in range(len(WORDS))]
 BODIES: list[dict[str, Any]] = [
     *({"inputs": text} for text in ORDERS),
+    # the tiny classifier's backends differ on these
+    *({"inputs": text} for text in ("! where good 2 b wrote", "7 k 8 a it e")),
     {"inputs": ["good", ["not bad", "very"], {"text": "ada"}, ""], "parameters": {"top_k": 1}},
     {"inputs": {"text": "ada wrote", "text_pair": "the book"}, "backend": "fp32"},
     *({"question": "who wrote it?", "context": text, "backend": "int8"} for text in ORDERS),
@@ -50,7 +52,7 @@ def test_offline_gives_the_numbers_of_the_service(classify_folder: Path, qa_fold
     run("--file", file, *folders, "--worst", 20, "--json", tmp_path / "out.json")
     offline = json.loads((tmp_path / "out.json").read_text())
     assert offline["requests"] == len(BODIES)
-    inputs = {"classify": 12 + 4 + 1, "qa": 12 + 2 + 1 + 1}
+    inputs = {"classify": 12 + 2 + 4 + 1, "qa": 12 + 2 + 1 + 1}
     with serve(classify_folder, qa_folder) as running:
         for number, body in enumerate(BODIES, start=1):
             asks = "question" in json.dumps(body)
@@ -99,11 +101,12 @@ def test_a_threshold_for_serve(classify_folder: Path, qa_folder: Path, tmp_path:
     assert [one["threshold"] for one in offline["cascade"]] == [one.threshold for one in found]
     # served with it, auto answers as fp32 does on the same inputs
     with serve(classify_folder, qa_folder, shadow_rate=0, cascade=cascade) as running:
-        for text in ORDERS:
+        for body in BODIES[:14]:
             auto, fp32 = (
-                running.client.post("/classify", json={"inputs": text, "backend": b}).json() for b in ("auto", "fp32")
+                running.client.post("/classify", json={**body, "backend": b}).json() for b in ("auto", "fp32")
             )
             assert auto[0][0]["label"] == fp32[0][0]["label"]
+        for text in ORDERS:
             body = {"question": "who wrote it?", "context": text}
             auto, fp32 = (running.client.post("/qa", json={**body, "backend": b}).json() for b in ("auto", "fp32"))
             assert (auto["start"], auto["end"]) == (fp32["start"], fp32["end"])
