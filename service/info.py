@@ -34,6 +34,7 @@ def describe_service(service: Service) -> dict[str, Any]:
             "texts": service.shadow.with_texts,
             "max_waiting_requests": service.shadow.limits.requests,
             "max_waiting_tokens": service.shadow.limits.tokens,
+            "max_waiting_characters": service.shadow.limits.characters,
             "patience_s": service.shadow.limits.patience_s,
         },
         "versions": {

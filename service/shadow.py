@@ -40,6 +40,8 @@ class ShadowLimits:
 
     requests: int = 1024
     tokens: int = 65536
+    characters: int = 8_000_000
+    """Of the texts, of which a model may have read only the beginning."""
     patience_s: float = 60.0
 
 
@@ -68,6 +70,7 @@ class _Job:
     """A sample that waits for the other engine."""
 
     ticket: Ticket
+    characters: int
     expires: float
     begun: int = 0
     """How many of its sequences were handed out."""
@@ -87,14 +90,24 @@ class _Waiting:
 
     jobs: deque[_Job] = field(default_factory=lambda: deque["_Job"]())
     tokens: int = 0
+    characters: int = 0
 
     def push(self, job: _Job) -> None:
         self.jobs.append(job)
         self.tokens += job.tokens
+        self.characters += job.characters
+
+    def has_room(self, job: _Job, limits: ShadowLimits) -> bool:
+        return (
+            len(self.jobs) < limits.requests
+            and self.tokens + job.tokens <= limits.tokens
+            and self.characters + job.characters <= limits.characters
+        )
 
     def pop(self) -> _Job:
         job = self.jobs.popleft()
         self.tokens -= job.tokens
+        self.characters -= job.characters
         return job
 
 
@@ -148,14 +161,13 @@ class Shadow:
             now = self._clock()
             self._drop_overdue(now)
             ticket.future.add_done_callback(partial(self._computed, sample, other))
-            job = _Job(ticket, now + self.limits.patience_s)
-            full = len(self._waiting.jobs) >= self.limits.requests
+            job = _Job(ticket, _characters(sample.work), now + self.limits.patience_s)
             if self._closed:
                 job.drop(DRAINING)
-            elif full or self._waiting.tokens + job.tokens > self.limits.tokens:
-                job.drop(QUEUE_FULL)
-            else:
+            elif self._waiting.has_room(job, self.limits):
                 self._waiting.push(job)
+            else:
+                job.drop(QUEUE_FULL)
 
     def pause(self) -> float | None:
         """For how long the engine thread shall wait for requests before it asks here; None: for ever."""
@@ -230,3 +242,7 @@ class Shadow:
         self.agreement.record(cases)
         for case in cases:
             self._metrics.observe(case.task, case.comparison)
+
+
+def _characters(work: Work[object]) -> int:
+    return sum(len(text) for place in range(work.inputs) for text in work.texts(place).values())

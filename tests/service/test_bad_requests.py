@@ -80,7 +80,7 @@ CASES = [
     ("/qa", {"inputs": QA, "parameters": {"top_k": 21}}, 422, "validation", "top_k"),
     ("/qa", {"inputs": QA, "parameters": {"doc_stride": -1}}, 422, "validation", "doc_stride"),
     ("/qa", {**QA, "context": "a " * 9000, "parameters": {"doc_stride": 58}}, 413, "too_many_tokens", "65536 tokens"),
-    ("/qa", {"inputs": QA, "backend": "auto"}, 404, "unknown_backend", "'auto'"),
+    ("/qa", {"inputs": QA, "backend": "auto"}, 404, "unknown_backend", "threshold"),
     ("/compare", {}, 422, "validation", "both question and context"),
     ("/compare", {"question": "who?"}, 422, "validation", "both question and context"),
     ("/compare", {**QA, "inputs": "x"}, 422, "validation", "send either inputs"),

@@ -22,6 +22,7 @@ from service.container import Service
 from service.lifecycle import State
 from service.settings import Settings
 from tests.service.conftest import open_registry
+from tests.service.running import wait_until
 from tests.service.test_metrics_route import samples
 
 TEXTS = [
@@ -235,12 +236,17 @@ def test_without_a_threshold_auto_is_refused_with_what_to_do(client: TestClient)
 
 
 def test_a_threshold_for_one_task_is_none_for_the_other(classify_folder: Path, qa_folder: Path, tmp_path: Path) -> None:
-    one = calibration(classify_folder, "classify", 0.25)
+    one = calibration(classify_folder, "classify", 2.0)
     with serve(tmp_path, one, folders=(classify_folder, qa_folder), shadow_rate=1) as client:
         assert client.post("/classify", json={"inputs": "good", "backend": "auto"}).status_code == 200
+        # sampled with int8's own answer, whoever answered in the end
+        wait_until(lambda: client.get("/agreement").json()["tasks"]["classify"]["compared"] == 1)
+        (case,) = client.get("/agreement").json()["tasks"]["classify"]["worst"]
+        plain = client.post("/classify", json={"inputs": "good", "backend": "int8"}).json()
+        assert flat(case["answers"]["int8"]) == flat(plain[0])
         assert client.post("/qa", json={"inputs": questions(), "backend": "auto"}).status_code == 404
         found = client.get("/info").json()["cascade"]
-        assert (list(found), found["classify"]["threshold"]) == (["classify"], 0.25)
+        assert (list(found), found["classify"]["threshold"]) == (["classify"], 2.0)
 
 
 @pytest.mark.parametrize("option", [{"cascade": Path("x.json")}, {"shadow_rate": 0.5}])

@@ -182,6 +182,10 @@ def test_full_means_dropped_with_that_reason() -> None:
     tokens.offer(make_sample(1, lengths=(1,)))
     tokens.offer(make_sample(2, lengths=(41,)))
     assert (tokens.waiting(), tokens.dropped()["queue_full"]) == (1, 2)
+    characters = make_shadow(world, limits=ShadowLimits(characters=17))  # each text has 8
+    for number in range(3):
+        characters.offer(make_sample(number))
+    assert (characters.waiting(), characters.dropped()["queue_full"]) == (2, 1)
 
 
 def test_no_idle_moment_in_time_means_dropped_as_busy() -> None:
