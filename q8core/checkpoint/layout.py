@@ -6,7 +6,7 @@ from transformers import BertConfig
 
 from q8core.checkpoint.tensors import TensorFile
 from q8core.errors import CheckpointError
-from q8core.quant import Scheme, slot_of
+from q8core.quant import Scheme, SlotScheme, slot_of
 from q8core.tasks.task import TaskKind
 
 Shape = tuple[int, ...]
@@ -103,6 +103,8 @@ def check_int8_layout(file: TensorFile, config: BertConfig, task: TaskKind, labe
         expect(f"{path}.bias", (out,), ("I32",) if static else ("F32",))
         if static:
             expect(f"{path}.input_scale", (1,), ("F32",))
+        if _slot(scheme, path).input_grid == "asymmetric" and static:
+            expect(f"{path}.input_zero_point", (1,), ("I32",))
         if requantized:
             expect(f"{path}.output_scale", (1,), ("F32",))
         elif f"{path}.output_scale" in file:
@@ -116,8 +118,12 @@ def check_int8_layout(file: TensorFile, config: BertConfig, task: TaskKind, labe
         raise CheckpointError(f"{file.path} holds tensors that no part of the model uses: {', '.join(unknown[:5])}")
 
 
+def _slot(scheme: Scheme, path: str) -> SlotScheme:
+    return scheme.resolve(slot_of(path), path)
+
+
 def _requantized(scheme: Scheme, path: str) -> bool:
-    slot = scheme.resolve(slot_of(path), path)
+    slot = _slot(scheme, path)
     return slot.enabled and slot.requantize_output
 
 

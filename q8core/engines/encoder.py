@@ -148,8 +148,9 @@ class StaticFeedForward:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return x + outer(gelu(inner(x)))."""
-        state_q = self.inner.packed.linear_gelu_quantize(self.inner.quantize(x), self.outer.input_scale)
-        return self.outer.packed.linear_add(state_q, x)
+        outer = self.outer
+        state_q = self.inner.packed.linear_gelu_quantize(self.inner.quantize(x), outer.input_scale, outer.zero_point)
+        return outer.packed.linear_add(state_q, x)
 
 
 @dataclass(frozen=True)

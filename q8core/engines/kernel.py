@@ -1,7 +1,7 @@
 """What an int8 linear kernel must offer, and what it must compute.
 
-A kernel turns float activations into its own carrier of integers in [-127, 127] (bytes, or floats that hold
-integers), and computes, with an exact int32 accumulator,
+A kernel turns float activations into its own carrier (bytes, or floats that hold integers) of integers in [-127, 127],
+or with a zero point z in [-z, 255 - z], and computes, with an exact int32 accumulator,
 
     y[m, n] = float32(sum_k x_q[m, k] * w_i8[n, k]) * r[n] + bias[n]
 """
@@ -29,8 +29,8 @@ class PackedLinear(Protocol):
         """Return y + residual (T, out); `residual` may be overwritten."""
         ...
 
-    def linear_gelu_quantize(self, x_q: Tensor, scale: Tensor) -> Tensor:
-        """Return the carrier of quantize(gelu(y), scale), (T, out), for the next linear; scale is (1,)."""
+    def linear_gelu_quantize(self, x_q: Tensor, scale: Tensor, zero_point: int | None = None) -> Tensor:
+        """Return the carrier of quantize(gelu(y), scale, zero_point), (T, out), for the next linear; scale is (1,)."""
         ...
 
 
@@ -47,13 +47,14 @@ class LinearKernel(Protocol):
         """Bytes of one quantized activation on its way into the kernel."""
         ...
 
-    def quantize(self, x: Tensor, scale: Tensor) -> Tensor:
+    def quantize(self, x: Tensor, scale: Tensor, zero_point: int | None = None) -> Tensor:
         """Turn x (T, in) into the carrier of its quantized values; scale is (1,) or, per row, (T, 1)."""
         ...
 
-    def pack(self, weight_i8: Tensor, r: Tensor, bias: Tensor | None) -> PackedLinear:
+    def pack(self, weight_i8: Tensor, r: Tensor, bias: Tensor | None, zero_point: int | None = None) -> PackedLinear:
         """Pack weight_i8 (out, in) with r, (1,) or (out,), and a float32 bias (out,) or none.
 
+        `zero_point` is that of the activations, None where they are symmetric.
         The packed matrix is a copy: `weight_i8` can be dropped afterwards.
         """
         ...

@@ -21,6 +21,7 @@ from q8core.errors import EngineError
 from q8core.quant.arithmetic import quantize
 
 ZERO_POINT = 128
+"""That of symmetric activations."""
 # fbgemm keeps weights in tiles of 32 columns and groups of 4 rows (x86 with AVX-512; 16 or less elsewhere).
 _TILE_OUT, _TILE_IN = 32, 4
 
@@ -32,19 +33,21 @@ class FbgemmLinear:
     packed: Any
     bias: Tensor | None
     nbytes: int
+    zero_point: int = ZERO_POINT
 
     def linear(self, x_q: Tensor) -> Tensor:
         """Return y (T, out) float32 for floats x_q (T, in) that hold integers."""
-        y = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default(x_q, 1.0, ZERO_POINT, self.packed)
+        multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
+        y = multiply(x_q, 1.0, self.zero_point, self.packed)
         return y if self.bias is None else y.add_(self.bias)
 
     def linear_add(self, x_q: Tensor, residual: Tensor) -> Tensor:
         """Return y + residual (T, out)."""
         return self.linear(x_q).add_(residual)
 
-    def linear_gelu_quantize(self, x_q: Tensor, scale: Tensor) -> Tensor:
-        """Return quantize(gelu(y), scale) (T, out) as floats that hold integers."""
-        return quantize(F.gelu(self.linear(x_q)), scale)
+    def linear_gelu_quantize(self, x_q: Tensor, scale: Tensor, zero_point: int | None = None) -> Tensor:
+        """Return quantize(gelu(y), scale, zero_point) (T, out) as floats that hold integers."""
+        return quantize(F.gelu(self.linear(x_q)), scale, zero_point)
 
 
 class FbgemmKernel:
@@ -62,11 +65,11 @@ class FbgemmKernel:
         if engine not in ("x86", "fbgemm"):
             raise EngineError(f"torch.backends.quantized.engine is {engine!r}; the fbgemm kernel needs x86 or fbgemm")
 
-    def quantize(self, x: Tensor, scale: Tensor) -> Tensor:
+    def quantize(self, x: Tensor, scale: Tensor, zero_point: int | None = None) -> Tensor:
         """Return x on the grid of `scale` as floats that hold integers."""
-        return quantize(x, scale)
+        return quantize(x, scale, zero_point)
 
-    def pack(self, weight_i8: Tensor, r: Tensor, bias: Tensor | None) -> FbgemmLinear:
+    def pack(self, weight_i8: Tensor, r: Tensor, bias: Tensor | None, zero_point: int | None = None) -> FbgemmLinear:
         """Copy weight_i8 (out, in) into fbgemm's layout."""
         out, columns = weight_i8.shape
         # Through torch.ops the deprecation would be printed by C++, out of reach of a filter.
@@ -82,4 +85,5 @@ class FbgemmKernel:
                 )
         packed = torch.ops.quantized.linear_prepack(weight, None)
         tiles = math.ceil(out / _TILE_OUT) * _TILE_OUT * math.ceil(columns / _TILE_IN) * _TILE_IN
-        return FbgemmLinear(packed, bias, tiles + 4 * out + 8 * r.numel())  # column sums; factors and zero points
+        nbytes = tiles + 4 * out + 8 * r.numel()  # column sums; factors and zero points
+        return FbgemmLinear(packed, bias, nbytes, ZERO_POINT if zero_point is None else zero_point)

@@ -35,9 +35,9 @@ class SplitLinear:
         """Return y + residual (T, out)."""
         return self.halves.linear_add(_twice(x_q), residual)
 
-    def linear_gelu_quantize(self, x_q: Tensor, scale: Tensor) -> Tensor:
-        """Return the carrier of quantize(gelu(y), scale)."""
-        return self.halves.linear_gelu_quantize(_twice(x_q), scale)
+    def linear_gelu_quantize(self, x_q: Tensor, scale: Tensor, zero_point: int | None = None) -> Tensor:
+        """Return the carrier of quantize(gelu(y), scale, zero_point)."""
+        return self.halves.linear_gelu_quantize(_twice(x_q), scale, zero_point)
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,14 @@ class SplitKernel:
         """Bytes of an activation, given twice."""
         return 2 * self.inner.carrier_bytes
 
-    def quantize(self, x: Tensor, scale: Tensor) -> Tensor:
+    def quantize(self, x: Tensor, scale: Tensor, zero_point: int | None = None) -> Tensor:
         """Return the inner kernel's carrier."""
-        return self.inner.quantize(x, scale)
+        return self.inner.quantize(x, scale, zero_point)
 
-    def pack(self, weight_i8: Tensor, r: Tensor, bias: Tensor | None) -> SplitLinear:
+    def pack(self, weight_i8: Tensor, r: Tensor, bias: Tensor | None, zero_point: int | None = None) -> SplitLinear:
         """Pack weight_i8 (out, in) as two addends side by side, (out, 2 * in)."""
         low = weight_i8 >> 1  # rounds down: -127 -> -64, 127 -> 63
-        return SplitLinear(self.inner.pack(torch.cat([low, weight_i8 - low], dim=1), r, bias))
+        return SplitLinear(self.inner.pack(torch.cat([low, weight_i8 - low], dim=1), r, bias, zero_point))
 
 
 def _twice(x_q: Tensor) -> Tensor:

@@ -145,16 +145,18 @@ def proven_native(variant: str, inner_sizes: Iterable[int]) -> Native:
     return Native(variant)
 
 
-def accumulate(variant: str, x: Tensor, weight: Tensor) -> Tensor:
+def accumulate(variant: str, x: Tensor, weight: Tensor, zero_point: int | None = None) -> Tensor:
     """Return the int32 sums (rows, out) of integers x (rows, K) and weight (out, K), as the library computes them."""
     (rows, size), out = x.shape, len(weight)
     one = torch.ones(1)
     layer = NativeLinear.pack(
-        LinearTensors(weight.to(torch.int8), torch.zeros(out, dtype=torch.int32), one, input_scale=one)
+        LinearTensors(
+            weight.to(torch.int8), torch.zeros(out, dtype=torch.int32), one, input_scale=one, zero_point=zero_point
+        )
     )
     depth = layer.view.kb
     blocks = torch.zeros(-(-rows // 16) * 16 + 16, depth * 64, dtype=torch.uint8)
-    blocks[:rows, :size] = (x + 128).to(torch.uint8)
+    blocks[:rows, :size] = (x + (128 if zero_point is None else zero_point)).to(torch.uint8)
     # Blocks of 16 rows x 64 columns, one after the other, as in gemm.h.
     blocks = blocks.view(-1, 16, depth, 64).transpose(1, 2).contiguous()
     sums = torch.empty(rows, layer.view.np, dtype=torch.int32)

@@ -59,15 +59,16 @@ class FloatLinear:
 
 @dataclass(frozen=True)
 class StaticLinear:
-    """An int8 layer whose input scale (1,) was fixed in training or calibration."""
+    """An int8 layer whose input scale (1,) and, if asymmetric, zero point were fixed in training or calibration."""
 
     kernel: LinearKernel
     packed: PackedLinear
     input_scale: Tensor
+    zero_point: int | None = None
 
     def quantize(self, x: Tensor) -> Tensor:
         """Return x (T, in) as the kernel's carrier."""
-        return self.kernel.quantize(x, self.input_scale)
+        return self.kernel.quantize(x, self.input_scale, self.zero_point)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return y (T, out)."""

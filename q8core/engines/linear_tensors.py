@@ -10,6 +10,7 @@ from torch import Tensor
 
 from q8core.engines.source import TensorSource
 from q8core.errors import CheckpointError
+from q8core.quant.arithmetic import U8_MAX
 
 Kind = Literal["static", "dynamic", "float"]
 
@@ -24,6 +25,7 @@ class LinearTensors:
         weight_scale: (1,) or (out,), if the weight is int8.
         input_scale: (1,) of a static layer.
         output_scale: (1,) where the output is requantized.
+        zero_point: of a static layer's input, where that is asymmetric.
     """
 
     weight: Tensor
@@ -31,6 +33,7 @@ class LinearTensors:
     weight_scale: Tensor | None = None
     input_scale: Tensor | None = None
     output_scale: Tensor | None = None
+    zero_point: int | None = None
 
     @property
     def kind(self) -> Kind:
@@ -64,7 +67,17 @@ def take_linear(source: TensorSource, path: str, out: int, columns: int, *, requ
     bias = source.take(f"{path}.bias", (out,), dtypes=(torch.int32,))
     input_scale = own(source.scale(f"{path}.input_scale", (1,)))
     output = own(source.scale(f"{path}.output_scale", (1,))) if f"{path}.output_scale" in source else None
-    return LinearTensors(weight, bias, weight_scale, input_scale, output)
+    return LinearTensors(weight, bias, weight_scale, input_scale, output, _zero_point(source, path))
+
+
+def _zero_point(source: TensorSource, path: str) -> int | None:
+    name = f"{path}.input_zero_point"
+    if name not in source:
+        return None
+    zero_point = int(source.take(name, (1,), dtypes=(torch.int32,)))
+    if not 0 <= zero_point < U8_MAX or zero_point % 2:
+        raise CheckpointError(f"{name} is {zero_point}; a zero point is an even number from 0 to 254")
+    return zero_point
 
 
 def own(tensor: Tensor) -> Tensor:

@@ -22,11 +22,15 @@ from q8core.engines.shape import ModelShape
 from q8core.engines.source import TensorSource
 from q8core.errors import EngineError
 from q8core.native import load_library, structs, variants
-from q8core.quant.arithmetic import dequantize_bias, rescale_factor
+from q8core.quant.arithmetic import dequantize_bias, integer_limits, rescale_factor
 from q8core.quant.products import score_factor
 from q8core.tasks.task import TaskKind
 
 _LANES, _PANEL, _DEPTH = 16, 32, 64
+_SIGNED = 128
+"""The zero point of symmetric activations."""
+_ROUND = 1.5 * 2**23
+"""Added to a small float32 it rounds it, and leaves the integer in the lowest bits."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,8 @@ class NativeLinear:
 
     Attributes:
         weight: uint8 (out rounded up to 32, in rounded up to 64).
-        comp: int32, what takes the activations' zero point out of the sums; r, bias: float32; all of `weight`'s rows.
+        comp: int32 (2, ...), what takes the activations' zero point out of the sums, and where they are signed.
+        r, bias: float32; all of `weight`'s rows.
         view: the structure that points to them.
     """
 
@@ -56,15 +61,20 @@ class NativeLinear:
             raise EngineError(f"the native kernel computes static int8 layers; found a {tensors.kind} one")
         out, columns = tensors.weight.shape
         rows, depth = _up(out, _PANEL), _up(columns, _DEPTH)
-        weight, comp = torch.zeros(rows, depth, dtype=torch.uint8), torch.zeros(rows, dtype=torch.int32)
+        weight, comp = torch.zeros(rows, depth, dtype=torch.uint8), torch.zeros(2, rows, dtype=torch.int32)
         source = tensors.weight.contiguous()
-        load_library().q8_pack(source.data_ptr(), out, columns, weight.data_ptr(), comp.data_ptr())
+        zero_point = _SIGNED if tensors.zero_point is None else tensors.zero_point
+        load_library().q8_pack(
+            source.data_ptr(), out, columns, zero_point, weight.data_ptr(), comp[0].data_ptr(), comp[1].data_ptr()
+        )
         r = rescale_factor(tensors.input_scale, tensors.weight_scale).expand(out)
         bias = dequantize_bias(tensors.bias, tensors.input_scale, tensors.weight_scale)
         r, bias = (F.pad(each, (0, rows - out)).contiguous() for each in (r, bias))
         view = structs.Linear(
-            *(each.data_ptr() for each in (weight, comp, r, bias)),
-            float(tensors.input_scale.reciprocal()),
+            *(each.data_ptr() for each in (weight, comp[0], comp[1], r, bias)),
+            structs.Grid(
+                float(tensors.input_scale.reciprocal()), *integer_limits(tensors.zero_point), _ROUND + zero_point
+            ),
             out,
             rows,
             depth // _DEPTH,
@@ -247,6 +257,7 @@ class Loader:
         packed = NativeLinear.pack(tensors)
         view = packed.view
         view.w, view.comp = self.keep(packed.weight), self.keep(packed.comp)
+        view.signed_comp = view.comp + packed.comp[0].nbytes
         view.r, view.bias = self.keep(packed.r), self.keep(packed.bias)
         return view
 

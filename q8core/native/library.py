@@ -46,7 +46,7 @@ def load_library() -> Any:
         ("q8_variant", c_void_p, (c_int,)),
         ("q8_variant_name", c_char_p, (c_void_p,)),
         ("q8_packed_bytes", c_int64, (c_int64, c_int64)),
-        ("q8_pack", None, (c_void_p, c_int64, c_int64, c_void_p, c_void_p)),
+        ("q8_pack", None, (c_void_p, c_int64, c_int64, c_int, c_void_p, c_void_p, c_void_p)),
         ("q8_workspace_bytes", c_int64, (POINTER(Model), POINTER(Batch), c_int)),
         ("q8_forward", None, (c_void_p, POINTER(Model), POINTER(Batch), c_void_p, c_void_p, c_int)),
         ("q8_accumulate", None, (c_void_p, POINTER(Linear), c_void_p, c_int64, c_void_p)),

@@ -6,15 +6,22 @@ import ctypes
 from ctypes import POINTER, c_float, c_int32, c_int64, c_void_p
 
 
+class Grid(ctypes.Structure):
+    """How floats become unsigned bytes."""
+
+    _fields_ = (("inverse", c_float), ("low", c_float), ("high", c_float), ("shift", c_float))
+
+
 class Linear(ctypes.Structure):
     """An int8 linear layer."""
 
     _fields_ = (
         ("w", c_void_p),
         ("comp", c_void_p),
+        ("signed_comp", c_void_p),
         ("r", c_void_p),
         ("bias", c_void_p),
-        ("input_inverse", c_float),
+        ("input", Grid),
         ("n", c_int32),
         ("np", c_int32),
         ("kb", c_int32),

@@ -1,7 +1,8 @@
 """The one definition of the integer arithmetic, shared by training simulation, conversion and engines.
 
 A real number is `scale * q`: `scale` is float32, the zero point is 0 and q is an integer in [-127, 127]
-(-128 is never produced, so the range is symmetric). A linear layer is
+(-128 is never produced, so the range is symmetric). An asymmetric input has a zero point z, from 0 to 254: q is then
+in [-z, 255 - z], and q + z an unsigned byte. The real number is `scale * q` all the same. A linear layer is
 
     acc_i32[m, n] = sum_k x_q[m, k] * w_q[n, k]                       exact
     y[m, n]       = float32(acc_i32) * r + float32(b_i32) * r         r = float32(scale_x * scale_w)
@@ -21,14 +22,17 @@ from q8core.errors import CalibrationError
 QMAX = 127
 """Largest magnitude of a quantized weight or activation."""
 
+U8_MAX = 255
+"""Largest unsigned byte: an asymmetric activation's integer plus its zero point."""
+
 BIAS_MAX = 2**31 - 1
 """Largest magnitude of a quantized bias."""
 
 _TINY = torch.finfo(torch.float32).tiny
 
 
-def scale_from_threshold(threshold: Tensor) -> Tensor:
-    """Return the float32 step `threshold / 127`, in the shape of `threshold`.
+def scale_from_threshold(threshold: Tensor, steps: int = QMAX) -> Tensor:
+    """Return the float32 step `threshold / steps`, in the shape of `threshold`.
 
     A zero threshold (an all-zero tensor) gives scale 1.0: every value then quantizes to 0, exactly. So does a
     threshold whose step would be subnormal, because the reciprocal of such a step is not finite.
@@ -41,19 +45,38 @@ def scale_from_threshold(threshold: Tensor) -> Tensor:
     if not bool(usable.all()):
         found = float(threshold[~usable].reshape(-1)[0])
         raise CalibrationError(f"a quantization threshold must be finite and not negative; found {found:g}")
-    scale = threshold / QMAX
+    scale = threshold / steps
     return torch.where(scale < _TINY, 1.0, scale)
 
 
-def quantize(x: Tensor, scale: Tensor) -> Tensor:
+def asymmetric_grid(low: Tensor, high: Tensor) -> tuple[Tensor, int]:
+    """Return the scale (1,) and the zero point of the 256 steps from `-low` to `high`, scalars of at least 0.
+
+    The zero point is even, so that kernels can add it in the addition that rounds: halves still go to even numbers.
+    It may push one end of the range out by a step.
+
+    Raises:
+        CalibrationError: if one is negative, infinite or NaN.
+    """
+    scale = scale_from_threshold((low + high).reshape(1), U8_MAX)
+    return scale, min(2 * round(float(low / scale) / 2), U8_MAX - 1)
+
+
+def integer_limits(zero_point: int | None) -> tuple[int, int]:
+    """Return the smallest and the largest integer of a grid: symmetric, or with a zero point."""
+    return (-QMAX, QMAX) if zero_point is None else (-zero_point, U8_MAX - zero_point)
+
+
+def quantize(x: Tensor, scale: Tensor, zero_point: int | None = None) -> Tensor:
     """Return clamp(round_half_even(x * (1 / scale)), -127, 127) as float32 integers, in the shape of `x`.
 
     `scale` is float32 and broadcasts against `x` (see `per_row` for one scale per row). Computed in float32
-    whatever the dtype of `x`.
+    whatever the dtype of `x`. With a zero point the limits are `integer_limits`.
     """
+    low, high = integer_limits(zero_point)
     reciprocal = scale.reciprocal()
     q = x * reciprocal if x.dtype == torch.float32 else x.to(torch.float32).mul_(reciprocal)
-    return q.round_().clamp_(-QMAX, QMAX)
+    return q.round_().clamp_(low, high)
 
 
 def quantize_i8(x: Tensor, scale: Tensor) -> Tensor:

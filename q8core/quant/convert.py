@@ -12,17 +12,17 @@ from q8core.quant.arithmetic import dequantize, dequantize_bias, per_row, quanti
 from q8core.quant.layers import QATEmbedding, QATLinear
 from q8core.quant.prepare import quantized_layers
 
-_COMPANIONS = ("weight_scale", "input_scale", "output_scale")
+_COMPANIONS = ("weight_scale", "input_scale", "input_zero_point", "output_scale")
 
 
 def convert(prepared: nn.Module) -> dict[str, Tensor]:
     """Return the int8 checkpoint of a trained or calibrated model, by Hugging Face module path.
 
     A linear at M gives `M.weight` int8 (out, in), `M.weight_scale` float32 (1,) or (out,), `M.input_scale`
-    float32 (1,) and `M.bias` int32 (out,); with dynamic activations there is no input scale and the bias stays
-    float32. Query and key may have `M.output_scale` float32 (1,); the value has one where, and only where, the
-    attention products are quantized. An embedding gives `M.weight` int8
-    (rows, dim) and `M.weight_scale` float32 (1,) or (rows,). All other parameters stay float32.
+    float32 (1,) and `M.bias` int32 (out,), and where the input is asymmetric `M.input_zero_point` int32 (1,); with
+    dynamic activations there is no input scale and the bias stays float32. Query and key may have `M.output_scale`
+    float32 (1,); the value has one where, and only where, the attention products are quantized. An embedding gives
+    `M.weight` int8 (rows, dim) and `M.weight_scale` float32 (1,) or (rows,). All other parameters stay float32.
 
     Raises:
         CalibrationError: if a range was never observed, or a parameter is infinite or NaN; names the module.
@@ -79,6 +79,9 @@ def _linear_tensors(layer: QATLinear) -> dict[str, Tensor]:
     else:
         tensors["input_scale"] = scales.input
         tensors["bias"] = layer.bias_i32(scales.input, scales.weight)
+        zero_point = layer.range_grid("input")[1]
+        if zero_point is not None:
+            tensors["input_zero_point"] = torch.tensor([zero_point], dtype=torch.int32)
     if scales.output is not None:
         tensors["output_scale"] = scales.output
     return tensors

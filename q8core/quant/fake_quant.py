@@ -81,16 +81,16 @@ class _FakeQuantize(Function):
         return grads[0], None
 
 
-def quantize_to(x: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return `quantize(x, scale)` in a dtype that holds it exactly; `scale` has one element or one per row.
+def quantize_to(x: Tensor, scale: Tensor, dtype: torch.dtype, zero_point: int | None = None) -> Tensor:
+    """Return `quantize(x, scale, zero_point)` in a dtype that holds it exactly; `scale` has one element or one per row.
 
     Large tensors go block by block, so that the steps of one block meet in the cache: about half the time.
     """
     if x.numel() <= _BLOCK or scale.numel() != 1 or not x.is_contiguous():
-        return quantize(x, scale).to(dtype)
+        return quantize(x, scale, zero_point).to(dtype)
     q = torch.empty(x.shape, dtype=dtype, device=x.device)
     for source, target in zip(_blocks(x), _blocks(q), strict=True):
-        target.copy_(quantize(source, scale))
+        target.copy_(quantize(source, scale, zero_point))
     return q
 
 

@@ -1,7 +1,8 @@
 """The fake-quantized twins of `nn.Linear` and `nn.Embedding`.
 
 They keep the parameter names of the layer they replace, so a state dict keeps its Hugging Face names. Ranges are
-buffers (`input_threshold`, `output_threshold`, `observed_steps`): a training state resumes exactly.
+buffers (`input_threshold`, or of an asymmetric input `input_low_threshold` and `input_high_threshold`;
+`output_threshold`; `observed_steps`): a training state resumes exactly.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from q8core.errors import CalibrationError
 from q8core.quant.arithmetic import (
+    asymmetric_grid,
     dequantize_bias,
     per_row,
     quantize_bias,
@@ -22,10 +24,10 @@ from q8core.quant.arithmetic import (
 )
 from q8core.quant.context import ForwardContext, compute_dtype
 from q8core.quant.fake_quant import fake_quantize, quantize_to, quantized_linear
-from q8core.quant.ranges import RangeCollector, abs_max, ema_update, largest_of_processes, rows_of
+from q8core.quant.ranges import RangeCollector, abs_max, ema_update, largest_of_processes, rows_of, side_maxima
 from q8core.quant.scheme import Granularity, Scheme, SlotScheme
 
-RangeName = Literal["input", "output"]
+RangeName = Literal["input", "input_low", "input_high", "output"]
 
 
 class LinearScales(NamedTuple):
@@ -87,16 +89,22 @@ class QATLinear(nn.Linear):
         if shares_input_of is not None:
             shares_input_of.shared = True
         self.register_buffer("observed_steps", torch.zeros((), dtype=torch.int64))
-        if slot.activation == "ema" and shares_input_of is None:
-            self.register_buffer("input_threshold", torch.zeros(()))
-        if slot.requantize_output:
-            self.register_buffer("output_threshold", torch.zeros(()))
+        for name in self.own_ranges:
+            self.register_buffer(f"{name}_threshold", torch.zeros(()))
         self.train(linear.training)
 
     @property
     def input_owner(self) -> QATLinear:
         """The layer whose buffers hold the input range: itself, or the query layer for shared Q/K/V inputs."""
         return self._input_owner[0] if self._input_owner else self
+
+    @property
+    def own_ranges(self) -> tuple[RangeName, ...]:
+        """The ranges whose buffers this layer holds."""
+        ranges: tuple[RangeName, ...] = ()
+        if self.slot.activation == "ema" and not self._input_owner:
+            ranges = ("input",) if self.slot.input_grid == "symmetric" else ("input_low", "input_high")
+        return (*ranges, "output") if self.slot.requantize_output else ranges
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the layer's output (..., out) for `input` (..., in)."""
@@ -119,8 +127,16 @@ class QATLinear(nn.Linear):
             y = fake_quantize(y, self.range_scale("output"))
         return y
 
-    def range_scale(self, name: RangeName) -> Tensor:
+    def range_scale(self, name: Literal["input", "output"]) -> Tensor:
         """Return the (1,) scale of the input or output range.
+
+        Raises:
+            CalibrationError: if the range was never observed.
+        """
+        return self.range_grid(name)[0]
+
+    def range_grid(self, name: Literal["input", "output"]) -> tuple[Tensor, int | None]:
+        """Return the (1,) scale of the input or output range, and the zero point of an asymmetric input.
 
         Raises:
             CalibrationError: if the range was never observed.
@@ -130,8 +146,9 @@ class QATLinear(nn.Linear):
             raise CalibrationError(
                 f"{owner.path}: the {name} range was never observed; train or calibrate before evaluating"
             )
-        threshold = owner.get_buffer(f"{name}_threshold")
-        return scale_from_threshold(threshold.reshape(1))
+        if name == "input" and self.slot.input_grid == "asymmetric":
+            return asymmetric_grid(*(owner.get_buffer(f"input_{side}_threshold") for side in ("low", "high")))
+        return scale_from_threshold(owner.get_buffer(f"{name}_threshold").reshape(1)), None
 
     def scales(self) -> LinearScales:
         """Return the layer's scales as they would be deployed now.
@@ -160,6 +177,7 @@ class QATLinear(nn.Linear):
         slot = self.slot
         parts = [f"in_features={self.in_features}, out_features={self.out_features}"]
         parts += [f"weight={slot.weight}, activation={slot.activation}"]
+        parts += ["input_grid=asymmetric"] if slot.input_grid == "asymmetric" else []
         parts += ["requantize_output"] if slot.requantize_output else []
         parts += [f"input range of {self.input_owner.path}"] if self._input_owner else []
         return ", ".join(parts)
@@ -189,25 +207,32 @@ class QATLinear(nn.Linear):
             recalled = self.context.recall(owner, x)
             if recalled is not None:
                 return recalled
-        scale_x = self.range_scale("input")
-        x_q = quantize_to(x.detach(), scale_x, dtype)
+        scale_x, zero_point = self.range_grid("input")
+        x_q = quantize_to(x.detach(), scale_x, dtype, zero_point)
         if self.shared:
             self.context.remember(self, x, x_q, scale_x)
         return x_q, scale_x
 
-    def _observe(self, name: RangeName, x: Tensor, step: int) -> None:
-        """Move a range towards max|x| of this batch, before the batch is quantized."""
-        observed = largest_of_processes(abs_max(x, self.context.mask))
-        if not bool(torch.isfinite(observed)):
+    def _observe(self, name: Literal["input", "output"], x: Tensor, step: int) -> None:
+        """Move a range towards max|x| of this batch, or its sides' maxima, before the batch is quantized."""
+        names = [each for each in self.own_ranges if each.startswith(name)]
+        mask = self.context.mask
+        found = [
+            largest_of_processes(each) for each in (side_maxima(x, mask) if len(names) == 2 else (abs_max(x, mask),))
+        ]
+        if not all(bool(torch.isfinite(observed)) for observed in found):
             raise CalibrationError(f"{self.path}: the {name} of this layer is infinite or NaN at step {step}")
-        threshold = self.get_buffer(f"{name}_threshold")
-        threshold.copy_(ema_update(threshold, observed, step, self.ema_decay, self.ema_debias))
+        for each, observed in zip(names, found, strict=True):
+            threshold = self.get_buffer(f"{each}_threshold")
+            threshold.copy_(ema_update(threshold, observed, step, self.ema_decay, self.ema_debias))
 
     def _collect(self, x: Tensor, collectors: dict[RangeName, RangeCollector]) -> Tensor:
         """Calibration: hand input and output to the collectors and compute in float."""
         y = F.linear(x, self.weight, self.bias)
         for name, collector in collectors.items():
-            rows = rows_of((x if name == "input" else y).detach(), self.context.mask)
+            rows = rows_of((y if name == "output" else x).detach(), self.context.mask)
+            if name in ("input_low", "input_high"):
+                rows = (rows if name == "input_high" else -rows).clamp(min=0)
             try:
                 collector.add(rows)
             except CalibrationError as error:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from q8core.errors import CalibrationError, SchemeError
+from q8core.errors import CalibrationError, InputError, SchemeError
 from q8core.quant.context import ForwardContext
 from q8core.quant.layers import QATEmbedding, QATLinear, RangeName
 from q8core.quant.ranges import CalibrationMethod, create_collector
@@ -104,15 +104,18 @@ def calibrate(
 
     Raises:
         CalibrationError: if there is no batch, or an activation is infinite or NaN.
-        InputError: if method or percentile is not allowed.
+        InputError: if method or percentile is not allowed, or "mse" is to find the range of an asymmetric input.
         SchemeError: if the model was not prepared.
     """
     linears, embeddings = quantized_layers(prepared)
+    asymmetric = [path for path, layer in linears.items() if layer.slot.input_grid == "asymmetric"]
+    if method == "mse" and asymmetric:
+        raise InputError(f"calibration by mse finds symmetric ranges, and {asymmetric[0]} is asymmetric: use max")
     training = prepared.training
     prepared.eval()
     try:
         for layer in linears.values():
-            layer.collectors = {name: create_collector(method, percentile) for name in _own_ranges(layer)}
+            layer.collectors = {name: create_collector(method, percentile) for name in layer.own_ranges}
         for table in embeddings.values():
             table.collecting = True
         count = 0
@@ -151,15 +154,6 @@ def quantized_layers(prepared: nn.Module) -> tuple[dict[str, QATLinear], dict[st
 def master_weights(prepared: nn.Module) -> dict[str, Tensor]:
     """Return the float parameters under their Hugging Face names, without the ranges: what a float file stores."""
     return {name: parameter.detach() for name, parameter in prepared.named_parameters()}
-
-
-def _own_ranges(layer: QATLinear) -> tuple[RangeName, ...]:
-    ranges: list[RangeName] = []
-    if layer.slot.activation == "ema" and layer.input_owner is layer:
-        ranges.append("input")
-    if layer.slot.requantize_output:
-        ranges.append("output")
-    return tuple(ranges)
 
 
 def _collected(layer: QATLinear) -> dict[RangeName, Tensor]:
@@ -201,13 +195,13 @@ def _attention_twin(module: nn.Module, path: str, slot: SlotScheme, context: For
 
 
 def _input_owner(path: str, slot: SlotScheme, scheme: Scheme, built: Mapping[str, QATLinear]) -> QATLinear | None:
-    """Return the first of query, key, value of the same attention that has an EMA input range, if shared."""
+    """Return the first of query, key, value of the same attention that has such an EMA input range, if shared."""
     parent, _, name = path.rpartition(".")
     if not scheme.share_qkv_input or name not in ("query", "key", "value") or slot.activation != "ema":
         return None
     for sibling in ("query", "key", "value"):
         layer = built.get(f"{parent}.{sibling}")
-        if layer is not None and layer.slot.activation == "ema":
+        if layer is not None and (layer.slot.activation, layer.slot.input_grid) == ("ema", slot.input_grid):
             return layer
     return None
 

@@ -35,6 +35,11 @@ def abs_max(x: Tensor, mask: Tensor | None = None) -> Tensor:
 
     NaN in a counted row gives NaN. The mask is applied only if it has the shape of the rows (see `rows_of`).
     """
+    return torch.maximum(*side_maxima(x, mask))
+
+
+def side_maxima(x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return max(-x) and max(x), each at least 0, as float32 scalars; masked and not finite values as in `abs_max`."""
     if mask is None or mask.shape != x.shape[:-1]:
         low, high = torch.aminmax(x.detach())
     else:
@@ -43,7 +48,7 @@ def abs_max(x: Tensor, mask: Tensor | None = None) -> Tensor:
         hidden = mask == 0
         high = detached.amax(dim=-1).masked_fill_(hidden, 0).amax()
         low = detached.amin(dim=-1).masked_fill_(hidden, 0).amin()
-    return torch.maximum(high, -low).to(torch.float32)
+    return (-low).clamp(min=0).to(torch.float32), high.clamp(min=0).to(torch.float32)
 
 
 def decay_at(step: int, decay: float, debias: bool) -> float:

@@ -15,6 +15,7 @@ from q8core.errors import SchemeError
 
 Granularity = Literal["per_tensor", "per_channel"]
 ActivationRange = Literal["ema", "dynamic", "none"]
+InputGrid = Literal["symmetric", "asymmetric"]
 
 EMBEDDING_SLOTS = ("word_embeddings", "position_embeddings", "token_type_embeddings")
 LINEAR_SLOTS = (
@@ -47,6 +48,8 @@ class SlotScheme:
         requantize_output: put the output on an 8-bit grid too: query and key, the operands of Q K^T, and value,
             where the attention products are quantized.
         start_step: training steps that only observe ranges and compute in float32.
+        input_grid: "symmetric" around 0, 255 values from -max|x| to max|x|; or, for static ("ema") inputs,
+            "asymmetric", 256 values with a zero point between the smallest and the largest that is observed.
     """
 
     enabled: bool = True
@@ -54,6 +57,7 @@ class SlotScheme:
     activation: ActivationRange = "ema"
     requantize_output: bool = False
     start_step: int = 0
+    input_grid: InputGrid = "symmetric"
 
     def __post_init__(self) -> None:
         _check_bool("enabled", self.enabled)
@@ -62,6 +66,9 @@ class SlotScheme:
         _check_bool("requantize_output", self.requantize_output)
         if type(self.start_step) is not int or self.start_step < 0:
             raise SchemeError(f"start_step must be an integer of at least 0, not {self.start_step!r}")
+        _check_choice("input_grid", self.input_grid, get_args(InputGrid))
+        if self.input_grid == "asymmetric" and self.activation != "ema":
+            raise SchemeError(f"input_grid 'asymmetric' needs activation 'ema', not {self.activation!r}")
         if self.requantize_output and self.activation != "ema":
             raise SchemeError(f"requantize_output needs activation 'ema', not {self.activation!r}")
 
@@ -141,7 +148,8 @@ class Scheme:
     def from_dict(cls, data: Mapping[str, object]) -> Scheme:
         """Return the scheme that `to_dict` described.
 
-        Without the slot of the attention products, which first manifests did not know, they are in float32.
+        First manifests knew neither the slot of the attention products, which are in float32 without it, nor a
+        slot's input grid, which is symmetric.
 
         Raises:
             SchemeError: if a key is unknown or missing (the message names the allowed ones) or a value is wrong.
@@ -151,7 +159,8 @@ class Scheme:
         slots: dict[str, SlotScheme] = {}
         for slot, value in _mapping("slots", data["slots"]).items():
             _check_keys("slot", {slot: None}, SLOTS)
-            slots[slot] = _slot_from_dict(f"slot {slot!r}", _mapping(f"slot {slot!r}", value))
+            known_to_all = {"input_grid": SlotScheme.input_grid, **_mapping(f"slot {slot!r}", value)}
+            slots[slot] = _slot_from_dict(f"slot {slot!r}", known_to_all)
         slots.setdefault(ATTENTION_PRODUCTS, _FLOAT_PRODUCTS)
         overrides = {
             glob: _mapping(f"override {glob!r}", change)

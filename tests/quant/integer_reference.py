@@ -43,7 +43,8 @@ class IntegerBert:
         scale_w = self.t[f"{path}.weight_scale"].astype(np.float64)
         if f"{path}.input_scale" in self.t:
             scale_x = self.t[f"{path}.input_scale"].astype(np.float64)
-            acc = self._quantize(x, scale_x) @ w.T + self.t[f"{path}.bias"].astype(np.int64)
+            x_q = self._quantize(x, scale_x, self.t.get(f"{path}.input_zero_point"))
+            acc = x_q @ w.T + self.t[f"{path}.bias"].astype(np.int64)
             y = acc * (scale_x * scale_w)
         else:
             scale_x = np.abs(x).max(axis=-1, keepdims=True) / 127
@@ -56,7 +57,10 @@ class IntegerBert:
         return y
 
     @staticmethod
-    def _quantize(x: Array, scale: Array) -> Array:
+    def _quantize(x: Array, scale: Array, zero_point: Array | None = None) -> Array:
+        if zero_point is not None:
+            z = int(zero_point[0])
+            return np.clip(np.rint(x / scale) + z, 0, 255).astype(np.int64) - z
         return np.clip(np.rint(x / scale), -127, 127).astype(np.int64)
 
     def _embedding(self, name: str, ids: Array) -> Array:

@@ -100,7 +100,7 @@ struct Attending {
       quantize(output, row, place, context);
       return;
     }
-    const Bytes bytes = to_bytes(context * output.inverse);
+    const Bytes bytes = to_bytes(context * output.grid.inverse, output.grid);
     for (int64_t j = 0; j < lesser(16, heads.size - column); j++) output.to[at(row, place + j, output.kb)] = bytes[j];
   }
 };

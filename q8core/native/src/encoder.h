@@ -96,7 +96,9 @@ inline void normalize_rows(float* x, int64_t rows, int64_t columns, const Norm& 
     normalize(x + row * up(columns, 16), columns, norm, epsilon, row, targets, count);
 }
 
-// The quantized inputs of a layer's projections: one if they share their scale, as the default scheme has it.
+inline bool same(const Grid& a, const Grid& b) { return a.inverse == b.inverse && a.low == b.low && a.shift == b.shift; }
+
+// The quantized inputs of a layer's projections: one if they share their grid, as the default scheme has it.
 struct Inputs {
   Target targets[3];
   const uint8_t *query, *key, *value;
@@ -108,8 +110,8 @@ struct Inputs {
     count = 0;
     for (int i = 0; i < 3; i++) {
       int t = 0;
-      while (t < count && targets[t].inverse != readers[i]->input_inverse) t++;
-      if (t == count) targets[count++] = {space.input[t], readers[i]->input_inverse, readers[i]->kb};
+      while (t < count && !same(targets[t].grid, readers[i]->input)) t++;
+      if (t == count) targets[count++] = {space.input[t], readers[i]->input, readers[i]->kb};
       read[i] = targets[t].to;
     }
     query = read[0], key = read[1], value = read[2];
@@ -155,9 +157,9 @@ inline void encode(const Model& model, const Layer& layer, const Workspace& spac
   Arena own{space.scratch + omp_get_thread_num() * space.scratch_bytes};
   const AttentionScratch scratch(own, longest, space.heads);
   attention(layer, space.heads, model.heads, spans, batch.sequences, longest, scratch,
-            {space.context, layer.output.input_inverse, layer.output.kb});
+            {space.context, layer.output.input, layer.output.kb});
   linear_add(layer.output, space.context, rows, x, pitch);
-  const Target inner{space.attended, layer.inner.input_inverse, layer.inner.kb};
+  const Target inner{space.attended, layer.inner.input, layer.inner.kb};
   normalize_rows(x, rows, model.hidden, layer.output_norm, model.epsilon, &inner, 1);
   linear_gelu(layer.inner, space.attended, rows, space.inner, layer.outer);
   linear_add(layer.outer, space.inner, rows, x, pitch);
@@ -167,7 +169,7 @@ inline void encode(const Model& model, const Layer& layer, const Workspace& spac
 inline void pool_and_classify(const Model& model, const Batch& batch, const Workspace& space, float* logits) {
   const int64_t pitch = up(model.hidden, 16);
   linear_floats(model.pooler, space.attended, batch.sequences, space.some, pitch);
-  const Target head{space.context, model.head.input_inverse, model.head.kb};
+  const Target head{space.context, model.head.input, model.head.kb};
 #pragma omp for schedule(static)
   for (int64_t s = 0; s < batch.sequences; s++)
     for (int64_t i = 0; i < model.hidden; i += 16) {
@@ -196,12 +198,12 @@ inline void forward(const Model& model, const Batch& batch, char* memory, float*
       const bool last = n + 1 == model.layers;
       if (last && model.classify) {
         gather_first(model, batch, space, inputs.query);
-        const Target pooler{space.attended, model.pooler.input_inverse, model.pooler.kb};
+        const Target pooler{space.attended, model.pooler.input, model.pooler.kb};
         encode(model, model.layer[n], space, inputs, space.some_input, batch, first_only, longest, space.some,
                batch.sequences, &pooler, 1);
         pool_and_classify(model, batch, space, logits);
       } else if (last) {
-        const Target head{space.attended, model.head.input_inverse, model.head.kb};
+        const Target head{space.attended, model.head.input, model.head.kb};
         encode(model, model.layer[n], space, inputs, inputs.query, batch, space.spans, longest, space.hidden,
                batch.tokens, &head, 1);
         linear_floats(model.head, space.attended, batch.tokens, logits, model.head.n);
@@ -223,7 +225,7 @@ inline void accumulate(const Linear& layer, const uint8_t* a, int64_t rows, int3
       alignas(64) int32_t block[kRows][kPanel];
       const uint8_t* blocks[1] = {a + at(row, 0, layer.kb)};
       const uint8_t* weights[2] = {layer.w + column * layer.kb * kDepth, layer.w + (column + 16) * layer.kb * kDepth};
-      multiply<1>(blocks, kBlock, weights, layer.kb, layer.comp + column, block[0], kPanel);
+      multiply<1, 0>(blocks, kBlock, weights, layer.kb, starts(layer) + column, block[0], kPanel);
       for (int64_t m = 0; m < lesser(kRows, rows - row); m++)
         for (int64_t n = 0; n < kPanel; n++) sums[(row + m) * layer.np + column + n] = block[m][n];
     }

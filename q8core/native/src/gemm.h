@@ -1,6 +1,6 @@
 // Products of 8-bit matrices with 32-bit sums, a block of 32 or 16 rows by 32 columns at a time.
 //
-// Activations are u8 with zero point 128, in blocks of 16 rows x 64 columns, 1 KiB each. Weights are s8 in blocks of
+// Activations are u8 with a zero point, in blocks of 16 rows x 64 columns, 1 KiB each. Weights are s8 in blocks of
 // 64 inputs x 16 outputs: 16 lines of 16 outputs x 4 neighbouring inputs, which is what the dot product instructions
 // of AVX-512 VNNI and AMX read. Padding in weights is zero, so whatever activations meet it add nothing.
 #pragma once
@@ -26,7 +26,8 @@ inline uint64_t at(uint64_t row, uint64_t column, uint64_t kb) {
 // Add up 16 * Tiles rows x 32 columns into sums[row][column], `pitch` numbers from row to row.
 // `rows`: the first block of each 16 rows; `step`: bytes to the same rows' next block of depth;
 // `columns`: the first weight block of each 16 columns, the others follow; `comp` (32): where the sums begin.
-// `cold`: the weights are not in a near cache yet. ZeroPoint: 128, or 0 with `comp` as from start_without_zero_point.
+// `cold`: the weights are not in a near cache yet. ZeroPoint: 128, or 0 with `comp` as from
+// start_without_zero_point or `starts`.
 template <int Tiles, int ZeroPoint = 128>
 inline void multiply(const uint8_t* const* rows, int64_t step, const uint8_t* const* columns, int64_t kb,
                      const int32_t* comp, int32_t* sums, int64_t pitch, bool cold = false);

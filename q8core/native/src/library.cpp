@@ -60,8 +60,10 @@ Q8_EXPORT const char* q8_variant_name(const Variant* variant) { return variant->
 // Bytes of a packed weight (n, k).
 Q8_EXPORT int64_t q8_packed_bytes(int64_t n, int64_t k) { return up(n, kPanel) * up(k, kDepth); }
 
-// Pack a weight (n, k) into `packed`, which must be zeros, and its corrections into comp (n rounded up to 32).
-Q8_EXPORT void q8_pack(const int8_t* weight, int64_t n, int64_t k, uint8_t* packed, int32_t* comp) {
+// Pack a weight (n, k) into `packed`, which must be zeros, and the corrections for activations with this zero point
+// into comp and signed_comp (n rounded up to 32).
+Q8_EXPORT void q8_pack(const int8_t* weight, int64_t n, int64_t k, int32_t zero_point, uint8_t* packed, int32_t* comp,
+                       int32_t* signed_comp) {
   const int64_t kb = up(k, kDepth) / kDepth;
   for (int64_t row = 0; row < n; row++) {
     int32_t total = 0;
@@ -70,7 +72,8 @@ Q8_EXPORT void q8_pack(const int8_t* weight, int64_t n, int64_t k, uint8_t* pack
       total += w;
       packed[(row / 16 * kb + i / kDepth) * kBlock + i % kDepth / 4 * 64 + row % 16 * 4 + i % 4] = static_cast<uint8_t>(w);
     }
-    comp[row] = -128 * total;
+    comp[row] = -zero_point * total;
+    signed_comp[row] = (128 - zero_point) * total;
   }
 }
 

@@ -20,6 +20,15 @@ struct Block {
   }
 };
 
+// Where the sums of a layer's outputs begin, for `multiply` with activations whose zero point is the layer's own.
+inline const int32_t* starts(const Linear& layer) {
+#if defined(__AVX2__) && !defined(__AVX512VNNI__)
+  return layer.signed_comp;
+#else
+  return layer.comp;
+#endif
+}
+
 // Rows that one task takes, a multiple of 32: they share its weights, and stay in the second level cache from task to
 // task. Fewer where threads would have too little to choose from.
 inline int64_t chunk_rows(const Linear& layer, int64_t rows) {
@@ -44,9 +53,9 @@ inline void linear_nowait(const Linear& layer, const uint8_t* a, int64_t rows, F
     for (int64_t row = begin; row < end; row += 2 * kRows) {
       const uint8_t* blocks[2] = {a + at(row, 0, kb), a + at(row + kRows, 0, kb)};
       if (end - row > kRows)
-        multiply<2>(blocks, kBlock, weights, kb, layer.comp + column, sums[0], kPanel, row == begin);
+        multiply<2, 0>(blocks, kBlock, weights, kb, starts(layer) + column, sums[0], kPanel, row == begin);
       else
-        multiply<1>(blocks, kBlock, weights, kb, layer.comp + column, sums[0], kPanel, row == begin);
+        multiply<1, 0>(blocks, kBlock, weights, kb, starts(layer) + column, sums[0], kPanel, row == begin);
       for (int64_t m = 0; m < 2 * kRows && row + m < end; m += kRows)
         for (int n = 0; n < kPanel; n += 16)
           finish(Block{row + m, lesser(kRows, end - row - m), column + n, sums[m] + n});
@@ -69,14 +78,16 @@ inline void linear_add(const Linear& layer, const uint8_t* a, int64_t rows, floa
   });
 }
 
+inline Bytes to_bytes(Floats x, const Grid& grid) { return to_bytes(x, grid.low, grid.high, grid.shift); }
+
 // to = quantize(gelu(y)), as activations of the next layer
 inline void linear_gelu(const Linear& layer, const uint8_t* a, int64_t rows, uint8_t* to, const Linear& next) {
   const int64_t kb = next.kb;
-  const float inverse = next.input_inverse;
+  const Grid grid = next.input;
   linear(layer, a, rows, [=, &layer](const Block& block) {
     if (block.column >= kb * kDepth) return;
     uint8_t* place = to + at(block.row, block.column, kb);
-    block.outputs(layer, [=](int64_t m, Floats y) { store(place + m * kDepth, to_bytes(gelu(y, inverse))); });
+    block.outputs(layer, [=](int64_t m, Floats y) { store(place + m * kDepth, to_bytes(gelu(y, grid.inverse), grid)); });
   });
 }
 
@@ -94,12 +105,12 @@ inline void linear_floats(const Linear& layer, const uint8_t* a, int64_t rows, f
 // A layer that reads what is about to be quantized, and where it wants it.
 struct Target {
   uint8_t* to;
-  float inverse;
+  Grid grid;
   int64_t kb;
 };
 
 inline void quantize(const Target& target, int64_t row, int64_t column, Floats x) {
-  store(target.to + at(row, column, target.kb), to_bytes(x * target.inverse));
+  store(target.to + at(row, column, target.kb), to_bytes(x * target.grid.inverse, target.grid));
 }
 
 }  // namespace

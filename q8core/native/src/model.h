@@ -4,14 +4,22 @@
 #include <cstddef>
 #include <cstdint>
 
-// An int8 linear layer (k -> n): y = float(sum_k (a - 128) * w) * r + bias, a being u8 with zero point 128.
+// How floats become u8 activations: clamp(round_half_even(x * inverse), low, high) + zero point.
+struct Grid {
+  float inverse;    // 1 / scale
+  float low, high;  // -127 and 127 with zero point 128, else minus the zero point and 255 more
+  float shift;      // 1.5 * 2^23 + zero point, which is even
+};
+
+// An int8 linear layer (k -> n): y = float(sum_k (a - zero point) * w) * r + bias, a being u8.
 struct Linear {
-  const uint8_t* w;      // packed, see gemm.h
-  const int32_t* comp;   // (np): -128 * sum_k w, takes the zero point out of the sums
-  const float* r;        // (np): input scale * weight scale, 0 in the padding
-  const float* bias;     // (np), 0 in the padding
-  float input_inverse;   // 1 / input scale
-  int32_t n, np, kb;     // outputs, outputs rounded up to 32, blocks of 64 inputs
+  const uint8_t* w;            // packed, see gemm.h
+  const int32_t* comp;         // (np): -zero point * sum_k w, takes the zero point out of the sums
+  const int32_t* signed_comp;  // (np): (128 - zero point) * sum_k w, the same where 128 is taken off all activations
+  const float* r;              // (np): input scale * weight scale, 0 in the padding
+  const float* bias;           // (np), 0 in the padding
+  Grid input;
+  int32_t n, np, kb;           // outputs, outputs rounded up to 32, blocks of 64 inputs
 };
 
 // Rows of 8-bit integers with scales, or of floats.

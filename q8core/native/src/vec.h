@@ -94,10 +94,13 @@ inline Ints to_integers(Floats x) {
   return reinterpret_cast<Ints>(greatest(least(x, all(127.f)), all(-127.f)) + 0x1.8p23f) << 24 >> 24;
 }
 
-// The same + 128.
-inline Bytes to_bytes(Floats x) {
-  return low_bytes(reinterpret_cast<Ints>(greatest(least(x, all(127.f)), all(-127.f)) + (0x1.8p23f + 128.f)));
+// clamp(round_half_even(x), low, high) plus the even number that `shift` has on top of 1.5 * 2^23.
+inline Bytes to_bytes(Floats x, float low, float high, float shift) {
+  return low_bytes(reinterpret_cast<Ints>(greatest(least(x, all(high)), all(low)) + shift));
 }
+
+// The same as to_integers + 128.
+inline Bytes to_bytes(Floats x) { return to_bytes(x, -127.f, 127.f, 0x1.8p23f + 128.f); }
 
 // The polynomial of x with these coefficients, the highest power's first.
 template <int N>
