@@ -1,7 +1,9 @@
 """int8 linears through oneDNN: u8 activations with a zero point, s8 weights, GELU or the residual in the same pass.
 
 Signed activations would be the natural choice, but their kernel is about a thousand times slower on CPUs without
-signed dot products. With r as weight scale and an activation scale of 1, the result is the contract's to the bit.
+signed dot products. With r as weight scale and an activation scale of 1, the result is the contract's to the bit, as
+long as the sum of the unsigned bytes' products stays below 2**24: oneDNN makes a float of it before it takes the zero
+point out. Only rows of weights of nearly one sign get there.
 """
 
 from __future__ import annotations

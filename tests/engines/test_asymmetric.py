@@ -59,11 +59,16 @@ def test_accumulators_of_the_native_kernel_equal_int64_sums(zero_point: int, siz
 @pytest.mark.parametrize("size", [384, 3072])
 @pytest.mark.parametrize("zero_point", ZERO_POINTS)
 def test_accumulators_equal_int64_sums(kernel: LinearKernel, zero_point: int, size: int) -> None:
+    """Bit for bit; but oneDNN makes a float of the sum of unsigned bytes, which rounds it if it exceeds 2**24."""
     x, weight = operands(zero_point, size)
     packed = kernel.pack(weight.to(torch.int8), ONE, None, zero_point)
     for rows in (1, 8, 33):
-        found = packed.linear(kernel.quantize(x[:rows].float(), ONE, zero_point))
-        assert torch.equal(found, (x[:rows] @ weight.T).float())
+        found, expected = packed.linear(kernel.quantize(x[:rows].float(), ONE, zero_point)), x[:rows] @ weight.T
+        rounded = ((x[:rows] + zero_point) @ weight.T).abs() > 2**24
+        if "onednn" not in kernel.name:
+            rounded.zero_()
+        assert torch.equal(found[~rounded], expected.float()[~rounded])
+        assert not rounded.any() or float((found.double() - expected)[rounded].abs().max()) <= 4
 
 
 @EACH_KERNEL
