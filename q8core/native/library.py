@@ -42,6 +42,7 @@ def load_library() -> Any:
     library.q8_digest.restype = c_char_p
     if library.q8_digest().decode() != source_digest():
         raise EngineError("the native kernel was built from other sources than these: pip install q8bert again")
+    rows = (c_void_p, c_void_p, c_int, c_int64, c_int64)  # of a tensor: variant, place, type, rows, columns
     for name, result, arguments in (
         ("q8_variant", c_void_p, (c_int,)),
         ("q8_variant_name", c_char_p, (c_void_p,)),
@@ -57,6 +58,10 @@ def load_library() -> Any:
         ("q8_prefer_large_pages", None, (c_void_p, c_int64)),
         ("q8_float_workspace_bytes", c_int64, (POINTER(FloatModel), POINTER(Batch), c_int)),
         ("q8_forward_float", None, (c_void_p, POINTER(FloatModel), POINTER(Batch), c_void_p, c_void_p, c_int)),
+        ("q8_row_magnitudes", None, (*rows, c_void_p, c_int)),
+        ("q8_to_grid", None, (*rows, c_void_p, c_void_p, c_int, c_void_p, c_int, c_int)),
+        ("q8_rescale", None, (*rows, c_void_p, c_void_p, c_int)),
+        ("q8_column_sums", None, (*rows, c_void_p, c_int)),
     ):
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments

@@ -21,7 +21,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from q8core.quant.context import compute_dtype
-from q8core.quant.fake_quant import quantize_to
+from q8core.quant.passes import to_grid
 from q8core.quant.products import (
     PROBABILITY_MAX,
     exponentials,
@@ -49,7 +49,7 @@ class _QuantizedAttention(Function):
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, scales: ProductScales, hidden: Tensor | None, dropout: float
     ) -> Tensor:
         dtype = compute_dtype()
-        q_q, k_q, v_q = (quantize_to(x, scale, dtype) for x, scale in zip((q, k, v), scales, strict=True))
+        q_q, k_q, v_q = (to_grid(x, scale, dtype) for x, scale in zip((q, k, v), scales, strict=True))
         factor = score_factor(q.shape[-1], scales.query, scales.key)
         e = exponentials(integer_scores(q_q, k_q, hidden), factor)
         saved_e = e.to(dtype) if dtype != e.dtype else e.clone()

@@ -16,10 +16,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from q8core.quant.arithmetic import per_row, quantize, rescale_factor
-
-_BLOCK = 2**17
-"""Elements that a step-by-step computation takes at a time: 512 KiB of float32, the size of a core's cache."""
+from q8core.quant.arithmetic import per_row, rescale_factor
+from q8core.quant.passes import column_sums, on_grid, rescale_, scaled
 
 
 class _QuantizedLinear(Function):
@@ -41,7 +39,7 @@ class _QuantizedLinear(Function):
         ctx.dtypes = (x.dtype, weight.dtype, bias.dtype)
         y = F.linear(x_q, w_q)  # (..., out), integers: exact in float32 below 2**24
         if scale_x.numel() == 1:
-            _rescale_(y, rescale_factor(scale_x, scale_w), bias_hat)
+            rescale_(y, rescale_factor(scale_x, scale_w), bias_hat)
             return y
         # one scale per token: (..., 1) * (out,)
         return y.to(torch.float32).mul_(scale_x).mul_(scale_w.reshape(-1)).add_(bias_hat).to(x_q.dtype)
@@ -54,18 +52,20 @@ class _QuantizedLinear(Function):
         x_q, w_q, scale_x, scale_w = ctx.saved_tensors
         x_dtype, w_dtype, b_dtype = ctx.dtypes
         grad_y = grads[0].to(w_q.dtype)
+        # rows of a matrix, not a batch of them: a gradient that comes transposed would be multiplied piece by piece
+        rows = grad_y.reshape(-1, grad_y.shape[-1])
         grad_x = grad_w = grad_b = None
         if ctx.needs_input_grad[0]:
             # Scaling the small weight instead of the gradient saves two passes over the activations.
-            w_hat = (w_q * per_row(scale_w)).to(w_q.dtype)
-            grad_x = grad_y.matmul(w_hat).to(x_dtype)
-        rows = grad_y.reshape(-1, grad_y.shape[-1])
+            w_hat = scaled(w_q, per_row(scale_w), w_q.dtype)
+            grad_x = rows.mm(w_hat).view(x_q.shape).to(x_dtype)
         if ctx.needs_input_grad[1]:
-            x_hat = x_q if scale_x.numel() == 1 else (x_q * scale_x).to(x_q.dtype)
-            grad_w = rows.t().mm(x_hat.reshape(-1, x_hat.shape[-1])).to(w_dtype)
-            grad_w = grad_w.mul_(scale_x.reshape(())) if scale_x.numel() == 1 else grad_w
+            per_tensor = scale_x.numel() == 1
+            x_hat = x_q if per_tensor else (x_q * scale_x).to(x_q.dtype)
+            grad_w = rows.t().mm(x_hat.reshape(-1, x_hat.shape[-1]))
+            grad_w = scaled(grad_w, scale_x, w_dtype) if per_tensor else grad_w.to(w_dtype)
         if ctx.needs_input_grad[2]:
-            grad_b = rows.sum(0, dtype=torch.float32).to(b_dtype)
+            grad_b = column_sums(rows).to(b_dtype)
         return grad_x, grad_w, grad_b, None, None, None, None, None
 
 
@@ -74,39 +74,11 @@ class _FakeQuantize(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor) -> Tensor:
-        return quantize(x, scale).mul_(scale).to(x.dtype)
+        return on_grid(x, scale)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         return grads[0], None
-
-
-def quantize_to(x: Tensor, scale: Tensor, dtype: torch.dtype, zero_point: int | None = None) -> Tensor:
-    """Return `quantize(x, scale, zero_point)` in a dtype that holds it exactly; `scale` has one element or one per row.
-
-    Large tensors go block by block, so that the steps of one block meet in the cache: about half the time.
-    """
-    if x.numel() <= _BLOCK or scale.numel() != 1 or not x.is_contiguous():
-        return quantize(x, scale, zero_point).to(dtype)
-    q = torch.empty(x.shape, dtype=dtype, device=x.device)
-    for source, target in zip(_blocks(x), _blocks(q), strict=True):
-        target.copy_(quantize(source, scale, zero_point))
-    return q
-
-
-def _rescale_(acc: Tensor, r: Tensor, bias_hat: Tensor) -> None:
-    """Replace accumulators (..., out) by float32(acc) * r + bias_hat, in place and rounded to their dtype."""
-    for block in _blocks(acc):
-        if block.dtype == torch.float32:
-            block.mul_(r).add_(bias_hat)
-        else:
-            block.copy_(block.to(torch.float32).mul_(r).add_(bias_hat))
-
-
-def _blocks(x: Tensor) -> tuple[Tensor, ...]:
-    """Return views of whole rows of a contiguous `x` (..., K), about `_BLOCK` elements each."""
-    rows = x.view(-1, x.shape[-1])
-    return rows.split(max(1, _BLOCK // x.shape[-1]))
 
 
 def quantized_linear(

@@ -23,7 +23,8 @@ from q8core.quant.arithmetic import (
     scale_from_threshold,
 )
 from q8core.quant.context import ForwardContext, compute_dtype
-from q8core.quant.fake_quant import fake_quantize, quantize_to, quantized_linear
+from q8core.quant.fake_quant import fake_quantize, quantized_linear
+from q8core.quant.passes import row_magnitudes, to_grid
 from q8core.quant.ranges import RangeCollector, abs_max, ema_update, largest_of_processes, rows_of, side_maxima
 from q8core.quant.scheme import Granularity, Scheme, SlotScheme
 
@@ -44,14 +45,11 @@ def weight_scale(weight: Tensor, granularity: Granularity, path: str) -> Tensor:
     Raises:
         CalibrationError: if the weight of the module at `path` has an infinite or NaN value.
     """
-    if granularity == "per_channel":
-        detached = weight.detach()
-        threshold = torch.maximum(detached.amax(dim=1), -detached.amin(dim=1))
-    else:
-        threshold = abs_max(weight).reshape(1)
-    if not bool(torch.isfinite(threshold).all()):
-        raise CalibrationError(f"{path}.weight has infinite or NaN values")
-    return scale_from_threshold(threshold)
+    threshold = row_magnitudes(weight) if granularity == "per_channel" else abs_max(weight).reshape(1)
+    try:
+        return scale_from_threshold(threshold)
+    except CalibrationError:  # a magnitude is never negative
+        raise CalibrationError(f"{path}.weight has infinite or NaN values") from None
 
 
 class QATLinear(nn.Linear):
@@ -187,7 +185,7 @@ class QATLinear(nn.Linear):
         dtype = compute_dtype()
         with torch.no_grad():
             scale_w = weight_scale(self.weight, self.slot.weight, self.path)
-            w_q = quantize_to(self.weight.detach(), per_row(scale_w), dtype)
+            w_q = to_grid(self.weight, per_row(scale_w), dtype)
             x_q, scale_x = self._quantized_input(x, dtype)
             if self.slot.activation == "ema":
                 bias_hat = dequantize_bias(self.bias_i32(scale_x, scale_w), scale_x, scale_w)
@@ -201,14 +199,14 @@ class QATLinear(nn.Linear):
         """Return (x_q, scale_x); layers that share an input range also share the quantized tensor."""
         if self.slot.activation == "dynamic":
             scale_x = row_scales(x)
-            return quantize_to(x.detach(), scale_x, dtype), scale_x
+            return to_grid(x, scale_x, dtype), scale_x
         owner = self.input_owner
         if owner is not self:
             recalled = self.context.recall(owner, x)
             if recalled is not None:
                 return recalled
         scale_x, zero_point = self.range_grid("input")
-        x_q = quantize_to(x.detach(), scale_x, dtype, zero_point)
+        x_q = to_grid(x, scale_x, dtype, zero_point)
         if self.shared:
             self.context.remember(self, x, x_q, scale_x)
         return x_q, scale_x

@@ -17,7 +17,7 @@ from q8core.errors import InputError, SchemeError
 from q8core.quant import LINEAR_SLOTS, QATLinear, Scheme, SlotScheme, calibrate, convert, prepare, preset, quantize
 from q8core.quant.arithmetic import asymmetric_grid
 from q8core.quant.context import ForwardContext
-from q8core.quant.fake_quant import quantize_to
+from q8core.quant.passes import to_grid
 from q8core.quant.ranges import side_maxima
 from tests.quant.conftest import make_batch, make_classifier
 from tests.quant.integer_reference import IntegerBert
@@ -59,7 +59,7 @@ def test_quantizing_is_that_of_float64_also_in_bfloat16(zero_point: int, seed: i
     scale = torch.tensor([0.5])  # a power of two: no product is rounded
     expected = np.clip(np.rint(x.double().numpy() / 0.5) + zero_point, 0, 255) - zero_point
     assert np.array_equal(quantize(x, scale, zero_point).numpy(), expected)
-    assert np.array_equal(quantize_to(x, scale, torch.bfloat16, zero_point).float().numpy(), expected)
+    assert np.array_equal(to_grid(x, scale, torch.bfloat16, zero_point).float().numpy(), expected)
 
 
 def test_the_sides_of_a_range_leave_padding_out() -> None:

@@ -162,7 +162,7 @@ def test_mask_may_be_positional_and_is_forgotten(classifier: BertForSequenceClas
 def test_shared_input_range(batch: Batch, spy: Callable[[object, str], list[tuple[Tensor, ...]]]) -> None:
     """Query, key and value read one tensor: one range, and it is quantized once."""
     model = prepare(make_classifier(), preset("q8bert")).train()
-    calls = spy(layers_module, "quantize_to")
+    calls = spy(layers_module, "to_grid")
     model(**batch)
     activations = [call for call in calls if call[0].dim() == 3]
     assert len(activations) == 2 * 4  # layers x (query input, attention output, ffn in, ffn out)

@@ -132,3 +132,23 @@ Q8_EXPORT void q8_forward_float(const Variant* variant, const FloatModel* model,
                                 float* logits, int threads) {
   variant->forward_float(*model, *batch, workspace, logits, threads);
 }
+
+Q8_EXPORT void q8_row_magnitudes(const Variant* variant, const void* x, int type, int64_t rows, int64_t columns,
+                                 float* to, int threads) {
+  variant->passes.row_magnitudes(x, type, rows, columns, to, threads);
+}
+
+Q8_EXPORT void q8_to_grid(const Variant* variant, const void* x, int type, int64_t rows, int64_t columns,
+                          const float* inverse, const float* scale, int per_row, void* to, int to_type, int threads) {
+  variant->passes.to_grid(x, type, rows, columns, inverse, scale, per_row, to, to_type, threads);
+}
+
+Q8_EXPORT void q8_rescale(const Variant* variant, void* y, int type, int64_t rows, int64_t columns, const float* r,
+                          const float* bias, int threads) {
+  variant->passes.rescale(y, type, rows, columns, r, bias, threads);
+}
+
+Q8_EXPORT void q8_column_sums(const Variant* variant, const void* x, int type, int64_t rows, int64_t columns, float* to,
+                              int threads) {
+  variant->passes.column_sums(x, type, rows, columns, to, threads);
+}

@@ -63,6 +63,15 @@ struct Batch {
 
 struct FloatModel;  // float_model.h
 
+// The passes of training over rows of float32 (type 0) or bfloat16 (type 1), see passes.h.
+struct Passes {
+  void (*row_magnitudes)(const void* x, int type, int64_t rows, int64_t columns, float* to, int threads);
+  void (*to_grid)(const void* x, int type, int64_t rows, int64_t columns, const float* inverse, const float* scale,
+                  int per_row, void* to, int to_type, int threads);
+  void (*rescale)(void* y, int type, int64_t rows, int64_t columns, const float* r, const float* bias, int threads);
+  void (*column_sums)(const void* x, int type, int64_t rows, int64_t columns, float* to, int threads);
+};
+
 // One build of the engine: a row in the table that the CPU's features choose from.
 struct Variant {
   const char* name;
@@ -71,4 +80,5 @@ struct Variant {
   void (*products)(const Model&, const Batch&, char* memory, int threads);
   // Null without fused multiply-add, which it would be slow without.
   void (*forward_float)(const FloatModel&, const Batch&, char* workspace, float* logits, int threads);
+  Passes passes;
 };

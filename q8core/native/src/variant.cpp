@@ -1,6 +1,7 @@
 // The engine for one instruction set: compiled once per variant, with the compiler's flags for it.
 #include "encoder.h"
 #include "floor.h"
+#include "passes.h"
 #if defined(__FMA__)
 #include "float_encoder.h"
 #define Q8_FORWARD_FLOAT forward_float
@@ -15,4 +16,5 @@
 
 extern const Variant Q8_JOIN(variant_, Q8_VARIANT);
 const Variant Q8_JOIN(variant_, Q8_VARIANT) = {Q8_TEXT(Q8_VARIANT), forward, accumulate, products,
-                                                 Q8_FORWARD_FLOAT};
+                                                 Q8_FORWARD_FLOAT,
+                                                 {Run::row_magnitudes, Run::to_grid, Run::rescale, Run::column_sums}};
