@@ -14,6 +14,8 @@ from torch import Tensor
 from transformers import BertConfig
 
 from q8core.checkpoint import Checkpoint
+from q8core.checkpoint.layout import check_int8_layout
+from q8core.checkpoint.tensors import TensorFile, write_tensors
 from q8core.engines import TokenBatch, build_engine, load_engine
 from q8core.engines.kernel import LinearKernel
 from q8core.engines.kernels import accumulate
@@ -24,6 +26,7 @@ from q8core.engines.source import TensorSource
 from q8core.errors import CheckpointError
 from q8core.evaluate import engine_logits
 from q8core.native import variants
+from q8core.quant import Scheme, preset
 from q8core.quant.arithmetic import quantize
 from q8core.training.qat import train_quantized
 from tests.engines.conftest import KERNELS, TASKS, largest_difference, random_sequences, reference_logits, simulate
@@ -174,3 +177,20 @@ def test_other_zero_points_are_refused(zero_point: int) -> None:
     tensors = {**simulated.tensors, "classifier.input_zero_point": torch.tensor([zero_point], dtype=torch.int32)}
     with pytest.raises(CheckpointError, match=f"zero_point is {zero_point}; a zero point is an even number from 0"):
         build_engine(simulated.config, "classify", tensors, "int8", "onednn")
+
+
+def test_zero_points_are_there_where_the_scheme_says_and_nowhere_else(tmp_path: Path) -> None:
+    simulated, scheme = simulate("classify", asymmetric("static", "ffn_out")), asymmetric("static", "ffn_out")
+    name = "bert.encoder.layer.1.output.dense.input_zero_point"
+    file = tmp_path / "model.safetensors"
+
+    def check(tensors: dict[str, Tensor], rules: Scheme) -> None:
+        write_tensors(file, tensors)
+        check_int8_layout(TensorFile(file), simulated.config, "classify", 3, rules)
+
+    check(simulated.tensors, scheme)
+    with pytest.raises(CheckpointError, match=rf"tensors that no part of the model uses: .*{name}"):
+        check(simulated.tensors, preset("static"))
+    without = {key: tensor for key, tensor in simulated.tensors.items() if key != name}
+    with pytest.raises(CheckpointError, match=f"lacks the tensor {name}"):
+        check(without, scheme)
