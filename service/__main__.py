@@ -11,9 +11,11 @@ from q8core.errors import Q8Error
 from q8core.waiting import spin_briefly
 from service.cli import serve
 from service.compare_cli import compare
+from service.key_command import hash_key
 
 app.command()(serve)
 app.command()(compare)
+app.command()(hash_key)
 
 
 def main() -> None:

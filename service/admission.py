@@ -20,15 +20,29 @@ class Throughput:
         self._tokens = dict.fromkeys(lanes, 0.0)
         self._seconds = dict.fromkeys(lanes, 0.0)
 
+    def add(self, lanes: Sequence[Lane]) -> None:
+        """Measure further lanes."""
+        for lane in lanes:
+            self._tokens.setdefault(lane, 0.0)
+            self._seconds.setdefault(lane, 0.0)
+
+    def remove(self, lanes: Sequence[Lane]) -> None:
+        """Forget lanes that are gone."""
+        for lane in lanes:
+            self._tokens.pop(lane, None)
+            self._seconds.pop(lane, None)
+
     def observe(self, lane: Lane, tokens: int, seconds: float) -> None:
         """Account for one computed batch."""
-        self._tokens[lane] = self._tokens[lane] * _KEEP + tokens
-        self._seconds[lane] = self._seconds[lane] * _KEEP + seconds
+        if lane not in self._seconds:
+            return  # removed while its last batch, which nobody waited for any more, was computed
+        self._tokens[lane] = self._tokens.get(lane, 0.0) * _KEEP + tokens
+        self._seconds[lane] = self._seconds.get(lane, 0.0) * _KEEP + seconds
 
     def tokens_per_second(self, lane: Lane) -> float | None:
         """Measured speed, None before the first batch."""
-        seconds = self._seconds[lane]
-        return self._tokens[lane] / seconds if seconds > 0 else None
+        seconds = self._seconds.get(lane, 0.0)
+        return self._tokens.get(lane, 0.0) / seconds if seconds > 0 else None
 
     def drain_seconds(self, tokens: Mapping[Lane, int]) -> float | None:
         """Time to compute these tokens one lane after another; None where a needed speed is not known yet."""

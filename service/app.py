@@ -5,25 +5,31 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 import service as package
 from q8core.errors import InputError
+from service.auth import AuthMiddleware, load_keys
 from service.container import Service
 from service.errors import ServiceError, describe_error
 from service.metrics import COMPARE
 from service.middleware import BodyMiddleware, Observer, RequestMiddleware
+from service.modeladmin import ModelAdmin
 from service.registry import ModelRegistry
 from service.request_log import log_request
+from service.routes import admin as admin_routes
 from service.routes import agreement, classify, compare, health, info, metrics, page, qa
 from service.settings import Settings
-from service.trace import RequestTrace
+from service.trace import EXPOSED_HEADERS, RequestTrace
 from service.tracing import NO_TELEMETRY_LOGS, create_tracing
 
 log = logging.getLogger(__name__)
@@ -44,10 +50,12 @@ def create_app(settings: Settings, registry: ModelRegistry) -> FastAPI:
     Raises:
         InputError: traces are asked for and cannot be sent.
     """
+    keys = load_keys(settings)
     service = Service(settings, registry)
     tracing = create_tracing(settings.otlp_endpoint) if settings.otlp_endpoint else None
     observers: list[Observer] = [log_request] if settings.json_logs else []
     observers += [tracing.observe] if tracing is not None else []
+    admin = ModelAdmin(service, settings.model_root)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
@@ -55,11 +63,13 @@ def create_app(settings: Settings, registry: ModelRegistry) -> FastAPI:
         try:
             yield
         finally:
+            service.drain()
+            await run_in_threadpool(admin.join, settings.request_timeout_s)
             await run_in_threadpool(service.stop, settings.request_timeout_s)
             if tracing is not None:
                 await run_in_threadpool(tracing.close)
 
-    app = FastAPIOffline(  # /docs needs no network: its scripts come from the package, not from a CDN
+    app = (FastAPIOffline if settings.docs else _without_docs)(
         title="q8bert",
         version=package.__version__,
         description=_DESCRIPTION,
@@ -69,15 +79,44 @@ def create_app(settings: Settings, registry: ModelRegistry) -> FastAPI:
         telemetry=tracing.telemetry() if tracing is not None else NO_TELEMETRY_LOGS,
     )
     app.state.service = service
+    app.state.admin = admin
     app.mount(page.ASSETS_PATH, page.PageFiles(directory=page.FOLDER), name="page")
-    for module in (classify, qa, compare, agreement, info, health, metrics, page):
+    for module in (classify, qa, compare, agreement, info):
+        app.include_router(module.router, dependencies=_shows_lock("api key") if keys.api else [])
+    for module in (health, metrics, page):
         app.include_router(module.router)
+    if keys.admin:
+        app.include_router(admin_routes.router, dependencies=_shows_lock("admin key"))
     for kind in (RequestValidationError, HTTPException, ServiceError, InputError):
         app.add_exception_handler(kind, _answer_error)
     # the last one added is the outermost
-    app.add_middleware(BodyMiddleware, limit=settings.payload_limit)
+    app.add_middleware(BodyMiddleware, limit=settings.payload_limit, timeout_s=settings.body_timeout_s)
+    if keys.api or keys.admin:
+        app.add_middleware(AuthMiddleware, keys=keys, protect_metrics=settings.protect_metrics)
     app.add_middleware(RequestMiddleware, tasks=TASK_PATHS, metrics=service.metrics, observers=observers)
+    if settings.cors_allow_origin:
+        app.add_middleware(CORSMiddleware, **_cors(settings))
     return app
+
+
+def _shows_lock(scheme: str) -> list[Any]:
+    """Let /docs ask for the key and send it; `AuthMiddleware` is what checks it."""
+    return [Depends(HTTPBearer(auto_error=False, scheme_name=scheme))]
+
+
+def _without_docs(**options: Any) -> FastAPI:
+    return FastAPI(docs_url=None, openapi_url=None, **options)
+
+
+def _cors(settings: Settings) -> dict[str, Any]:
+    """What pages of other origins may send and read; no cookies, because nothing here reads any."""
+    return {
+        "allow_origins": settings.cors_allow_origin,
+        "allow_methods": ["GET", "POST"],
+        "allow_headers": ["authorization", "content-type", "x-q8bert-backend", "x-request-id"],
+        "expose_headers": EXPOSED_HEADERS,
+        "max_age": 600,
+    }
 
 
 async def _answer_error(request: Request, error: Exception) -> JSONResponse:

@@ -18,15 +18,25 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from service.errors import DeadlineExceeded, QueueFull, ServiceError, TooManyTokens
+from service.errors import DeadlineExceeded, QueueFull, ServiceError, TooManyTokens, UnknownModel
 from service.lane_queue import LaneQueue, long_share
 
 
 class Lane(NamedTuple):
-    """One engine: a task on a backend."""
+    """One engine: a loaded model on a backend; batches never mix lanes.
+
+    Two loads of one model's name are two lanes, so that requests of a replaced model end on its own engine.
+    """
 
     task: str
     backend: str
+    model: str = ""
+    load: int = 0
+
+    @property
+    def labels(self) -> tuple[str, str]:
+        """Task and backend: what most metrics tell apart."""
+        return self.task, self.backend
 
 
 @dataclass(frozen=True)
@@ -153,6 +163,7 @@ class BatchQueue:
         """Queue all items of a ticket, or none.
 
         Raises:
+            UnknownModel: its engine is not there (any more).
             TooManyTokens: the ticket alone is larger than the queue.
             QueueFull: no room now, or the work ahead would outlast the ticket's deadline.
             ServiceError: the queue was closed with this error.
@@ -168,6 +179,23 @@ class BatchQueue:
             self._keys[ticket] = keys
             self._changed.notify()
 
+    def add_lanes(self, lanes: Sequence[Lane]) -> None:
+        """Take tickets of further engines from now on."""
+        with self._changed:
+            for lane in lanes:
+                self._lanes.setdefault(lane, LaneQueue(self._limits.max_batch_tokens))
+
+    def remove_lanes(self, lanes: Sequence[Lane]) -> None:
+        """Take no more tickets of these engines; those that wait, if any, fail."""
+        with self._changed:
+            stranded = [ticket for ticket in self._keys if ticket.lane in lanes]
+            for ticket in stranded:
+                self._remove(ticket)
+            for lane in lanes:
+                del self._lanes[lane]
+        for ticket in stranded:
+            ticket.fail(UnknownModel(f"the model {ticket.lane.model!r} was unloaded"))
+
     def check_room(self, lane: Lane, tokens: int, deadline: float, *, reserved: int = 0) -> None:
         """Raise what `put` would raise for a ticket of this many tokens; the caller need not have it yet.
 
@@ -180,6 +208,8 @@ class BatchQueue:
         with self._changed:
             if self._closed is not None:
                 raise type(self._closed)(str(self._closed))
+            if lane not in self._lanes:
+                raise UnknownModel(f"the model {lane.model!r} is not loaded for {lane.task} on {lane.backend}")
             limits, long = self._limits, self._limits.is_long(tokens)
             if tokens > limits.max_queue_tokens:
                 raise TooManyTokens(

@@ -15,10 +15,13 @@ KEPT, CONFIRMED, CHANGED = ESCALATION_RESULTS = ("kept", "confirmed", "changed")
 class CascadeMetrics:
     """How often int8 was not sure, and whether asking again was worth it."""
 
-    def __init__(self, registry: CollectorRegistry, tasks: Iterable[str]) -> None:
+    def __init__(self, registry: CollectorRegistry) -> None:
         self.inputs = Counter(
             "q8bert_escalations", "Inputs of backend=auto, by what came of them.", ("task", "result"), registry=registry
         )
+
+    def create_children(self, tasks: Iterable[str]) -> None:
+        """Let the series of these tasks exist."""
         for task in tasks:
             for result in ESCALATION_RESULTS:
                 self.inputs.labels(task, result)

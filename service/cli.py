@@ -26,6 +26,7 @@ def _option(name: str, *flags: str) -> Any:
 
 def serve(
     checkpoint: Annotated[list[Path] | None, _option("checkpoint")] = None,
+    model: Annotated[list[str] | None, _option("model")] = None,
     host: Annotated[str | None, _option("host")] = None,
     port: Annotated[int | None, _option("port")] = None,
     backends: Annotated[str | None, _option("backends")] = None,
@@ -40,6 +41,16 @@ def serve(
     shadow_texts: Annotated[bool | None, _option("shadow_texts", "--shadow-texts/--no-shadow-texts")] = None,
     cascade: Annotated[Path | None, _option("cascade")] = None,
     payload_limit: Annotated[int | None, _option("payload_limit")] = None,
+    body_timeout_s: Annotated[float | None, _option("body_timeout_s")] = None,
+    header_limit: Annotated[int | None, _option("header_limit")] = None,
+    header_timeout_s: Annotated[float | None, _option("header_timeout_s")] = None,
+    keep_alive_s: Annotated[int | None, _option("keep_alive_s")] = None,
+    api_key_file: Annotated[Path | None, _option("api_key_file")] = None,
+    protect_metrics: Annotated[bool | None, _option("protect_metrics")] = None,
+    admin_key_file: Annotated[Path | None, _option("admin_key_file")] = None,
+    model_root: Annotated[list[Path] | None, _option("model_root")] = None,
+    cors_allow_origin: Annotated[list[str] | None, _option("cors_allow_origin")] = None,
+    docs: Annotated[bool | None, _option("docs")] = None,
     log_level: Annotated[str | None, _option("log_level")] = None,
     json_logs: Annotated[bool | None, _option("json_logs", "--json-logs/--no-json-logs")] = None,
     otlp_endpoint: Annotated[str | None, _option("otlp_endpoint")] = None,
@@ -53,7 +64,8 @@ def serve(
     SIGTERM or Ctrl-C lets accepted requests finish.
     """
     options = {name: value for name, value in locals().items() if name in Settings.model_fields}
-    settings = load_settings({**options, "checkpoint": checkpoint or None})
+    # typer gives an empty list for a repeatable option that is absent
+    settings = load_settings({name: value for name, value in options.items() if value != []})
     configure_logging(settings.log_level, json_lines=settings.json_logs)
     for name in unknown_variables():
         log.warning("%s is set but is not a setting of q8bert", name)
@@ -70,16 +82,18 @@ def _serve(settings: Settings) -> None:
     from service.server import bind, run_server
 
     with bind(settings) as listener:
-        registry = ModelRegistry.open(settings.checkpoint, settings.backends, settings.kernel, settings.threads)
+        registry = ModelRegistry.from_settings(settings)
         run_server(create_app(settings, registry), listener)
 
 
 def _dry_run(settings: Settings) -> None:
+    from service.auth import load_keys
     from service.container import Service
     from service.info import describe_service
     from service.registry import ModelRegistry
 
-    registry = ModelRegistry.open(settings.checkpoint, settings.backends, settings.kernel, settings.threads)
+    registry = ModelRegistry.from_settings(settings)
+    load_keys(settings)
     service = Service(settings, registry)
     service.start()
     service.lifecycle.wait_until_settled()

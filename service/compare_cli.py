@@ -49,10 +49,12 @@ def compare(
     from service.replay import read_requests, replay
 
     registry = ModelRegistry.open(checkpoint or [], ("fp32", "int8"), kernel, threads)
-    requests = read_requests(file, registry.models)
+    if len(registry.models) > len(registry.defaults):
+        raise InputError("two checkpoints are for one task; compare one checkpoint per task")
+    requests = read_requests(file, registry.defaults)
     cases = list(replay(requests, registry.load(), with_texts=texts))
     result: dict[str, Any] = {"file": file.name, "requests": len(requests), "tasks": {}}
-    for task, model in registry.models.items():
+    for task, model in registry.defaults.items():
         own = [case for case in cases if case.task == task]
         if own:
             found = WorstCases(worst, window=None)
@@ -75,7 +77,7 @@ def _calibrate(
     from service.cascade import calibrate, write_calibrations
 
     found: list[Calibration] = []
-    for task, model in registry.models.items():
+    for task, model in registry.defaults.items():
         own = [case for case in cases if case.task == task]
         if own:
             agree = [case.comparison.agree for case in own]

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import logging
+import threading
+import weakref
 from collections.abc import Callable, Mapping
+from functools import partial
 
+from q8core.engines.heap import release_freed_memory
+from q8core.engines.protocol import Engine
 from service.admission import Throughput
 from service.agreement import Agreement
 from service.batcher import BatchQueue, Lane, QueueLimits
@@ -12,9 +17,9 @@ from service.cascade import Cascade
 from service.cascade_metrics import AUTO
 from service.errors import Draining
 from service.lifecycle import Lifecycle, State
-from service.metrics import ServiceMetrics, create_metrics
+from service.metrics import ServiceMetrics, create_children, create_metrics
 from service.pipeline import Pipeline
-from service.registry import ModelRegistry
+from service.registry import Model, ModelRegistry
 from service.settings import Settings
 from service.shadow import Shadow
 from service.worker import EngineThread, Infers
@@ -33,6 +38,7 @@ class Service:
     def __init__(self, settings: Settings, registry: ModelRegistry) -> None:
         self.settings = settings
         self.registry = registry
+        registry.on_release = self._detach
         self.lifecycle = Lifecycle()
         self.metrics: ServiceMetrics = create_metrics(registry.lanes, auto=settings.cascade is not None)
         self.throughput = Throughput(registry.lanes)
@@ -40,7 +46,7 @@ class Service:
         self.queue = BatchQueue(registry.lanes, limits, self.throughput.drain_seconds)
         self.shadow = Shadow(
             settings.shadow_rate,
-            Agreement(registry.models),
+            Agreement(registry.tasks),
             self.metrics.shadow,
             idle=lambda: self.pipeline.in_flight.count() == 0,
             with_texts=settings.shadow_texts,
@@ -93,25 +99,71 @@ class Service:
             return f"one batch has been computing for more than {stuck_after:g} s; restart the server"
         return None
 
+    def attach(self, model: Model, engines: Mapping[Lane, Infers]) -> None:
+        """Take requests for a model whose engines are loaded; it must be put in the registry in the same step."""
+        lanes = tuple(engines)
+        create_children(self.metrics, lanes, auto=self.settings.cascade is not None)
+        self.throughput.add(lanes)
+        self.worker.add_engines(engines)
+        self.queue.add_lanes(lanes)
+
     def _start_up(self, check_stop: Callable[[], None]) -> Mapping[Lane, Infers]:
         self.lifecycle.advance(State.WARMING)
         engines = self.registry.load(check_stop)
-        for lane in engines:
-            self._publish(lane)
+        for model in self.registry.models.values():
+            self.show(model)
         return engines
 
-    def _publish(self, lane: Lane) -> None:
-        """Show a loaded engine in the metrics."""
-        model = self.registry.models[lane.task]
-        loaded = model.engines[lane.backend]
-        engine, metrics = loaded.engine, self.metrics.engines
-        metrics.memory_bytes.labels(*lane, "weights").set(engine.memory().weights)
-        metrics.memory_bytes.labels(*lane, "scales").set(engine.memory().scales)
-        # grows with the largest batch so far
-        metrics.memory_bytes.labels(*lane, "workspace").set_function(lambda: float(engine.memory().workspace))
-        metrics.selftest.labels(*lane).set(loaded.selftest_max_abs_diff)
-        isa = str(engine.describe().get("isa", "unknown"))
-        about = (*lane, model.name, model.revision, lane.backend, engine.kernel, isa)
-        metrics.model_info.labels(*about).set(1)
+    def _detach(self, model: Model) -> None:
+        """Let go of a model that no request holds any more."""
+        lanes = tuple(model.lane(backend) for backend in model.engines)
+        self.queue.remove_lanes(lanes)
+        self.worker.remove_engines(lanes)
+        self.throughput.remove(lanes)
+        engines = [loaded.engine for loaded in model.engines.values()]
+        model.engines.clear()
+        # unmapping hundreds of megabytes takes longer than the event loop shall pause
+        threading.Thread(target=_free, args=(engines,), name="q8bert-free").start()
+        log.info("%s (%s) is unloaded", model.name, model.revision)
+
+    def show(self, model: Model) -> None:
+        """Show a model's loaded engines in the metrics."""
+        metrics = self.metrics.engines
         alive = self.worker.is_alive
-        metrics.up.labels(*lane).set_function(lambda: float(alive()))
+        for backend, loaded in model.engines.items():
+            labels, engine = (model.task, backend, model.name), loaded.engine
+            metrics.memory_bytes.labels(*labels, "weights").set(engine.memory().weights)
+            metrics.memory_bytes.labels(*labels, "scales").set(engine.memory().scales)
+            # grows with the largest batch so far
+            metrics.memory_bytes.labels(*labels, "workspace").set_function(partial(_workspace, weakref.ref(engine)))
+            metrics.selftest.labels(*labels).set(loaded.selftest_max_abs_diff)
+            metrics.model_info.labels(*labels, *_build(model, backend, engine)).set(1)
+            metrics.up.labels(*labels).set_function(lambda: float(alive()))
+
+    def hide(self, model: Model) -> None:
+        """Take a model's engines out of the metrics."""
+        metrics = self.metrics.engines
+        for backend, loaded in model.engines.items():
+            labels = (model.task, backend, model.name)
+            for kind in loaded.memory_bytes:
+                metrics.memory_bytes.remove(*labels, kind)
+            metrics.selftest.remove(*labels)
+            metrics.model_info.remove(*labels, *_build(model, backend, loaded.engine))
+            metrics.up.remove(*labels)
+
+
+def _free(engines: list[Engine]) -> None:
+    """Drop the last references to engines and give their memory back."""
+    engines.clear()
+    release_freed_memory()
+
+
+def _workspace(engine: weakref.ref[Engine]) -> float:
+    """Read it from an engine that the metric must not keep alive: a gauge with a function ends up in a cycle."""
+    found = engine()
+    return float(found.memory().workspace) if found is not None else 0.0
+
+
+def _build(model: Model, backend: str, engine: Engine) -> tuple[str, str, str, str]:
+    """Revision, dtype, kernel and instruction set, as model_info's labels say them."""
+    return model.revision, backend, engine.kernel, str(engine.describe().get("isa", "unknown"))

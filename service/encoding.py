@@ -17,7 +17,7 @@ from q8core.tasks.qa import Window, best_answers, encode_windows, window_step
 from service import schemas
 from service.batcher import WorkItem
 from service.errors import BadInput, InputTooLong, TooManyTokens
-from service.registry import Model
+from service.models import Model
 from service.token_bounds import least_tokens
 from service.verdict import LabelVerdict, SpanVerdict, Verdict
 
@@ -44,6 +44,7 @@ class ClassifyWork:
         self._items = items
         self._parameters = parameters
         self.task = model.checkpoint.task
+        self.model = model
         self.inputs = len(items)
         self.characters = sum(len(text) + len(pair or "") for text, pair in items)
 
@@ -138,6 +139,7 @@ class QAWork:
         self._max_tokens = max_tokens
         self._windows: list[list[Window]] = []
         self.task = model.checkpoint.task
+        self.model = model
         self.inputs = len(items)
         self.characters = sum(len(item.question) + len(item.context) for item in items)
 

@@ -9,6 +9,11 @@ ServiceError
  ├── InputTooLong       a text has more tokens than the model takes, and truncation is off
  ├── UnknownBackend     no such backend for this task
  ├── UnknownModel       no checkpoint for this task is loaded
+ ├── Unauthorized       no key, or a wrong one, where one is needed
+ ├── BodyTooSlow        the body did not arrive in time
+ ├── PathNotAllowed     a model outside the folders that may be loaded from
+ ├── ModelConflict      another model is being loaded, or the name belongs to another task
+ ├── ModelRejected      the new checkpoint is damaged or fails its self-test; the old one goes on
  ├── BodyTooLarge       more bytes than the payload limit
  ├── TooManyTokens      one request alone exceeds the queue
  ├── QueueFull          the server has as much work as it can finish in time
@@ -37,6 +42,7 @@ class ServiceError(Exception):
     """Base of the failures that a request can meet; the message is a sentence for the client."""
 
     retry_after_s: float | None = None
+    headers: Mapping[str, str] = {}
 
     def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
         super().__init__(message)
@@ -62,6 +68,30 @@ class UnknownBackend(ServiceError):
 
 class UnknownModel(ServiceError):
     """Raised when the server holds no checkpoint for the task."""
+
+
+class Unauthorized(ServiceError):
+    """Raised for a request that shows no valid key where one is needed."""
+
+    headers: Mapping[str, str] = {"www-authenticate": 'Bearer realm="q8bert"'}
+
+
+class BodyTooSlow(ServiceError):
+    """Raised when a request body takes longer to arrive than it may; the connection is closed with the answer."""
+
+    headers: Mapping[str, str] = {"connection": "close"}
+
+
+class PathNotAllowed(ServiceError):
+    """Raised when a model shall be loaded from outside the folders that the operator allowed."""
+
+
+class ModelConflict(ServiceError):
+    """Raised when a model cannot be loaded beside what is loaded or being loaded."""
+
+
+class ModelRejected(ServiceError):
+    """Raised when a new checkpoint cannot serve; what served before goes on."""
 
 
 class BodyTooLarge(ServiceError):
@@ -122,7 +152,9 @@ INTERNAL = ErrorKind(500, "internal", "a fault in the server; the request id fin
 ERROR_KINDS: Mapping[type[Exception], ErrorKind] = {
     EmptyInput: ErrorKind(400, "empty_input", "the list of inputs is empty"),
     UnknownBackend: ErrorKind(404, "unknown_backend", "no such backend is loaded for this task"),
-    UnknownModel: ErrorKind(404, "unknown_model", "no checkpoint for this task is loaded"),
+    UnknownModel: ErrorKind(404, "unknown_model", "no such model is loaded for this task"),
+    Unauthorized: ErrorKind(401, "unauthorized", "keys are set, and the header Authorization: Bearer has none of them"),
+    BodyTooSlow: ErrorKind(408, "body_too_slow", "the body did not arrive within --body-timeout-s"),
     BodyTooLarge: ErrorKind(413, "body_too_large", "the body exceeds the payload limit"),
     TooManyTokens: ErrorKind(413, "too_many_tokens", "one request holds more tokens than the queue"),
     BadInput: ErrorKind(422, "validation", "a field is missing, unknown, or has a wrong type or value"),
@@ -136,6 +168,13 @@ ERROR_KINDS: Mapping[type[Exception], ErrorKind] = {
     EngineDead: ErrorKind(503, "engine_dead", "the engine stopped; restart the server"),
     DeadlineExceeded: ErrorKind(504, "deadline_exceeded", "no answer within the request's time limit"),
 }
+
+ADMIN_KINDS: Mapping[type[Exception], ErrorKind] = {
+    PathNotAllowed: ErrorKind(403, "path_not_allowed", "the path is in no folder of --model-root"),
+    ModelConflict: ErrorKind(409, "model_conflict", "another model is being loaded, or the name has another task"),
+    ModelRejected: ErrorKind(422, "model_rejected", "the checkpoint is damaged or fails its self-test"),
+}
+"""Further rows, of the routes under /admin alone."""
 
 # What the framework raises itself, by status.
 HTTP_KINDS: Mapping[int, ErrorKind] = {
@@ -179,10 +218,11 @@ def describe_error(error: Exception) -> ErrorAnswer:
     if isinstance(error, HTTPException):
         return _describe_http(error)
     for kind_of in type(error).__mro__:
-        kind = ERROR_KINDS.get(kind_of)
+        kind = ERROR_KINDS.get(kind_of) or ADMIN_KINDS.get(kind_of)
         if kind is not None:
-            retry_after = error.retry_after_s if isinstance(error, ServiceError) else None
-            return ErrorAnswer(kind, str(error), _retry_header(retry_after))
+            if isinstance(error, ServiceError):
+                return ErrorAnswer(kind, str(error), {**_retry_header(error.retry_after_s), **error.headers})
+            return ErrorAnswer(kind, str(error), {})
     return ErrorAnswer(INTERNAL, "internal error; the server's log has the details under this request id", {})
 
 
@@ -198,7 +238,7 @@ def _describe_http(error: HTTPException) -> ErrorAnswer:
     headers = {name.lower(): value for name, value in (error.headers or {}).items()}
     message = {
         400: "the body cannot be read as JSON (wrong encoding, nested too deep, or a number too long)",
-        404: "no such path; GET /docs lists them",
+        404: "no such path; GET /docs lists them, unless it is switched off",
         405: f"method not allowed here; allowed: {headers.get('allow', 'see /docs')}",
     }.get(error.status_code, str(error.detail))
     return ErrorAnswer(kind, message, headers)

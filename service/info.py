@@ -9,7 +9,7 @@ from typing import Any
 
 import service as package
 from service.container import Service
-from service.registry import LoadedEngine, Model
+from service.models import LoadedEngine, Model
 
 
 def describe_service(service: Service) -> dict[str, Any]:
@@ -20,7 +20,11 @@ def describe_service(service: Service) -> dict[str, Any]:
         "version": package.__version__,
         "state": service.lifecycle.state.value,
         "default_backend": settings.chosen_default,
-        "models": {task: _describe_model(model) for task, model in service.registry.models.items()},
+        "models": {
+            model.name: {**describe_model(model), "default": place == 0}
+            for task in service.registry.tasks
+            for place, model in enumerate(service.registry.of_task(task))
+        },
         "limits": {
             "max_batch_tokens": settings.max_batch_tokens,
             "max_queue_tokens": settings.max_queue_tokens,
@@ -44,10 +48,12 @@ def describe_service(service: Service) -> dict[str, Any]:
     }
 
 
-def _describe_model(model: Model) -> dict[str, Any]:
+def describe_model(model: Model) -> dict[str, Any]:
+    """Everything about one model and its engines."""
     checkpoint, manifest = model.checkpoint, model.checkpoint.manifest
     return {
         "name": model.name,
+        "task": model.task,
         "revision": model.revision,
         "labels": list(checkpoint.labels),
         "problem_type": checkpoint.problem_type,

@@ -1,7 +1,8 @@
 """Every Prometheus metric of the service, created together on a registry of their own.
 
 All label values are known at start, so all series exist from the first scrape, at zero. Gauges of changing sizes are
-read from the thing itself at scrape time, never counted up and down.
+read from the thing itself at scrape time, never counted up and down. Only what is true of one engine at a time
+(memory, self-test, up, info) has the label ``model``: requests and times of several models of a task add up.
 """
 
 from __future__ import annotations
@@ -21,13 +22,15 @@ NO_BACKEND = "none"
 COMPARE = "compare"
 """Task label of requests that both backends answer: each of them counts its own share."""
 STAGES = ("tokenize", "queue", "infer", "postprocess")
-CODES = (200, 400, 404, 405, 413, 415, 422, 429, 499, 500, 503, 504)
+CODES = (200, 400, 401, 404, 405, 408, 413, 415, 422, 429, 499, 500, 503, 504)
 REJECTIONS = {
     "queue_full": "queue_full",
     "deadline_exceeded": "deadline",
     "client_closed": "client_closed",
     "body_too_large": "too_large",
     "too_many_tokens": "too_large",
+    "unauthorized": "unauthorized",
+    "body_too_slow": "too_slow",
     "draining": "draining",
     "not_ready": "not_ready",
     "engine_dead": "engine_dead",
@@ -103,22 +106,23 @@ class EngineMetrics:
         self.cpu_seconds = Counter(
             "q8bert_cpu_seconds", "CPU time of the process while this backend computed.", backend, registry=r
         )
-        self.memory_bytes = Gauge("q8bert_model_memory_bytes", "Resident memory.", (*_LANE, "kind"), registry=r)
-        self.up = Gauge("q8bert_engine_up", "1 when self-tested and served.", _LANE, registry=r)
+        one = (*_LANE, "model")
+        self.memory_bytes = Gauge("q8bert_model_memory_bytes", "Resident memory.", (*one, "kind"), registry=r)
+        self.up = Gauge("q8bert_engine_up", "1 when self-tested and served.", one, registry=r)
         self.last_batch = Gauge("q8bert_engine_last_batch_timestamp_seconds", "End of it.", _LANE, registry=r)
         self.selftest = Gauge(
-            "q8bert_selftest_max_abs_diff", "Largest logit difference to the golden outputs.", _LANE, registry=r
+            "q8bert_selftest_max_abs_diff", "Largest logit difference to the golden outputs.", one, registry=r
         )
         self.model_info = Gauge(
             "q8bert_model_info",
             "Always 1; the labels say what is loaded.",
-            (*_LANE, "model", "revision", "dtype", "kernel", "isa"),
+            (*one, "revision", "dtype", "kernel", "isa"),
             registry=r,
         )
 
     def observe_batch(self, batch: Batch, busy_seconds: float, cpu_seconds: float, now: float) -> None:
         """Account for one computed batch."""
-        task, backend = batch.lane
+        task, backend = batch.lane.labels
         self.batches.labels(task, backend).inc()
         self.inferences.labels(task, backend).inc(len(batch.entries))
         self.batch_size.labels(backend).observe(len(batch.entries))
@@ -151,27 +155,34 @@ def create_metrics(lanes: Sequence[Lane], *, auto: bool = False) -> ServiceMetri
     disable_created_metrics()
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
-    tasks = dict.fromkeys(lane.task for lane in lanes)
     metrics = ServiceMetrics(
         registry,
         RequestMetrics(registry),
         EngineMetrics(registry),
-        ShadowMetrics(registry, tasks),
-        CascadeMetrics(registry, tasks),
+        ShadowMetrics(registry),
+        CascadeMetrics(registry),
     )
+    create_children(metrics, lanes, auto=auto)
+    return metrics
+
+
+def create_children(metrics: ServiceMetrics, lanes: Sequence[Lane], *, auto: bool = False) -> None:
+    """Let the series of these engines exist, at zero; those that exist stay as they are."""
+    tasks = dict.fromkeys(lane.task for lane in lanes)
     _create_request_children(metrics.requests, lanes)
     if auto:
         _create_auto_children(metrics.requests, tasks)
     _create_engine_children(metrics.engines, lanes)
-    return metrics
+    metrics.shadow.create_children(tasks)
+    metrics.cascade.create_children(tasks)
 
 
 def _create_request_children(requests: RequestMetrics, lanes: Sequence[Lane]) -> None:
     backends = list(dict.fromkeys(lane.backend for lane in lanes))
-    for lane in [*lanes, *(Lane(COMPARE, backend) for backend in backends)]:
-        requests.seconds.labels(*lane)
+    for labels in [*(lane.labels for lane in lanes), *((COMPARE, backend) for backend in backends)]:
+        requests.seconds.labels(*labels)
         for stage in STAGES:
-            requests.stage_seconds.labels(*lane, stage)
+            requests.stage_seconds.labels(*labels, stage)
     for task in dict.fromkeys([*(lane.task for lane in lanes), COMPARE]):
         for reason in REJECTIONS.values():
             requests.rejected.labels(task, reason)
@@ -194,9 +205,8 @@ def _create_auto_children(requests: RequestMetrics, tasks: Iterable[str]) -> Non
 
 def _create_engine_children(engines: EngineMetrics, lanes: Sequence[Lane]) -> None:
     for lane in lanes:
-        engines.batches.labels(*lane)
-        engines.inferences.labels(*lane)
-        engines.up.labels(*lane)
+        engines.batches.labels(*lane.labels)
+        engines.inferences.labels(*lane.labels)
     for backend in dict.fromkeys(lane.backend for lane in lanes):
         for family in (engines.batch_size, engines.batch_tokens, engines.busy_seconds, engines.cpu_seconds):
             family.labels(backend)

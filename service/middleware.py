@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import BodyTooLarge, describe_error
+from service.errors import BodyTooLarge, BodyTooSlow, describe_error
 from service.metrics import REJECTIONS, ServiceMetrics
 from service.trace import RequestTrace
 
@@ -91,15 +91,16 @@ class RequestMiddleware:
 
 
 class BodyMiddleware:
-    """Reads the whole body within the limit, hands it on in one piece, then notes when the client leaves.
+    """Reads the whole body, limited in size and time, hands it on in one piece, then notes when the client leaves.
 
     Everything behind it needs the whole body anyway; reading it here means one place that limits it, declared or
     chunked, and one reader of the connection.
     """
 
-    def __init__(self, app: ASGIApp, *, limit: int) -> None:
+    def __init__(self, app: ASGIApp, *, limit: int, timeout_s: float) -> None:
         self._app = app
         self._limit = limit
+        self._timeout_s = timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection scope."""
@@ -108,7 +109,12 @@ class BodyMiddleware:
             return
         trace: RequestTrace = scope["state"]["trace"]
         try:
-            body = await self._read(scope, receive)
+            async with asyncio.timeout(self._timeout_s):
+                body = await self._read(scope, receive)
+        except TimeoutError:
+            error = BodyTooSlow(f"the body did not arrive within {self._timeout_s:g} s (--body-timeout-s)")
+            await send_error(error, trace, send)
+            return
         except BodyTooLarge as error:
             await send_error(error, trace, send)
             return

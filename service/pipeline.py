@@ -30,11 +30,11 @@ from service.errors import (
     NotReady,
     QueueFull,
     UnknownBackend,
-    UnknownModel,
 )
 from service.lifecycle import Lifecycle, State
 from service.metrics import ServiceMetrics
-from service.registry import Model, ModelRegistry
+from service.models import Model
+from service.registry import ModelRegistry
 from service.settings import Settings
 from service.shadow import Sample, Shadow
 from service.text_threads import TextThreads
@@ -93,7 +93,7 @@ class Pipeline:
         self, request: schemas.ClassifyRequest, backend_header: str | None, trace: RequestTrace
     ) -> schemas.ClassifyResponse:
         """Classify every input of a request."""
-        model = self._model("classify", request.backend, backend_header, trace)
+        model = self._model("classify", request, backend_header, trace)
         items = request.items()
         if not items:
             raise EmptyInput("inputs is an empty list; send at least one text")
@@ -104,7 +104,7 @@ class Pipeline:
         self, request: schemas.QARequest, backend_header: str | None, trace: RequestTrace
     ) -> schemas.QAResponse:
         """Answer every question of a request."""
-        model = self._model("qa", request.backend, backend_header, trace)
+        model = self._model("qa", request, backend_header, trace)
         items = request.items()
         if not items:
             raise EmptyInput("inputs is an empty list; send at least one question with its context")
@@ -122,20 +122,23 @@ class Pipeline:
     ) -> schemas.ClassifyComparison | schemas.QAComparison:
         """Answer one text or question on both backends, one after the other, from the same token ids."""
         item = request.item()
-        if isinstance(item, str):
-            model = self._compared_model("classify", trace)
-            work = ClassifyWork(model, [(item, None)], schemas.ClassifyParameters())
-            answers = await self._run_shares(trace, work)
-            return compare_labels(model, answers, trace.by_backend())
-        model = self._compared_model("qa", trace)
-        work = QAWork(model, [item], schemas.QAParameters(), listed=False, max_tokens=self._settings.max_queue_tokens)
-        # one question with top_k 1 has one answer
-        spans = cast("dict[str, schemas.AnswerSpan]", await self._run_shares(trace, work))
-        return compare_spans(model, spans, trace.by_backend())
+        model = self._compared_model("classify" if isinstance(item, str) else "qa", request.model, trace)
+        with self._registry.in_use(model):
+            if isinstance(item, str):
+                work = ClassifyWork(model, [(item, None)], schemas.ClassifyParameters())
+                answers = await self._run_shares(trace, work)
+                return compare_labels(model, answers, trace.by_backend())
+            limit = self._settings.max_queue_tokens
+            work = QAWork(model, [item], schemas.QAParameters(), listed=False, max_tokens=limit)
+            # one question with top_k 1 has one answer
+            spans = cast("dict[str, schemas.AnswerSpan]", await self._run_shares(trace, work))
+            return compare_spans(model, spans, trace.by_backend())
 
-    def _model(self, task: str, body: str | None, header: str | None, trace: RequestTrace) -> Model:
+    def _model(
+        self, task: str, request: schemas.ClassifyRequest | schemas.QARequest, header: str | None, trace: RequestTrace
+    ) -> Model:
         """Choose model and backend and note both in the trace."""
-        model = self._loaded_model(task)
+        model, body = self._loaded_model(task, request.model), request.backend
         if body is not None and header is not None and body != header:
             raise BadInput(f"the body asks for backend {body!r}, the header x-q8bert-backend for {header!r}")
         asked = body if body is not None else header
@@ -147,20 +150,17 @@ class Pipeline:
         trace.backend, trace.model = backend, model.name
         return model
 
-    def _compared_model(self, task: str, trace: RequestTrace) -> Model:
+    def _compared_model(self, task: str, name: str | None, trace: RequestTrace) -> Model:
         """Choose the model of a request that both backends answer."""
-        model = self._loaded_model(task)
+        model = self._loaded_model(task, name)
         for backend in BACKENDS:
             self._check_backend(backend)
         trace.model = model.name
         return model
 
-    def _loaded_model(self, task: str) -> Model:
+    def _loaded_model(self, task: str, name: str | None) -> Model:
         self.check_ready()
-        model = self._registry.models.get(task)
-        if model is None:
-            raise UnknownModel(f"no checkpoint for {task} is loaded; loaded: {', '.join(self._registry.models)}")
-        return model
+        return self._registry.choose(task, name)
 
     def _check_backend(self, backend: str) -> None:
         if backend not in self._registry.backends:
@@ -169,9 +169,9 @@ class Pipeline:
     async def _run(self, trace: RequestTrace, work: Work[T], model: Model) -> T:
         """Answer on the backend that the trace names."""
         auto = trace.backend == AUTO
-        lane = Lane(work.task, FIRST if auto else trace.backend)
+        lane = model.lane(FIRST if auto else trace.backend)
         deadline = self._deadline(trace)
-        with self.in_flight.track(trace):
+        with self._registry.in_use(model), self.in_flight.track(trace):
             encoded = await self._encode(trace, work, lane, deadline)
             logits = await self._compute(trace, encoded, lane, deadline)
             surer = await self._escalate(trace, work, model, encoded, logits, deadline) if auto else logits
@@ -200,7 +200,7 @@ class Pipeline:
         again = [n for place in weak for n in range(ends[place] - work.sequences()[place], ends[place])]
         second = trace.part()
         items = [encoded.items[n] for n in again]
-        found = dict(zip(again, await self._infer(Lane(work.task, SECOND), items, deadline, second), strict=True))
+        found = dict(zip(again, await self._infer(model.lane(SECOND), items, deadline, second), strict=True))
         trace.close_share(second)
         merged = [found.get(n, row) for n, row in enumerate(logits)]
         surer = await self._in_threads(trace, work, partial(work.verdicts, merged))
@@ -218,12 +218,12 @@ class Pipeline:
         # the first wakes threads and CPUs for the second; taking turns, neither is favoured on average
         order = BACKENDS if next(self._comparisons) % 2 == 0 else BACKENDS[::-1]
         with self.in_flight.track(trace):
-            encoded = await self._encode(trace, work, Lane(work.task, order[0]), deadline)
+            encoded = await self._encode(trace, work, work.model.lane(order[0]), deadline)
         answers: dict[str, T] = {}
         for backend in order:
             share = trace.share(backend)
             with self.in_flight.track(share):
-                logits = await self._compute(share, encoded, Lane(work.task, backend), deadline)
+                logits = await self._compute(share, encoded, work.model.lane(backend), deadline)
                 answers[backend] = await self._finish(share, work, logits)
             trace.close_share(share)
         return {backend: answers[backend] for backend in BACKENDS}

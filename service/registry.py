@@ -1,63 +1,37 @@
-"""The checkpoints that are served and their engines, one per task and backend."""
+"""The checkpoints that are served: which one a request means, and until when a replaced one is needed.
+
+After start-up everything here happens on the event loop: choosing a model and taking hold of it are one step, with
+no other in between.
+"""
 
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from tokenizers import Tokenizer
-
-from q8core.checkpoint import Checkpoint
 from q8core.cpus import available_cpus
-from q8core.engines import load_engine, self_test
 from q8core.engines.protocol import Engine
-from q8core.errors import CheckpointError, InputError
-from q8core.tasks.classify import encode_text
+from q8core.errors import InputError
 from service.batcher import Lane
+from service.errors import UnknownModel
+from service.models import LoadedEngine, Model, load_engines, open_model
+from service.settings import Settings
+
+__all__ = ["BUNDLED", "LoadedEngine", "Model", "ModelRegistry", "bundled_checkpoints"]
 
 log = logging.getLogger(__name__)
 
 BUNDLED = Path(__file__).parent / "checkpoints"
 
 
-@dataclass(frozen=True)
-class LoadedEngine:
-    """An engine that has passed its self-test, with what was measured on the way."""
-
-    engine: Engine
-    selftest_max_abs_diff: float
-    load_seconds: float
-
-    @property
-    def memory_bytes(self) -> dict[str, int]:
-        """Resident bytes by kind, as in the metric's label."""
-        memory = self.engine.memory()
-        return {"weights": memory.weights, "scales": memory.scales, "workspace": memory.workspace}
-
-
-@dataclass
-class Model:
-    """A verified checkpoint; ``engines`` fills up while the server starts."""
-
-    name: str
-    checkpoint: Checkpoint
-    tokenizer: Tokenizer
-    engines: dict[str, LoadedEngine] = field(default_factory=lambda: dict[str, LoadedEngine]())
-
-    @property
-    def revision(self) -> str:
-        """Beginning of the int8 weights' digest; ``none`` for a plain Hugging Face folder."""
-        return (self.checkpoint.int8_sha256 or "none")[:12]
-
-
 class ModelRegistry:
-    """One model per task.
+    """Models by name; the first one of a task is its default.
 
     Args:
-        models: opened checkpoints by task.
+        models: opened checkpoints by name.
         backends: the backends to load for each.
         kernel: the int8 kernel, or auto.
         threads: CPU threads of the engines; None: all that the process may use.
@@ -68,77 +42,159 @@ class ModelRegistry:
     ) -> None:
         self.models = dict(models)
         self.backends = tuple(backends)
+        self.on_release: Callable[[Model], None] = lambda model: model.engines.clear()
+        """Called when the last request of a replaced or removed model has ended."""
+        self._uses: Counter[Model] = Counter()
+        self._retired: list[Model] = []
         self._kernel = kernel
         self._threads = threads or available_cpus()
 
     @classmethod
     def open(
-        cls, paths: Sequence[Path], backends: Sequence[str], kernel: str = "auto", threads: int | None = None
+        cls,
+        paths: Sequence[Path],
+        backends: Sequence[str],
+        kernel: str = "auto",
+        threads: int | None = None,
+        named: Sequence[tuple[str, Path]] = (),
     ) -> ModelRegistry:
         """Verify the checkpoints; engines come later, with `load`.
 
+        Args:
+            paths: checkpoints that are served under their own names.
+            backends: as in the constructor.
+            kernel: as in the constructor.
+            threads: as in the constructor.
+            named: further checkpoints with the names to serve them under. Without any the bundled ones are served.
+
         Raises:
             CheckpointError: a folder is missing, damaged or cannot serve.
-            InputError: no checkpoint at all, or two for one task.
+            InputError: no checkpoint at all, or two of one name.
         """
+        sources: list[tuple[str | None, Path]] = [*((None, path) for path in paths), *named]
         models: dict[str, Model] = {}
-        for path in paths or bundled_checkpoints():
-            checkpoint = Checkpoint.open(path)
-            known = models.get(checkpoint.task)
-            if known is not None:
+        for name, path in sources or [(None, path) for path in bundled_checkpoints()]:
+            model = open_model(path, name)
+            known = models.setdefault(model.name, model)
+            if known is not model:
                 raise InputError(
-                    f"{known.checkpoint.path} and {path} are both for the task {checkpoint.task}; give one per task"
+                    f"{known.checkpoint.path} and {path} are both called {model.name!r}; "
+                    "give one another name with --model NAME=PATH"
                 )
-            models[checkpoint.task] = _model(checkpoint)
         return cls(models, backends, kernel, threads)
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> ModelRegistry:
+        """Open what the settings name; raises as `open`."""
+        return cls.open(
+            settings.checkpoint, settings.backends, settings.kernel, settings.threads, settings.named_models
+        )
 
     @property
     def lanes(self) -> tuple[Lane, ...]:
-        """Every task on every backend."""
-        return tuple(Lane(task, backend) for task in self.models for backend in self.backends)
+        """Every model on every backend."""
+        return tuple(model.lane(backend) for model in self.models.values() for backend in self.backends)
+
+    @property
+    def retired(self) -> tuple[Model, ...]:
+        """Replaced and removed models that still answer the requests they had."""
+        return tuple(self._retired)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks that have a model."""
+        return tuple(dict.fromkeys(model.task for model in tuple(self.models.values())))
+
+    @property
+    def defaults(self) -> dict[str, Model]:
+        """The model of each task that answers requests that name none."""
+        return {task: self.of_task(task)[0] for task in self.tasks}
+
+    def uses(self, model: Model) -> int:
+        """How many requests hold this model."""
+        return self._uses[model]
+
+    def of_task(self, task: str) -> tuple[Model, ...]:
+        """The models of a task, its default first."""
+        return tuple(model for model in tuple(self.models.values()) if model.task == task)
+
+    def choose(self, task: str, name: str | None = None) -> Model:
+        """The model that a request means; its task's default where it names none.
+
+        Raises:
+            UnknownModel: no such model, or it has another task.
+        """
+        own = self.of_task(task)
+        loaded = ", ".join(model.name for model in own) or "none"
+        if name is None:
+            if own:
+                return own[0]
+            raise UnknownModel(f"no checkpoint for {task} is loaded; loaded: {', '.join(self.models) or 'none'}")
+        model = self.models.get(name)
+        if model is None:
+            raise UnknownModel(f"unknown model {name!r}; loaded for {task}: {loaded}")
+        if model.task != task:
+            raise UnknownModel(f"the model {name!r} is for {model.task}; loaded for {task}: {loaded}")
+        return model
 
     def load(self, check_stop: Callable[[], None] = lambda: None) -> dict[Lane, Engine]:
-        """Build, self-test and warm up every engine on the calling thread.
+        """Load every model on the calling thread; raises as `load_model`."""
+        engines: dict[Lane, Engine] = {}
+        for model in self.models.values():
+            engines |= self.load_model(model, check_stop)
+        for note in {engine.describe().get("speed_note") for engine in engines.values()} - {None}:
+            log.warning("%s", note)
+        return engines
+
+    def load_model(self, model: Model, check_stop: Callable[[], None] = lambda: None) -> dict[Lane, Engine]:
+        """Build, self-test and warm up one model's engines on the calling thread.
 
         Raises:
             EngineError: an engine computes something else than the checkpoint's golden outputs.
             CheckpointError: a checkpoint lacks what a backend needs.
         """
-        engines: dict[Lane, Engine] = {}
-        for lane in self.lanes:
-            check_stop()
-            begin = time.monotonic()
-            model = self.models[lane.task]
-            kernel = self._kernel if lane.backend == "int8" else "auto"
-            engine = load_engine(model.checkpoint, lane.backend, kernel=kernel, threads=self._threads)
-            check_stop()
-            result = self_test(engine, model.checkpoint)
-            check_stop()
-            engine.warmup()
-            seconds = time.monotonic() - begin
-            model.engines[lane.backend] = LoadedEngine(engine, result.max_abs_diff, seconds)
-            engines[lane] = engine
-            facts = engine.describe()
-            log.info(
-                "%s on %s: %s, %s kernel (%s), %s weights, %.1f s",
-                *lane, model.name, engine.kernel, facts["isa"], facts["weights_memory"], seconds,
-            )  # fmt: skip
-        for note in {engine.describe().get("speed_note") for engine in engines.values()} - {None}:
-            log.warning("%s", note)
-        return engines
+        return load_engines(model, self.backends, self._kernel, self._threads, check_stop)
 
+    @contextmanager
+    def in_use(self, model: Model) -> Generator[None]:
+        """Keep a model's engines until the block ends, even if it is replaced meanwhile."""
+        self._uses[model] += 1
+        try:
+            yield
+        finally:
+            self._uses[model] -= 1
+            if not self._uses[model]:
+                del self._uses[model]
+                self._release_if_unused(model)
 
-def _model(checkpoint: Checkpoint) -> Model:
-    """Check now what every request would stumble over: that the tokenizer fits the model."""
-    tokenizer = checkpoint.tokenizer()
-    size, rows = tokenizer.get_vocab_size(), checkpoint.config.vocab_size
-    if size > rows:
-        raise CheckpointError(f"{checkpoint.path}: the tokenizer has {size} tokens, the model's table {rows} rows")
-    try:
-        encode_text(tokenizer, "", None, checkpoint.max_length)
-    except InputError as error:
-        raise CheckpointError(f"{checkpoint.path}: {error}") from error
-    return Model(checkpoint.name, checkpoint, tokenizer)
+    def put(self, model: Model) -> Model | None:
+        """Serve a loaded model from now on; returns the one it replaces, which ends with its last request."""
+        old = self.models.get(model.name)
+        self.models[model.name] = model  # keeps the place of the old one: a default stays the default
+        if old is not None:
+            self._retire(old)
+        return old
+
+    def remove(self, name: str) -> Model:
+        """Give a model no more requests; it ends with its last one.
+
+        Raises:
+            UnknownModel: there is none of this name.
+        """
+        model = self.models.pop(name, None)
+        if model is None:
+            raise UnknownModel(f"unknown model {name!r}; loaded: {', '.join(self.models) or 'none'}")
+        self._retire(model)
+        return model
+
+    def _retire(self, model: Model) -> None:
+        self._retired.append(model)
+        self._release_if_unused(model)
+
+    def _release_if_unused(self, model: Model) -> None:
+        if model in self._retired and not self._uses[model]:
+            self._retired.remove(model)
+            self.on_release(model)
 
 
 def bundled_checkpoints() -> list[Path]:

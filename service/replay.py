@@ -76,7 +76,7 @@ def replay(requests: Sequence[Recorded], engines: Mapping[Lane, Engine], *, with
     """Answer every request on both backends and compare, input by input, in the order of the file."""
     for request in tqdm(requests, desc="comparing", unit="request", leave=False, disable=None):
         logits = {
-            backend: [_infer(engines[Lane(request.work.task, backend)], item) for item in request.items]
+            backend: [_infer(engines[request.model.lane(backend)], item) for item in request.items]
             for backend in BACKENDS
         }
         yield from compare_request(request.name, request.work, request.items, logits, with_texts=with_texts)

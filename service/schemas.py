@@ -55,6 +55,9 @@ class StrictModel(BaseModel):
         return data
 
 
+_MODEL = "Name of a loaded model, see /info; default: the first one of the task."
+
+
 class TextPair(StrictModel):
     """A text with an optional second one, as Hugging Face's pipeline takes it."""
 
@@ -144,6 +147,7 @@ class ClassifyRequest(StrictModel):
         default=None,
         description="fp32, int8, or auto (int8, and fp32 where int8 is not sure: --cascade); default: the server's.",
     )
+    model: Text | None = Field(default=None, description=_MODEL)
 
     def items(self) -> list[tuple[str, str | None]]:
         """Return every input as ``(text, text_pair or None)``."""
@@ -221,6 +225,7 @@ class QARequest(StrictModel):
         default=None,
         description="fp32, int8, or auto (int8, and fp32 where int8 is not sure: --cascade); default: the server's.",
     )
+    model: Text | None = Field(default=None, description=_MODEL)
 
     @model_validator(mode="after")
     def _one_form(self) -> QARequest:
@@ -273,6 +278,7 @@ class CompareRequest(StrictModel):
     )
     question: Text | None = None
     context: Text | None = None
+    model: Text | None = Field(default=None, description=_MODEL)
 
     @model_validator(mode="after")
     def _one_form(self) -> CompareRequest:

@@ -17,6 +17,7 @@ from fastapi import FastAPI
 from q8core.errors import EngineError, InputError, Q8Error
 from service.container import Service
 from service.lifecycle import State
+from service.protocol import ConnectionLimits, guarded
 from service.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -96,17 +97,20 @@ class DrainingServer(uvicorn.Server):
 
 def create_server(app: FastAPI) -> DrainingServer:
     """Configure uvicorn for the application: our own logging, no web sockets, no second queue."""
+    service: Service = app.state.service
+    settings = service.settings
     config = uvicorn.Config(
         app,
         lifespan="on",
         ws="none",
-        http="httptools",
+        http=guarded(ConnectionLimits(settings.header_limit, settings.header_timeout_s, settings.body_timeout_s)),
+        timeout_keep_alive=settings.keep_alive_s,
         log_config=None,
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=_CONNECTION_GRACE_S,
     )
-    return DrainingServer(config, app.state.service)
+    return DrainingServer(config, service)
 
 
 def run_server(app: FastAPI, listener: socket.socket) -> None:
@@ -120,9 +124,10 @@ def run_server(app: FastAPI, listener: socket.socket) -> None:
     shown = f"[{host}]" if ":" in host else host
     log.info("listening on http://%s:%d, loading %s", shown, port, ", ".join(service.registry.models))
     create_server(app).run([listener])
-    if not service.stop(_CONNECTION_GRACE_S):  # has ended already, unless a second signal cut the first short
+    # both have ended already, unless a second signal cut the first short
+    if not (service.stop(_CONNECTION_GRACE_S) and app.state.admin.join(_CONNECTION_GRACE_S)):
         # torch aborts when the interpreter ends under a computing thread
-        log.error("the engine thread did not stop in time")
+        log.error("a computing thread did not stop in time")
         os._exit(EngineError.exit_code)
     failure = service.lifecycle.failure
     if isinstance(failure, Q8Error):

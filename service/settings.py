@@ -6,6 +6,7 @@ Order of precedence: command line, environment, default. The field descriptions 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,6 +20,15 @@ from q8core.native.library import ISA_VARIABLE
 
 Backend = Literal["fp32", "int8"]
 ENV_PREFIX = "Q8BERT_"
+API_KEYS_VARIABLE = ENV_PREFIX + "API_KEYS"
+ADMIN_KEY_VARIABLE = ENV_PREFIX + "ADMIN_KEY"
+SECRET_VARIABLES = (API_KEYS_VARIABLE, ADMIN_KEY_VARIABLE)
+"""Read by `service.auth`; no fields of the settings, which are options too and may be shown."""
+
+MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+"""Names that an operator may give; they stand in URLs, headers, logs and metric labels."""
+
+_ORIGIN = re.compile(r"https?://[^\s/?#,@]+")
 
 _CommaList = NoDecode
 
@@ -29,7 +39,13 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_ignore_empty=True, frozen=True, extra="forbid")
 
     checkpoint: Annotated[tuple[Path, ...], _CommaList] = Field(
-        default=(), description="Checkpoint folder to serve, one per task; default: the bundled SST-2 and SQuAD models."
+        default=(),
+        description="Checkpoint folder to serve under its own name; default: the bundled SST-2 and SQuAD models.",
+    )
+    model: Annotated[tuple[str, ...], _CommaList] = Field(
+        default=(),
+        description="NAME=PATH: a checkpoint folder to serve under this name, for requests with the field model. The "
+        "first of a task, those of --checkpoint before, answers requests that name none.",
     )
     host: str = Field(default="127.0.0.1", description="Address to listen on; 0.0.0.0 for all.")
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
@@ -75,6 +91,30 @@ class Settings(BaseSettings):
         "first, fp32 where int8 is not sure.",
     )
     payload_limit: int = Field(default=2_000_000, ge=1, description="Largest request body in bytes.")
+    body_timeout_s: float = Field(
+        default=10.0, gt=0, allow_inf_nan=False, description="Longest time for a request body to arrive; then 408."
+    )
+    header_limit: int = Field(default=32_768, ge=1024, description="Largest request line and headers in bytes.")
+    header_timeout_s: float = Field(
+        default=10.0, gt=0, allow_inf_nan=False, description="Longest time for headers to arrive; then 408."
+    )
+    keep_alive_s: int = Field(
+        default=5, ge=1, description="How long an idle connection stays open; behind a proxy longer than its own."
+    )
+    api_key_file: Path | None = Field(
+        default=None, description="File with API keys or their hashes, one a line; requests must then show one."
+    )
+    protect_metrics: bool = Field(default=False, description="/metrics needs an API key as well.")
+    admin_key_file: Path | None = Field(
+        default=None, description="File with the admin keys or their hashes; without one there is no /admin."
+    )
+    model_root: Annotated[tuple[Path, ...], _CommaList] = Field(
+        default=(), description="Folder below which /admin may load checkpoints."
+    )
+    cors_allow_origin: Annotated[tuple[str, ...], _CommaList] = Field(
+        default=(), description="Origin whose pages may read answers, such as https://app.example.com, or *."
+    )
+    docs: bool = Field(default=True, description="Serve /docs and /openapi.json.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severe messages to log; debug logs every request (never its text)."
     )
@@ -88,11 +128,28 @@ class Settings(BaseSettings):
         description="Send OpenTelemetry traces here by OTLP over HTTP, as http://127.0.0.1:4318 (extra: otel).",
     )
 
-    @field_validator("checkpoint", "backends", mode="before")
+    @field_validator("checkpoint", "model", "backends", "model_root", "cors_allow_origin", mode="before")
     @classmethod
     def _split_commas(cls, value: Any) -> Any:
         """Environment variables carry lists as ``a,b``."""
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @field_validator("model")
+    @classmethod
+    def _named(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for given in value:
+            name, sign, path = given.partition("=")
+            if not (sign and path and MODEL_NAME.fullmatch(name)):
+                raise ValueError(f"{given!r} is not NAME=PATH; a name has letters, digits and . _ -, at most 64")
+        return value
+
+    @field_validator("cors_allow_origin")
+    @classmethod
+    def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin!r} is no origin; expected https://host, https://host:port or *")
+        return value
 
     @field_validator("backends")
     @classmethod
@@ -111,6 +168,12 @@ class Settings(BaseSettings):
             if wanted and len(self.backends) < 2:
                 raise ValueError(f"{name} needs the backends fp32 and int8; backends is {','.join(self.backends)}")
         return self
+
+    @property
+    def named_models(self) -> tuple[tuple[str, Path], ...]:
+        """Names and folders of `model`."""
+        parts = (given.partition("=") for given in self.model)
+        return tuple((name, Path(path)) for name, _, path in parts)
 
     @property
     def chosen_default(self) -> Backend:
@@ -135,7 +198,12 @@ def load_settings(options: Mapping[str, Any]) -> Settings:
 
 def unknown_variables(environment: Mapping[str, str] = os.environ) -> list[str]:
     """Names with our prefix that nothing reads: a typo, or variables that Kubernetes adds for a Service."""
-    known = {CACHE_VARIABLE, ISA_VARIABLE, *(ENV_PREFIX + name.upper() for name in Settings.model_fields)}
+    known = {
+        CACHE_VARIABLE,
+        ISA_VARIABLE,
+        *SECRET_VARIABLES,
+        *(ENV_PREFIX + name.upper() for name in Settings.model_fields),
+    }
     return sorted(name for name in environment if name.startswith(ENV_PREFIX) and name not in known)
 
 

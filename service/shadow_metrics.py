@@ -19,7 +19,7 @@ _SHARES = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.99, 1.0)
 class ShadowMetrics:
     """What the comparison of sampled requests found."""
 
-    def __init__(self, registry: CollectorRegistry, tasks: Iterable[str]) -> None:
+    def __init__(self, registry: CollectorRegistry) -> None:
         r = registry
         self.comparisons = Counter(
             "q8bert_shadow_comparisons", "Inputs answered by both backends.", ("task", "result"), registry=r
@@ -37,14 +37,17 @@ class ShadowMetrics:
         self.dropped = Counter(
             "q8bert_shadow_dropped", "Sampled requests that were not compared.", ("reason",), registry=r
         )
+        for reason in DROPS:
+            self.dropped.labels(reason)
+
+    def create_children(self, tasks: Iterable[str]) -> None:
+        """Let the series of these tasks exist."""
         for task in tasks:
             for result in RESULTS:
                 self.comparisons.labels(task, result)
             self.abs_diff.labels(task)
             if task == "qa":
                 self.span_f1.labels(task)
-        for reason in DROPS:
-            self.dropped.labels(reason)
 
     def dropped_counts(self) -> dict[str, int]:
         """How many sampled requests were dropped since start, by reason."""

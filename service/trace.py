@@ -102,6 +102,13 @@ _UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
 _STAGE_HEADERS = {"x-tokenization-time": "tokenize", "x-queue-time": "queue", "x-inference-time": "infer"}
 
 
+EXPOSED_HEADERS = (
+    *("x-request-id", "retry-after", "server-timing", "x-total-time", *_STAGE_HEADERS),
+    *("x-q8bert-backend", "x-q8bert-model", "x-compute-tokens", "x-q8bert-windows", "x-q8bert-truncated"),
+)
+"""Of answers, what a page of another origin may read."""
+
+
 def _ms(seconds: float) -> str:
     return f"{seconds * 1000:.3f}"
 

@@ -11,6 +11,7 @@ from service.verdict import Verdict
 
 if TYPE_CHECKING:
     from service.encoding import EncodedRequest
+    from service.models import Model
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -21,6 +22,11 @@ class Work(Protocol[T_co]):
     @property
     def task(self) -> str:
         """The task whose engines compute it."""
+        ...
+
+    @property
+    def model(self) -> Model:
+        """The model that computes it."""
         ...
 
     @property

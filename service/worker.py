@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from torch import Tensor
@@ -19,7 +19,7 @@ from q8core.engines.packing import TokenBatch
 from q8core.errors import Q8Error
 from service.admission import Throughput
 from service.batcher import Batch, BatchQueue, Lane
-from service.errors import EngineDead, InferenceFailed, ServiceError
+from service.errors import EngineDead, InferenceFailed, ServiceError, UnknownModel
 from service.lifecycle import Lifecycle, State
 from service.metrics import ServiceMetrics
 
@@ -83,6 +83,7 @@ class EngineThread(threading.Thread):
         self._spare = spare
         self._stop_requested = threading.Event()
         self._busy_since: float | None = None
+        self._engines: dict[Lane, Infers] = {}
 
     @property
     def busy_seconds(self) -> float:
@@ -94,15 +95,24 @@ class EngineThread(threading.Thread):
         """Leave start-up at the next step; the queue's close ends the serving."""
         self._stop_requested.set()
 
+    def add_engines(self, engines: Mapping[Lane, Infers]) -> None:
+        """Compute batches of further lanes, too; from any thread, before the queue takes their tickets."""
+        self._engines.update(engines)
+
+    def remove_engines(self, lanes: Sequence[Lane]) -> None:
+        """Let go of engines; from any thread, once nobody waits for their answers."""
+        for lane in lanes:
+            self._engines.pop(lane, None)
+
     def run(self) -> None:
         """Load, serve, and on any way out leave nobody waiting."""
         try:
-            engines = self._start_up(self._check_stop)
+            self.add_engines(self._start_up(self._check_stop))
             if self._lifecycle.advance(State.READY):
                 log.info("ready")
             pause = self._spare.pause()
             while (batch := self._next(pause)) is not None:
-                self._compute(engines[batch.lane], batch)
+                self._compute_on_engine(batch)
                 pause = 0.0 if batch.spare else self._spare.pause()
         except StartupStopped:
             log.info("stopped during start-up")
@@ -129,6 +139,13 @@ class EngineThread(threading.Thread):
                 return batch
             pause = self._spare.pause()
 
+    def _compute_on_engine(self, batch: Batch) -> None:
+        engine = self._engines.get(batch.lane)
+        if engine is None:  # its model was unloaded while this batch was on its way here: no request waits for it
+            self._fail(batch, UnknownModel(f"the model {batch.lane.model!r} was unloaded"))
+        else:
+            self._compute(engine, batch)
+
     def _compute(self, engine: Infers, batch: Batch) -> None:
         """Compute one batch; a failing engine fails the requests in it and nobody else."""
         begin, cpu_begin = time.monotonic(), time.process_time()
@@ -137,7 +154,8 @@ class EngineThread(threading.Thread):
             packed = TokenBatch.pack([(entry.item.input_ids, entry.item.token_type_ids) for entry in batch.entries])
             parts = packed.split(engine.infer(packed))
         except Exception:
-            log.exception("%s on %s failed for a batch of %d sequences", *batch.lane, len(batch.entries))
+            lane = batch.lane
+            log.exception("%s on %s failed for a batch of %d sequences", lane.model, lane.backend, len(batch.entries))
             self._fail(batch, InferenceFailed("the engine failed on this batch; the server's log has the details"))
             return
         except BaseException:  # ends the thread, and with it this batch, which is in no queue any more

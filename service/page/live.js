@@ -1,6 +1,7 @@
 // The charts: asks /metrics every two seconds while somebody looks.
 
 import { drawChart, shortNumber } from "./chart.js";
+import { withKey } from "./key.js";
 import { BACKENDS, History, readCounters } from "./metrics.js";
 
 const EVERY_MS = 2000;
@@ -26,7 +27,7 @@ export function startCharts() {
 
   async function poll() {
     try {
-      const answer = await fetch("metrics", { cache: "no-store", headers: { accept: "text/plain" } });
+      const answer = await fetch("metrics", { cache: "no-store", headers: withKey({ accept: "text/plain" }) });
       if (!answer.ok) throw new Error(`status ${answer.status}`);
       history.add(Date.now(), readCounters(await answer.text()));
       say(history.hasTraffic ? "Every 2 seconds." : "No traffic yet.");

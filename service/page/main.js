@@ -1,6 +1,7 @@
 // The page's entry: forms, requests, errors and links.
 
 import { make } from "./dom.js";
+import { keyForm, withKey } from "./key.js";
 import { startCharts } from "./live.js";
 import { drawComparison } from "./results.js";
 import { wireTabs } from "./tabs.js";
@@ -35,10 +36,11 @@ async function compare(form) {
   try {
     const answer = await fetch("compare", {
       method: "POST",
-      headers: { "content-type": "application/json" },
+      headers: withKey({ "content-type": "application/json" }),
       body: JSON.stringify(body),
     });
     const found = await answer.json();
+    if (answer.status === 401) return askForKey(form);
     if (!answer.ok) return showError(found.error, found.request_id);
     hideError();
     drawComparison(found, body.context, readingOf(answer.headers));
@@ -83,6 +85,13 @@ function showError(sentence, requestId) {
   box.replaceChildren(make("p", {}, sentence));
   if (requestId) box.append(make("p", {}, `Request ${requestId}`));
   box.hidden = false;
+}
+
+function askForKey(form) {
+  showError("This service wants an API key. It stays in this tab.");
+  const question = keyForm(() => compare(form));
+  document.getElementById("error").append(question);
+  question.querySelector("input").focus();
 }
 
 function hideError() {

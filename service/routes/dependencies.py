@@ -8,7 +8,7 @@ from fastapi import Depends, Header, Request
 
 from service import schemas
 from service.container import Service
-from service.errors import ERROR_KINDS, HTTP_KINDS
+from service.errors import ADMIN_KINDS, ERROR_KINDS, HTTP_KINDS
 from service.trace import RequestTrace
 
 
@@ -26,13 +26,14 @@ BackendHeader = Annotated[
     str | None, Header(alias="x-q8bert-backend", description="Like the body's `backend`; both must agree.")
 ]
 
-INFERENCE_ERRORS = (400, 404, 413, 415, 422, 429, 500, 503, 504)
+INFERENCE_ERRORS = (400, 401, 404, 408, 413, 415, 422, 429, 500, 503, 504)
 
 
-def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI entries for these statuses, described by the error table."""
+def error_responses(*statuses: int, admin: bool = False) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI entries for these statuses, described by the error table, with the admin routes' rows where asked."""
     meanings: dict[int, dict[str, str]] = {}
-    for kind in [*ERROR_KINDS.values(), *(HTTP_KINDS[status] for status in (400, 415))]:
+    further = ADMIN_KINDS.values() if admin else ()
+    for kind in [*ERROR_KINDS.values(), *further, *(HTTP_KINDS[status] for status in (400, 415))]:
         meanings.setdefault(kind.status, {})[kind.error_type] = kind.meaning
     return {
         status: {

@@ -125,7 +125,7 @@ def check_served_values(checkpoint: Path) -> None:
         values = [rows[0]["score"] for rows in answer]
         assert values == pytest.approx([rows[0]["score"] for rows in expected], abs=1e-4)
         assert max(values) > 1  # no probability
-        facts = client.get("/info").json()["models"]["classify"]
+        (facts,) = client.get("/info").json()["models"].values()
     assert (facts["problem_type"], facts["labels"]) == ("regression", ["LABEL_0"])
 
 

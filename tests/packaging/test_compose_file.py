@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from q8core.cache import CACHE_VARIABLE
-from service.settings import ENV_PREFIX, Settings
+from service.settings import ENV_PREFIX, SECRET_VARIABLES, Settings
 
 SERVICES = ("q8bert", "prometheus", "grafana")
 
@@ -55,7 +55,7 @@ def test_the_service_writes_nothing_but_tmp_and_its_cache(root: Path, compose: d
 
 def test_every_setting_reaches_the_service(compose: dict[str, Any]) -> None:
     environment = compose["services"]["q8bert"]["environment"]
-    assert set(environment) == {ENV_PREFIX + name.upper() for name in Settings.model_fields}
+    assert set(environment) == {*SECRET_VARIABLES, *(ENV_PREFIX + name.upper() for name in Settings.model_fields)}
     fixed = {name: value for name, value in environment.items() if value is not None}
     assert fixed == {"Q8BERT_HOST": "0.0.0.0", "Q8BERT_PORT": "8000"}
 

@@ -27,7 +27,7 @@ def test_one_text_gets_a_nested_list_sorted_by_score(client: TestClient) -> None
 
 
 def test_scores_are_those_of_hugging_face(client: TestClient, service: Service) -> None:
-    model = service.registry.models["classify"]
+    model = service.registry.models["tiny-classify"]
     reference = BertForSequenceClassification.from_pretrained(model.checkpoint.path).eval()
     answer = client.post("/classify", json={"inputs": TEXTS, "backend": "fp32"}).json()
     for text, row in zip(TEXTS, answer, strict=True):

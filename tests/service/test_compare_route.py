@@ -69,7 +69,7 @@ def _orders() -> list[list[str]]:
 def test_times_kernels_and_memory_of_each_backend(client: TestClient) -> None:
     answer = client.post("/compare", json={"inputs": "the film is good"})
     results = answer.json()["results"]
-    info = client.get("/info").json()["models"]["classify"]["backends"]
+    info = client.get("/info").json()["models"]["tiny-classify"]["backends"]
     for backend in BACKENDS:
         facts = results[backend]
         assert set(facts) == {"answer", "queue_ms", "inference_ms", "kernel", "memory_bytes"}

@@ -38,7 +38,7 @@ class Poisoned:
 @contextmanager
 def poisoned_client(folder: Path, error: BaseException) -> Iterator[tuple[TestClient, Service]]:
     registry = open_registry(folder, backends=("int8",))
-    poison = registry.models["classify"].tokenizer.token_to_id("paris")
+    poison = registry.models["tiny-classify"].tokenizer.token_to_id("paris")
     load = registry.load
     registry.load = lambda stop: {k: Poisoned(e, poison, error) for k, e in load(stop).items()}  # type: ignore
     app = create_app(Settings(backends=("int8",), threads=1), registry)
@@ -67,7 +67,9 @@ def test_dead_engine_thread_shows_in_the_probes_and_leaves_nobody_waiting(classi
             assert (probe.status_code, probe.json()["error_type"]) == (503, "engine_dead")
         again = client.post("/classify", json={"inputs": "good"})
         assert (again.status_code, again.json()["error_type"]) == (503, "engine_dead")
-        assert 'q8bert_engine_up{backend="int8",task="classify"} 0.0' in client.get("/metrics").text
+        assert (
+            'q8bert_engine_up{backend="int8",model="tiny-classify",task="classify"} 0.0' in client.get("/metrics").text
+        )
 
 
 def test_task_without_a_checkpoint_is_unknown(classify_folder: Path) -> None:
@@ -127,11 +129,11 @@ def test_stop_during_start_up_ends_the_thread(classify_folder: Path) -> None:
     service.start()
     assert service.stop(240)
     assert service.lifecycle.state is State.STOPPED
-    assert not registry.models["classify"].engines
+    assert not registry.models["tiny-classify"].engines
 
 
-def test_two_checkpoints_for_one_task_are_refused(classify_folder: Path) -> None:
-    with pytest.raises(InputError, match="one per task"):
+def test_two_checkpoints_of_one_name_are_refused(classify_folder: Path) -> None:
+    with pytest.raises(InputError, match="both called 'tiny-classify'"):
         open_registry(classify_folder, classify_folder)
 
 

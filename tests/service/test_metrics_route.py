@@ -69,7 +69,7 @@ def test_engines_and_their_memory_are_described(client: TestClient) -> None:
     found = samples(client)
     for task in ("classify", "qa"):
         for backend in ("fp32", "int8"):
-            lane = {"task": task, "backend": backend}
+            lane = {"task": task, "backend": backend, "model": f"tiny-{task}"}
             assert value(client, "q8bert_engine_up", **lane) == 1
             assert value(client, "q8bert_selftest_max_abs_diff", **lane) < 1e-3
             for kind in ("weights", "scales", "workspace"):
@@ -99,7 +99,7 @@ def test_every_series_exists_from_the_start() -> None:
     assert all(sample.value == 0 for sample in totals)
     # what only exists once an engine is loaded
     late = {"q8bert_model_memory_bytes", "q8bert_selftest_max_abs_diff", "q8bert_model_info"}
-    late |= {"q8bert_engine_last_batch_timestamp_seconds", "q8bert_requests_in_flight"}
+    late |= {"q8bert_engine_up", "q8bert_engine_last_batch_timestamp_seconds", "q8bert_requests_in_flight"}
     late |= {"q8bert_queue_requests", "q8bert_queue_tokens"}
     assert {name for name, found in families.items() if not found} == late
 

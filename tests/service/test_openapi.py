@@ -12,7 +12,7 @@ def test_inference_routes_document_every_status_they_give(client: TestClient) ->
     paths = client.get("/openapi.json").json()["paths"]
     for path in ("/classify", "/qa", "/compare"):
         responses = paths[path]["post"]["responses"]
-        assert set(responses) == {"200", "400", "404", "413", "415", "422", "429", "500", "503", "504"}
+        assert set(responses) == {"200", "400", "401", "404", "408", "413", "415", "422", "429", "500", "503", "504"}
         for status in set(responses) - {"200"}:
             schema = responses[status]["content"]["application/json"]["schema"]
             assert schema == {"$ref": "#/components/schemas/ErrorBody"}
@@ -41,9 +41,9 @@ def test_the_page_needs_nothing_from_elsewhere(client: TestClient) -> None:
 def test_docs_and_info(client: TestClient) -> None:
     assert client.get("/docs").status_code == 200
     info = client.get("/info").json()
-    assert set(info["models"]) == {"classify", "qa"}
-    assert info["models"]["classify"]["backends"]["fp32"]["dequantized"] is False
-    int8 = info["models"]["classify"]["backends"]["int8"]
+    assert set(info["models"]) == {"tiny-classify", "tiny-qa"}
+    assert info["models"]["tiny-classify"]["backends"]["fp32"]["dequantized"] is False
+    int8 = info["models"]["tiny-classify"]["backends"]["int8"]
     assert (int8["kernel"], int8["kernel_choice"], int8["kernel_microseconds"]) == ("fbgemm", "given", {})
     assert (int8["weights_memory"], int8["weights_note"]) == ("private", "torch packs them for each process")
     assert info["limits"]["payload_limit"] == 200_000

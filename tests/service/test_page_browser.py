@@ -168,3 +168,21 @@ def luminance(colour: str) -> float:
     channels = [int(part) / 255 for part in colour.removeprefix("rgb(").removesuffix(")").split(",")]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_a_service_with_keys_is_asked_with_one(shared: Browser, classify_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("a-key-for-the-page\n")
+    settings = Settings(threads=1, api_key_file=tmp_path / "keys", protect_metrics=True)
+    with running_server(create_app(settings, open_registry(classify_folder))) as locked:
+        shared.open(f"{locked}/")
+        shared.run("document.querySelector('form[data-task=classify]').requestSubmit()")
+        for key in ("a-wrong-key-of-the-page", "a-key-for-the-page"):
+            shared.wait("document.activeElement?.id === 'api-key' && document.activeElement.value === ''")
+            assert "wants an API key" in texts(shared, "#error")[0]
+            shared.run(f"document.activeElement.value = '{key}'; document.activeElement.form.requestSubmit()")
+        shared.wait(COMPARED)
+        shared.wait("document.getElementById('error').hidden")
+        # the charts have the key as well
+        shared.wait("/^(Every|No traffic)/.test(document.getElementById('live-state').textContent)")
+    shared.run("sessionStorage.clear()")
+    shared.complaints.clear()

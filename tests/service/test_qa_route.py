@@ -90,7 +90,7 @@ def test_smallest_answer_length_still_answers(client: TestClient) -> None:
 def test_logits_whose_best_starts_and_ends_do_not_pair_still_answer(service: Service, top_k: int) -> None:
     item = QAInput(question=QUESTION, context="ada " * 45)
     parameters = QAParameters(max_answer_len=2, top_k=top_k)
-    work = QAWork(service.registry.models["qa"], [item], parameters, listed=False, max_tokens=10**6)
+    work = QAWork(service.registry.models["tiny-qa"], [item], parameters, listed=False, max_tokens=10**6)
     (only,) = work.encode().items
     table = torch.zeros(only.tokens, 2)
     table[-21:-1, 0] = table[-46:-26, 1] = 30.0
@@ -113,7 +113,7 @@ def test_window_larger_than_the_model_is_refused(client: TestClient) -> None:
 def test_expected_tokens_bound_the_real_ones(service: Service, size: int, stride: int | None, context: str) -> None:
     item = QAInput(question=QUESTION, context=context)
     parameters = QAParameters(max_seq_len=size, doc_stride=stride)
-    model = service.registry.models["qa"]
+    model = service.registry.models["tiny-qa"]
     encoded = QAWork(model, [item], parameters, listed=False, max_tokens=10**9).encode()
     real = sum(work_item.tokens for work_item in encoded.items)
     assert encoded.windows is not None

@@ -185,7 +185,7 @@ def test_damaged_checkpoint_is_a_sentence(
 def test_dry_run_prints_info_and_ends(classify_folder: Path, run_main: Run) -> None:
     code, out, err = run_main("--checkpoint", classify_folder, "--dry-run", "--kernel", "fbgemm")
     assert code == 0, err
-    model = json.loads(out)["models"]["classify"]
+    model = json.loads(out)["models"]["tiny-classify"]
     assert model["name"] == "tiny-classify"
     assert set(model["backends"]) == {"fp32", "int8"}
     assert model["backends"]["int8"]["memory_bytes"]["weights"] < model["backends"]["fp32"]["memory_bytes"]["weights"]

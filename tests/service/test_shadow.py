@@ -49,7 +49,8 @@ class World:
 
 
 def make_shadow(world: World, rate: float = 1.0, seed: int = 0, limits: ShadowLimits = LIMITS) -> Shadow:
-    metrics = ShadowMetrics(CollectorRegistry(), ["classify", "qa"])
+    metrics = ShadowMetrics(CollectorRegistry())
+    metrics.create_children(["classify", "qa"])
     return Shadow(
         rate,
         Agreement(["classify", "qa"]),

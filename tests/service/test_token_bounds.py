@@ -59,7 +59,7 @@ texts = st.text(st.sampled_from("ab  .é"), max_size=200)
 
 @given(st.lists(st.tuples(texts, st.none() | texts), min_size=1, max_size=4))
 def test_bound_of_a_classification(registry: ModelRegistry, items: list[tuple[str, str | None]]) -> None:
-    work = ClassifyWork(registry.models["classify"], items, schemas.ClassifyParameters())
+    work = ClassifyWork(registry.models["tiny-classify"], items, schemas.ClassifyParameters())
     tokens = sum(item.tokens for item in work.encode().items)
     assert work.least_tokens(ANY) <= tokens
     assert work.characters == sum(len(a) + len(b or "") for a, b in items)
@@ -69,6 +69,6 @@ def test_bound_of_a_classification(registry: ModelRegistry, items: list[tuple[st
 def test_bound_of_questions(registry: ModelRegistry, items: list[tuple[str, str]], longest: int) -> None:
     inputs = [schemas.QAInput(question=f"a {question}", context=f"b {context}") for question, context in items]
     parameters = schemas.QAParameters(max_question_len=longest)
-    work = QAWork(registry.models["qa"], inputs, parameters, listed=True, max_tokens=ANY)
+    work = QAWork(registry.models["tiny-qa"], inputs, parameters, listed=True, max_tokens=ANY)
     assert work.least_tokens(ANY) <= sum(item.tokens for item in work.encode().items)
     assert work.least_tokens(5) >= 5

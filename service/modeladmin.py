@@ -1,0 +1,163 @@
+"""Models loaded, swapped and unloaded while the service runs, without a request noticing.
+
+A new model is verified, loaded, self-tested and warmed up on a thread of its own while the old one serves. Then, in one
+step on the event loop, new requests go to it; requests that began on the old one end on it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from q8core.engines.protocol import Engine
+from q8core.errors import Q8Error
+from service.batcher import Lane
+from service.container import Service
+from service.errors import ModelConflict, ModelRejected, PathNotAllowed
+from service.models import Model, open_model
+from service.registry import ModelRegistry
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Swap:
+    """A model that serves now, and the one it has replaced."""
+
+    model: Model
+    replaced: Model | None
+
+
+class ModelAdmin:
+    """Changes the models of a running service, one at a time.
+
+    Args:
+        service: whose models they are.
+        roots: folders below which checkpoints may be loaded; an admin key shall not read the whole disk.
+    """
+
+    def __init__(self, service: Service, roots: Sequence[Path]) -> None:
+        self._service = service
+        self._roots = tuple(Path(os.path.realpath(root)) for root in roots)
+        self._loading: str | None = None
+        self._thread: threading.Thread | None = None
+
+    @property
+    def registry(self) -> ModelRegistry:
+        """The service's models."""
+        return self._service.registry
+
+    async def load(self, path: str, name: str | None) -> Swap:
+        """Serve the checkpoint at ``path``, in place of the model of this name where there is one.
+
+        Args:
+            path: a folder, absolute or relative to one of the roots.
+            name: the name to serve it under; None: the checkpoint's own.
+
+        Raises:
+            PathNotAllowed: the folder is outside the roots.
+            ModelConflict: another model is being loaded, or the name belongs to a model of another task.
+            ModelRejected: the checkpoint cannot serve here; says why. What served before still does.
+            ServiceError: the service is not ready.
+        """
+        self._service.pipeline.check_ready()
+        folder = self._allowed(path)
+        if self._loading is not None:
+            raise ModelConflict(f"{self._loading} is being loaded; wait until that is over")
+        self._loading = path
+        try:
+            model, engines = await self._in_thread(lambda: self._prepare(folder, name))
+            self._service.pipeline.check_ready()
+            return Swap(model, self._commit(model, engines))
+        except Exception as error:
+            # they hold what was loaded so far, and the error lives on in a cycle with the thread's own
+            traceback.clear_frames(error.__traceback__)
+            log.warning("%s is not loaded: %s", path, error)
+            if isinstance(error, Q8Error | OSError):
+                raise ModelRejected(str(error)) from None
+            raise
+        finally:
+            self._loading = None
+
+    def unload(self, name: str) -> Model:
+        """Give a model no more requests, and its memory back after its last one.
+
+        Raises:
+            UnknownModel: there is none of this name.
+        """
+        registry = self._service.registry
+        known = registry.models.get(name)
+        if known is not None:
+            self._service.hide(known)
+        return registry.remove(name)
+
+    def join(self, timeout: float | None = None) -> bool:
+        """Wait for a load, which a drain ends at its next step; False where it goes on.
+
+        An interpreter must not end under a computing thread.
+        """
+        if self._thread is not None:
+            self._thread.join(timeout)
+        return self._thread is None or not self._thread.is_alive()
+
+    def _allowed(self, path: str) -> Path:
+        """Return the folder that a path means, its links resolved."""
+        if not self._roots:
+            raise PathNotAllowed("no folder is allowed; name those that models may be loaded from with --model-root")
+        inside = [
+            found
+            for root in self._roots
+            if (found := Path(os.path.realpath(root / path))).is_relative_to(root) and found != root
+        ]
+        if not inside:
+            raise PathNotAllowed(f"{path} is not below {', '.join(map(str, self._roots))} (--model-root)")
+        folders = [found for found in inside if os.path.isdir(found)]
+        if not folders:
+            raise ModelRejected(f"{path} is not a folder; a checkpoint is a folder with config.json and weights")
+        return folders[0]
+
+    def _prepare(self, folder: Path, name: str | None) -> tuple[Model, dict[Lane, Engine]]:
+        model = open_model(folder, name)
+        known = self._service.registry.models.get(model.name)
+        if known is not None and known.task != model.task:
+            raise ModelConflict(
+                f"{model.name!r} is a model for {known.task}, {folder.name} one for {model.task}; choose another name"
+            )
+        return model, self._service.registry.load_model(model, self._service.pipeline.check_ready)
+
+    def _commit(self, model: Model, engines: dict[Lane, Engine]) -> Model | None:
+        """Turn new requests to a loaded model; runs on the event loop without a pause."""
+        service = self._service
+        old = service.registry.models.get(model.name)
+        if old is not None:
+            service.hide(old)
+        service.attach(model, engines)
+        service.show(model)
+        service.registry.put(model)
+        log.info("%s (%s) serves%s", model.name, model.revision, f" instead of {old.revision}" if old else "")
+        return old
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        """Run on a new thread: its team of computing threads ends with it."""
+        future: Future[T] = Future()
+        future.set_running_or_notify_cancel()  # who waits may leave, the thread goes on
+
+        def run() -> None:
+            try:
+                future.set_result(work())
+            except BaseException as error:
+                future.set_exception(error)
+
+        self._thread = threading.Thread(target=run, name="q8bert-load", daemon=True)
+        self._thread.start()
+        return await asyncio.wrap_future(future)

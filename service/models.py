@@ -1,0 +1,118 @@
+"""One served checkpoint and its engines: opened, loaded, self-tested and warmed up before it takes requests."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from q8core.checkpoint import Checkpoint
+from q8core.engines import load_engine, self_test
+from q8core.engines.protocol import Engine
+from q8core.errors import CheckpointError, InputError
+from q8core.tasks.classify import encode_text
+from service.batcher import Lane
+
+log = logging.getLogger(__name__)
+
+_loads = count()
+
+
+@dataclass(frozen=True)
+class LoadedEngine:
+    """An engine that has passed its self-test, with what was measured on the way."""
+
+    engine: Engine
+    selftest_max_abs_diff: float
+    load_seconds: float
+
+    @property
+    def memory_bytes(self) -> dict[str, int]:
+        """Resident bytes by kind, as in the metric's label."""
+        memory = self.engine.memory()
+        return {"weights": memory.weights, "scales": memory.scales, "workspace": memory.workspace}
+
+
+@dataclass(eq=False)
+class Model:
+    """A verified checkpoint under the name that requests use; ``engines`` fills up while it is loaded.
+
+    Attributes:
+        load: counts every opened checkpoint of the process, so that a name's next checkpoint has lanes of its own.
+    """
+
+    name: str
+    checkpoint: Checkpoint
+    tokenizer: Tokenizer
+    engines: dict[str, LoadedEngine] = field(default_factory=lambda: dict[str, LoadedEngine]())
+    load: int = field(default_factory=lambda: next(_loads))
+
+    @property
+    def task(self) -> str:
+        """The task it answers."""
+        return self.checkpoint.task
+
+    @property
+    def revision(self) -> str:
+        """Beginning of the int8 weights' digest; ``none`` for a plain Hugging Face folder."""
+        return (self.checkpoint.int8_sha256 or "none")[:12]
+
+    def lane(self, backend: str) -> Lane:
+        """Return the lane of its engine on this backend."""
+        return Lane(self.task, backend, self.name, self.load)
+
+
+def open_model(path: Path, name: str | None = None) -> Model:
+    """Verify a checkpoint and what every request would stumble over; its own name serves where none is given.
+
+    Raises:
+        CheckpointError: the folder is missing, damaged or cannot serve.
+    """
+    checkpoint = Checkpoint.open(path)
+    tokenizer = checkpoint.tokenizer()
+    size, rows = tokenizer.get_vocab_size(), checkpoint.config.vocab_size
+    if size > rows:
+        raise CheckpointError(f"{checkpoint.path}: the tokenizer has {size} tokens, the model's table {rows} rows")
+    try:
+        encode_text(tokenizer, "", None, checkpoint.max_length)
+    except InputError as error:
+        raise CheckpointError(f"{checkpoint.path}: {error}") from error
+    return Model(name or checkpoint.name, checkpoint, tokenizer)
+
+
+def load_engines(
+    model: Model,
+    backends: Sequence[str],
+    kernel: str,
+    threads: int,
+    check_stop: Callable[[], None] = lambda: None,
+) -> dict[Lane, Engine]:
+    """Build, self-test and warm up a model's engines on the calling thread, and note them in the model.
+
+    Raises:
+        EngineError: an engine computes something else than the checkpoint's golden outputs.
+        CheckpointError: the checkpoint lacks what a backend needs.
+    """
+    engines: dict[Lane, Engine] = {}
+    for backend in backends:
+        check_stop()
+        begin = time.monotonic()
+        engine = load_engine(model.checkpoint, backend, kernel=kernel if backend == "int8" else "auto", threads=threads)
+        check_stop()
+        result = self_test(engine, model.checkpoint)
+        check_stop()
+        engine.warmup()
+        seconds = time.monotonic() - begin
+        model.engines[backend] = LoadedEngine(engine, result.max_abs_diff, seconds)
+        engines[model.lane(backend)] = engine
+        facts = engine.describe()
+        log.info(
+            "%s on %s: %s, %s kernel (%s), %s weights, %.1f s",
+            model.task, backend, model.name, engine.kernel, facts["isa"], facts["weights_memory"], seconds,
+        )  # fmt: skip
+    return engines
