@@ -1,0 +1,111 @@
+"""Method calls to HTTP requests: what both clients send."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypedDict, TypeVar
+
+from service.client import results
+from service.client.results import Answer, Classification, Comparison, Info, Meta
+
+T = TypeVar("T")
+
+Text = str | tuple[str, str]
+"""A text, or a pair of texts."""
+
+
+class ClassifyOptions(TypedDict, total=False):
+    """How to classify; what is left out is the server's default."""
+
+    top_k: int
+    function_to_apply: Literal["softmax", "sigmoid", "none"]
+    truncation: bool
+
+
+class QAOptions(TypedDict, total=False):
+    """How to search an answer; what is left out is the server's default."""
+
+    doc_stride: int
+    max_answer_len: int
+    max_seq_len: int
+    max_question_len: int
+    handle_impossible_answer: bool
+    align_to_words: bool
+
+
+@dataclass(frozen=True)
+class Call(Generic[T]):
+    """One request and how its answer is read; without a body it is a GET."""
+
+    path: str
+    body: Mapping[str, Any] | None
+    build: Callable[[Any, Meta], T]
+
+
+def classify(text: Text, backend: str | None, options: ClassifyOptions) -> Call[Classification]:
+    """Classify one text or pair."""
+    return Call("classify", _body(_shape(text), backend, options), results.classification)
+
+
+def classify_batch(texts: Sequence[Text], backend: str | None, options: ClassifyOptions) -> Call[list[Classification]]:
+    """Classify several texts or pairs.
+
+    Raises:
+        TypeError: a single text, which would be taken for a list of letters.
+    """
+    if isinstance(texts, str):
+        raise TypeError("classify_batch takes a list of texts; for one text call classify")
+    return Call("classify", _body([_shape(text) for text in texts], backend, options), results.classifications)
+
+
+def qa(question: str, context: str, backend: str | None, options: QAOptions) -> Call[Answer]:
+    """Find the best answer."""
+    return Call("qa", _body(_pair(question, context), backend, options), results.answer)
+
+
+def qa_top(question: str, context: str, top_k: int, backend: str | None, options: QAOptions) -> Call[list[Answer]]:
+    """Find the best few answers."""
+    return Call("qa", _body(_pair(question, context), backend, {**options, "top_k": top_k}), results.answers)
+
+
+def qa_batch(pairs: Sequence[tuple[str, str]], backend: str | None, options: QAOptions) -> Call[list[Answer]]:
+    """Find the best answer to each question."""
+    return Call("qa", _body([_pair(*pair) for pair in pairs], backend, options), results.answers)
+
+
+def compare(text: str) -> Call[Comparison[Classification]]:
+    """Classify a text on both backends."""
+    return Call("compare", {"inputs": text}, results.text_comparison)
+
+
+def compare_qa(question: str, context: str) -> Call[Comparison[Answer]]:
+    """Answer a question on both backends."""
+    return Call("compare", {"inputs": _pair(question, context)}, results.question_comparison)
+
+
+def info() -> Call[Info]:
+    """Ask what is loaded."""
+    return Call("info", None, results.info)
+
+
+def headers(api_key: str | None) -> dict[str, str]:
+    """What every request carries."""
+    return {} if api_key is None else {"authorization": f"Bearer {api_key}"}
+
+
+def _shape(text: Text) -> str | dict[str, str]:
+    return text if isinstance(text, str) else {"text": text[0], "text_pair": text[1]}
+
+
+def _pair(question: str, context: str) -> dict[str, str]:
+    return {"question": question, "context": context}
+
+
+def _body(inputs: Any, backend: str | None, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    body: dict[str, Any] = {"inputs": inputs}
+    if parameters:
+        body["parameters"] = dict(parameters)
+    if backend is not None:
+        body["backend"] = backend
+    return body
