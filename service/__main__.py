@@ -12,9 +12,11 @@ from q8core.waiting import spin_briefly
 from service.cli import serve
 from service.compare_cli import compare
 from service.key_command import hash_key
+from service.loadtest.command import loadtest
 
 app.command()(serve)
 app.command()(compare)
+app.command()(loadtest)
 app.command()(hash_key)
 
 
