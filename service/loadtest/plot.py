@@ -43,8 +43,10 @@ def draw_load(samples: Sequence[Sample], summary: Summary, load: Load, title: st
     for axes in (over_time, by_rank):
         axes.set_yscale("log")
         axes.set_ylabel("latency, ms", fontsize=8)
-        axes.tick_params(labelsize=7)
-        axes.grid(axis="y", linewidth=0.3)
+        for place in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            place(_milliseconds)
+        axes.tick_params(which="both", labelsize=7)
+        axes.grid(axis="y", which="both", linewidth=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     return figure
 
@@ -93,6 +95,11 @@ def _draw_percentiles(axes: Any, groups: dict[str, list[Sample]], load: Load) ->
     axes.set_xticks(ticks, [f"{p:g} %" for p in _NINES], minor=False)
     axes.set_xticks([], minor=True)
     axes.set_xlabel("share of the requests that took no longer", fontsize=8)
+
+
+def _milliseconds(value: float, _: int) -> str:
+    """Label 1, 2 and 5 of each decade."""
+    return f"{value:g}" if f"{value:e}"[0] in "125" else ""
 
 
 def _ms(sample: Sample) -> float:

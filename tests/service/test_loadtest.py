@@ -39,9 +39,8 @@ BUSY = b"HTTP/1.1 429 Too Many Requests\r\nretry-after: 3\r\ncontent-length: %d\
 @contextmanager
 def fake_server(answer: Answer) -> Iterator[str]:
     """A server that answers its n-th request with the given bytes; None closes the connection instead."""
-    loop, ready, number = asyncio.new_event_loop(), threading.Event(), iter(range(10**6))
-    address: list[int] = []
-    stop = asyncio.Event()
+    ready, number = threading.Event(), iter(range(10**6))
+    started: list[tuple[asyncio.AbstractEventLoop, asyncio.Event, int]] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -60,25 +59,22 @@ def fake_server(answer: Answer) -> Iterator[str]:
             writer.close()
 
     async def run() -> None:
+        stop = asyncio.Event()
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
-        address.append(server.sockets[0].getsockname()[1])
+        started.append((asyncio.get_running_loop(), stop, server.sockets[0].getsockname()[1]))
         ready.set()
         await stop.wait()
         server.close()
 
-    thread = threading.Thread(target=lambda: loop.run_until_complete(run()))
+    thread = threading.Thread(target=lambda: asyncio.run(run()))
     thread.start()
     ready.wait()
+    [(loop, stop, port)] = started
     try:
-        yield f"http://127.0.0.1:{address[0]}"
+        yield f"http://127.0.0.1:{port}"
     finally:
         loop.call_soon_threadsafe(stop.set)
         thread.join()
-        pending = asyncio.all_tasks(loop)
-        for task in pending:
-            task.cancel()
-        loop.run_until_complete(asyncio.gather(*pending, return_exceptions=True))
-        loop.close()
 
 
 def load_of(**changes: Any) -> Load:
@@ -128,8 +124,8 @@ def test_a_stall_is_felt_by_all_who_would_have_come() -> None:
     from_intended = sorted(sample.finished - sample.intended for sample in record.samples)
     from_sending = sorted(sample.finished - sample.sent for sample in record.samples)
     late = sum(value > 0.25 for value in from_intended)
-    assert sum(value > 0.9 for value in from_sending) == 1
     assert late > 50  # about 75 of 100 that should have come in this second
+    assert sum(value > 0.25 for value in from_sending) < late / 2  # one, on a machine that does not stall itself
     assert summary.latency["classify"]["200"].p90 > 250  # type: ignore[operator]
     assert summary.lateness.p90 > 250  # type: ignore[operator]  # and it is not hidden that they were sent late
 
@@ -156,12 +152,12 @@ def test_outcomes_are_told_apart() -> None:
             await asyncio.sleep(30)
         return replies[number % 6]
 
-    record, summary = ask_it(answer, duration_s=0.6, timeout_s=0.5)
+    record, summary = ask_it(answer, duration_s=0.6, timeout_s=2.0)
     outcomes = summary.latency["classify"]
     assert set(outcomes) == {"200", "429 queue_full", "500", "connection", "timeout"}
     assert sum(spread.count for spread in outcomes.values()) == len(record.samples) == summary.requests
     assert outcomes["connection"].count == pytest.approx(2 * outcomes["200"].count, abs=2)
-    assert outcomes["timeout"].p50 >= 500  # type: ignore[operator]
+    assert outcomes["timeout"].p50 >= 2000  # type: ignore[operator]
     assert summary.retry_after is not None
     assert (summary.retry_after.count, summary.retry_after.median) == (outcomes["429 queue_full"].count, 3.0)
     assert summary.from_sending.count == outcomes["200"].count
@@ -192,7 +188,7 @@ def test_closed_loop_keeps_its_clients_busy() -> None:
 
     record, summary = ask_it(answer, rate=None, concurrency=5, duration_s=0.5)
     assert most[0] == 5
-    assert summary.answered_per_s == pytest.approx(len(record.samples) / 0.5, rel=0.2)
+    assert 0 <= len(record.samples) - summary.answered_per_s * 0.5 <= 5 + 1e-6  # the last ones came too late
     assert summary.tokens_per_s == pytest.approx(7 * summary.answered_per_s, rel=1e-3)
     assert summary.outside_inference.p50 == pytest.approx(summary.from_sending.p50 - 0.5, abs=0.002)  # type: ignore[operator]
 
