@@ -27,14 +27,33 @@ from service.modeladmin import ModelAdmin
 from service.registry import ModelRegistry
 from service.request_log import log_request
 from service.routes import admin as admin_routes
-from service.routes import agreement, classify, compare, health, info, metrics, page, qa
+from service.routes import (
+    agreement,
+    classify,
+    compare,
+    health,
+    info,
+    metrics,
+    open_inference,
+    page,
+    qa,
+    tei,
+    vllm,
+)
 from service.settings import Settings
 from service.trace import EXPOSED_HEADERS, RequestTrace
 from service.tracing import NO_TELEMETRY_LOGS, create_tracing
 
 log = logging.getLogger(__name__)
 
-TASK_PATHS = {"/classify": "classify", "/qa": "qa", "/question-answering": "qa", "/compare": COMPARE}
+TASK_PATHS = {
+    "/classify": "classify",
+    "/v1/classify": "classify",
+    "/predict": "classify",
+    "/qa": "qa",
+    "/question-answering": "qa",
+    "/compare": COMPARE,
+}
 
 _DESCRIPTION = (
     "BERT in 8 bits on CPUs, beside fp32. Bodies follow Hugging Face's task schemas; every error has the body "
@@ -81,7 +100,7 @@ def create_app(settings: Settings, registry: ModelRegistry) -> FastAPI:
     app.state.service = service
     app.state.admin = admin
     app.mount(page.ASSETS_PATH, page.PageFiles(directory=page.FOLDER), name="page")
-    for module in (classify, qa, compare, agreement, info):
+    for module in (classify, qa, compare, agreement, tei, vllm, open_inference, info):
         app.include_router(module.router, dependencies=_shows_lock("api key") if keys.api else [])
     for module in (health, metrics, page):
         app.include_router(module.router)

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy
 import pytest
-from fastapi import FastAPI
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
@@ -23,11 +22,14 @@ from typer.testing import CliRunner
 from q8core.bench.sample_lengths import SQUAD, SST2
 from q8core.cli import app as cli
 from q8core.errors import InputError
+from service.app import create_app
 from service.loadtest.bodies import load_asks, sample_bodies
 from service.loadtest.command import loadtest
 from service.loadtest.load import Load, Record, Sample, arrivals, run_load
 from service.loadtest.summary import Spread, Summary, percentile, summarize
 from service.loadtest.target import parse_target
+from service.settings import Settings
+from tests.service.conftest import open_registry
 from tests.service.running import running_server
 
 Answer = Callable[[int, bytes], Awaitable[bytes | None]]
@@ -317,7 +319,8 @@ def test_nothing_listens() -> None:
     assert "nothing answers" in str(end.exception)
 
 
-def test_the_command_against_the_real_service(app: FastAPI, tmp_path: Path) -> None:
+def test_the_command_against_the_real_service(classify_folder: Path, tmp_path: Path) -> None:
+    app = create_app(Settings(threads=1), open_registry(classify_folder))
     file = tmp_path / "bodies.jsonl"
     file.write_text('{"inputs": "a good film"}\n{"inputs": ["bad", "good"], "backend": "fp32"}\n')
     report, picture = tmp_path / "report.json", tmp_path / "picture.png"

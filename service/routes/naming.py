@@ -1,0 +1,26 @@
+"""Models by the name that a client gives."""
+
+from __future__ import annotations
+
+from service.container import Service
+from service.errors import UnknownModel
+from service.registry import Model
+
+
+def named_model(service: Service, task: str | None, name: str | None) -> Model:
+    """Return the model of this name, of this task; None: any.
+
+    Raises:
+        NotReady: models are still being loaded, or the service is ending.
+        UnknownModel: there is none.
+    """
+    service.pipeline.check_ready()
+    registry = service.registry
+    if task is not None:
+        return registry.choose(task, name)
+    loaded = registry.models
+    model = next(iter(loaded.values()), None) if name is None else loaded.get(name)
+    if model is None:
+        what = "no model is loaded" if name is None else f"unknown model {name!r}"
+        raise UnknownModel(f"{what}; loaded: {', '.join(loaded) or 'none'}")
+    return model

@@ -1,0 +1,134 @@
+"""POST /predict and /tokenize: those of TEI (Text Embeddings Inference), over the same path as /classify."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, cast
+
+from fastapi import APIRouter
+from pydantic import BaseModel, Discriminator, Field, Tag
+from tokenizers import Tokenizer
+
+from q8core.tasks.classify import special_token_id
+from service import schemas
+from service.errors import UNION_MARK, EmptyInput, TooManyTokens
+from service.routes.dependencies import INFERENCE_ERRORS, BackendHeader, ServiceDep, TraceDep, error_responses
+from service.routes.naming import named_model
+from service.routes.texts import Texts, listed
+
+router = APIRouter(tags=["other servers' APIs"])
+
+_Pair = Annotated[list[schemas.Text], Field(min_length=1, max_length=2)]
+
+
+def _shape(value: Any) -> str | None:
+    """Choose by the first element, as TEI does: a text begins a pair, a list begins a batch."""
+    if isinstance(value, list):
+        return f"{UNION_MARK}pair" if value and isinstance(value[0], str) else f"{UNION_MARK}batch"
+    return f"{UNION_MARK}text" if isinstance(value, str) else None
+
+
+_Inputs = Annotated[
+    Annotated[schemas.Text, Tag(f"{UNION_MARK}text")]
+    | Annotated[_Pair, Tag(f"{UNION_MARK}pair")]
+    | Annotated[list[_Pair], Tag(f"{UNION_MARK}batch")],
+    Discriminator(
+        _shape,
+        custom_error_type="inputs_type",
+        custom_error_message="a text, a pair [text, text], or a list of [text] and [text, text] is expected",
+    ),
+]
+
+
+class PredictRequest(schemas.StrictModel):
+    """What TEI takes: a flat list is one pair of texts; only a list of lists holds several inputs."""
+
+    inputs: _Inputs = Field(
+        description="A text, a pair [text, text], or a list of [text] and [text, text].",
+        examples=["a gripping, beautifully acted film"],
+    )
+    raw_scores: bool = Field(default=False, description="Logits instead of probabilities.")
+    truncate: bool = Field(default=False, description="Cut what does not fit the model; else it is answered 422.")
+
+    @property
+    def several(self) -> bool:
+        """Whether the client sent a batch, and so gets one."""
+        return _shape(self.inputs) == f"{UNION_MARK}batch"
+
+    def items(self) -> list[schemas.ClassifyInput]:
+        """Return every input, one text or two."""
+        if isinstance(self.inputs, str):
+            return [self.inputs]
+        pairs = self.inputs if self.several else [self.inputs]
+        return [_text_pair(cast("list[str]", pair)) for pair in pairs]
+
+
+def _text_pair(texts: list[str]) -> schemas.TextPair:
+    return schemas.TextPair(text=texts[0], text_pair=texts[1] if len(texts) == 2 else None)
+
+
+PredictResponse = list[schemas.LabelScore] | list[list[schemas.LabelScore]]
+
+
+@router.post("/predict", responses=error_responses(*INFERENCE_ERRORS), summary="As TEI's /predict")
+async def predict(
+    body: PredictRequest, service: ServiceDep, trace: TraceDep, backend: BackendHeader = None
+) -> PredictResponse:
+    """Answer one flat list of labels, best first, or for a batch one for each input."""
+    inputs = body.items()
+    if not inputs:
+        raise EmptyInput("inputs is an empty list; send at least one text")
+    parameters = schemas.ClassifyParameters(
+        function_to_apply="none" if body.raw_scores else None, truncation=body.truncate
+    )
+    request = schemas.ClassifyRequest(inputs=inputs, parameters=parameters)
+    rows = await service.pipeline.classify(request, backend, trace)
+    return rows if body.several else rows[0]
+
+
+class TokenizeRequest(schemas.StrictModel):
+    """One text or several."""
+
+    inputs: Texts = Field(examples=["a gripping, beautifully acted film"])
+    add_special_tokens: bool = Field(default=True, description="With [CLS] and [SEP], as the model sees it.")
+    model: schemas.Text | None = Field(default=None, description="A loaded model's name; default: any.")
+
+
+class Token(BaseModel):
+    """A token; ``start`` and ``stop`` are Unicode code points of the text, null for a special token."""
+
+    id: int
+    text: str
+    special: bool
+    start: int | None
+    stop: int | None
+
+
+@router.post("/tokenize", responses=error_responses(400, 404, 413, 415, 422, 500, 503), summary="Texts to tokens")
+def tokenize(body: TokenizeRequest, service: ServiceDep) -> list[list[Token]]:
+    """Answer one list of tokens for each text, not cut: their number is what counts against a model's max_length."""
+    model = named_model(service, None, body.model)
+    texts = listed(body.inputs)
+    if not texts:
+        raise EmptyInput("inputs is an empty list; send at least one text")
+    room, found = service.settings.max_queue_tokens, list[list[Token]]()
+    for text in texts:
+        found.append(_tokens(model.tokenizer, text, special=body.add_special_tokens))
+        room -= len(found[-1])
+        if room < 0:
+            raise TooManyTokens(f"more than {service.settings.max_queue_tokens} tokens; send the texts in parts")
+    return found
+
+
+def _tokens(tokenizer: Tokenizer, text: str, *, special: bool) -> list[Token]:
+    encoded = tokenizer.encode(text, add_special_tokens=False)
+    tokens = [
+        Token(id=token, text=text[start:stop], special=False, start=start, stop=stop)
+        for token, (start, stop) in zip(encoded.ids, encoded.offsets, strict=True)
+    ]
+    if not special:
+        return tokens
+    first, last = (
+        Token(id=special_token_id(tokenizer, name), text=name, special=True, start=None, stop=None)
+        for name in ("[CLS]", "[SEP]")
+    )
+    return [first, *tokens, last]

@@ -1,0 +1,24 @@
+"""One text or a list of them, as other servers' request bodies have it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Discriminator, Tag
+
+from service.errors import UNION_MARK
+from service.schemas import Text
+
+Texts = Annotated[
+    Annotated[Text, Tag(f"{UNION_MARK}text")] | Annotated[list[Text], Tag(f"{UNION_MARK}list")],
+    Discriminator(
+        lambda value: {str: f"{UNION_MARK}text", list: f"{UNION_MARK}list"}.get(type(value)),
+        custom_error_type="inputs_type",
+        custom_error_message="a text or a list of texts is expected",
+    ),
+]
+
+
+def listed(texts: str | list[str]) -> list[str]:
+    """Return the texts as a list."""
+    return [texts] if isinstance(texts, str) else texts

@@ -1,0 +1,90 @@
+"""POST /v1/classify: the classification API of vLLM, SGLang and Dynamo, over the same path as /classify."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Literal
+
+from fastapi import APIRouter
+from pydantic import BaseModel, Field
+
+from service import schemas
+from service.encoding import default_function
+from service.errors import EmptyInput
+from service.routes.dependencies import INFERENCE_ERRORS, BackendHeader, ServiceDep, TraceDep, error_responses
+from service.routes.naming import named_model
+from service.routes.texts import Texts, listed
+
+router = APIRouter(tags=["other servers' APIs"])
+
+
+class VllmRequest(schemas.StrictModel):
+    """One text or several, as vLLM takes them; token ids and chats are not taken."""
+
+    model: schemas.Text | None = Field(default=None, description="A loaded model's name; default: the served one.")
+    input: Texts = Field(examples=["a gripping, beautifully acted film"])
+    user: schemas.Text | None = Field(default=None, description="Not used.")
+    truncate_prompt_tokens: Literal[-1] | None = Field(
+        default=None, description="-1: cut what does not fit the model; default: answer 422 instead."
+    )
+    use_activation: bool = Field(default=True, description="false: logits instead of probabilities.")
+
+
+class VllmClass(BaseModel):
+    """What one text was found to be; ``probs`` in the order of the model's labels."""
+
+    index: int
+    label: str
+    probs: list[float]
+    num_classes: int
+
+
+class VllmUsage(BaseModel):
+    """Tokens, special ones included."""
+
+    prompt_tokens: int
+    total_tokens: int
+    completion_tokens: Literal[0] = 0
+
+
+class VllmResponse(BaseModel):
+    """One class for each input."""
+
+    id: str
+    object: Literal["list"] = "list"
+    created: Annotated[int, Field(description="Seconds since 1970.")]
+    model: str
+    data: list[VllmClass]
+    usage: VllmUsage
+
+
+@router.post("/v1/classify", responses=error_responses(*INFERENCE_ERRORS), summary="As vLLM's /v1/classify")
+async def classify(
+    body: VllmRequest, service: ServiceDep, trace: TraceDep, backend: BackendHeader = None
+) -> VllmResponse:
+    """Answer with each text's best label and the probabilities of all."""
+    if body.input == []:
+        raise EmptyInput("input is an empty list; send at least one text")
+    model = named_model(service, "classify", body.model)
+    parameters = schemas.ClassifyParameters(
+        function_to_apply=default_function(model) if body.use_activation else "none",
+        truncation=body.truncate_prompt_tokens == -1,
+    )
+    inputs: list[schemas.ClassifyInput] = [*listed(body.input)]
+    rows = await service.pipeline.classify(
+        schemas.ClassifyRequest(inputs=inputs, parameters=parameters, model=model.name), backend, trace
+    )
+    order = {label: place for place, label in enumerate(model.checkpoint.labels)}
+    tokens = trace.tokens or 0
+    return VllmResponse(
+        id=f"classify-{trace.request_id}",
+        created=int(time.time()),
+        model=model.name,
+        data=[_class(index, row, order) for index, row in enumerate(rows)],
+        usage=VllmUsage(prompt_tokens=tokens, total_tokens=tokens),
+    )
+
+
+def _class(index: int, row: list[schemas.LabelScore], order: dict[str, int]) -> VllmClass:
+    probs = [entry.score for entry in sorted(row, key=lambda entry: order[entry.label])]
+    return VllmClass(index=index, label=row[0].label, probs=probs, num_classes=len(row))
