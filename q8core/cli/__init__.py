@@ -13,6 +13,7 @@ import typer
 
 from q8core.cli.bench import bench
 from q8core.cli.evaluate import evaluate
+from q8core.cli.export import export
 from q8core.cli.info import info
 from q8core.cli.quantize import quantize
 from q8core.cli.reproduce import reproduce
@@ -42,5 +43,5 @@ def _options(
     """Take the options that belong to no command."""
 
 
-for command in (train, quantize, evaluate, reproduce, bench, info):
+for command in (train, quantize, evaluate, reproduce, bench, info, export):
     app.command()(command)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.service.tiny_checkpoints import make_checkpoint
 
-COMMANDS = ("train", "quantize", "evaluate", "bench", "info", "serve", "compare", "loadtest")
+COMMANDS = ("train", "quantize", "evaluate", "bench", "info", "serve", "compare", "loadtest", "export")
 # Prints the modules that are there when q8bert has run with the arguments, one command line after the other.
 PROGRAM = """
 import json, sys

@@ -54,7 +54,9 @@ def make_tokenizer(folder: Path) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
 
 
-def make_checkpoint(folder: Path, task: str, *, seed: int = 0, golden_shift: float = 0.0) -> Path:
+def make_checkpoint(
+    folder: Path, task: str, *, seed: int = 0, golden_shift: float = 0.0, scheme_name: str = "static"
+) -> Path:
     """Write a calibrated int8 checkpoint with float weights and golden outputs; a shift makes the latter wrong."""
     make_tokenizer(folder)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -72,7 +74,7 @@ def make_checkpoint(folder: Path, task: str, *, seed: int = 0, golden_shift: flo
     )
     model_class: Any = BertForSequenceClassification if task == "classify" else BertForQuestionAnswering
     config.architectures = [model_class.__name__]
-    scheme = preset("static")
+    scheme = preset(scheme_name)
     prepared = prepare(model_class(config).eval(), scheme)
     ids = torch.randint(5, config.vocab_size, (16, 32))
     calibrate(prepared, [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}])

@@ -1,0 +1,90 @@
+"""Building an ONNX graph: nodes and constants with readable names, quantization as QuantizeLinear/DequantizeLinear.
+
+onnx is an extra (`export`), imported by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from q8core.quant.arithmetic import QMAX
+
+OPSET = 20
+IR_VERSION = 9
+
+Array = NDArray[Any]
+
+
+class GraphBuilder:
+    """Collects nodes in the order of computation; every method returns the name of its output."""
+
+    def __init__(self) -> None:
+        self._helper: Any = import_module("onnx.helper")
+        self._arrays: Any = import_module("onnx.numpy_helper")
+        self._nodes: list[Any] = []
+        self._constants: dict[str, Any] = {}
+        self._quantized: dict[tuple[str, float], tuple[str, str, str]] = {}
+
+    def constant(self, name: str, value: Array) -> str:
+        """Add a tensor of the model."""
+        assert name not in self._constants, name
+        self._constants[name] = self._arrays.from_array(np.asarray(value, order="C"), name)
+        return name
+
+    def node(self, op: str, name: str, *inputs: str, **attributes: Any) -> str:
+        """Add an operator; its output has its name."""
+        self._nodes.append(self._helper.make_node(op, list(inputs), [name], name=f"{name}:{op}", **attributes))
+        return name
+
+    def integers(self, name: str, *values: int) -> str:
+        """Add a list of int64, such as a shape or axes."""
+        return self.constant(name, np.array(values, np.int64))
+
+    def dequantize(self, name: str, q: str, scale: Array, axis: int = 0) -> str:
+        """Return ``q * scale``; one scale, or one for each place along the axis. Zero points are 0."""
+        values = scale.reshape(()) if scale.size == 1 else scale
+        return self.node("DequantizeLinear", name, q, self.constant(f"{name}.scale", values), axis=axis)
+
+    def quantize(self, name: str, x: str, scale: float) -> str:
+        """Put x on our grid of -127 to 127 steps and return it as the float32 numbers that the grid has.
+
+        The integers are u8 with zero point 128: onnxruntime on x86 computes products of u8 and int8 in integers, those
+        of int8 and int8 in floats. QuantizeLinear rounds half to even, as we do, but saturates at -128: what is below
+        -127 steps is cut before. A tensor that several layers read on the same grid is quantized once; each has a
+        DequantizeLinear of its own, because onnxruntime fuses no shared one.
+        """
+        if (x, scale) not in self._quantized:
+            step = self.constant(f"{name}.scale", np.array(scale, np.float32))
+            zero = self.constant(f"{name}.zero", np.array(128, np.uint8))
+            lowest = self.constant(f"{name}.lowest", np.array(-QMAX * scale, np.float32))
+            q = self.node("QuantizeLinear", f"{name}.q", self.node("Clip", f"{name}.cut", x, lowest), step, zero)
+            self._quantized[x, scale] = (q, step, zero)
+        return self.node("DequantizeLinear", name, *self._quantized[x, scale])
+
+    def model(
+        self,
+        name: str,
+        inputs: Mapping[str, Sequence[str | int]],
+        outputs: Mapping[str, Sequence[str | int]],
+        metadata: Mapping[str, str],
+    ) -> Any:
+        """Return the checked model: int64 inputs and float32 outputs of these shapes, names being any size."""
+        types: Any = import_module("onnx").TensorProto
+        graph = self._helper.make_graph(
+            self._nodes,
+            name,
+            [self._helper.make_tensor_value_info(one, types.INT64, shape) for one, shape in inputs.items()],
+            [self._helper.make_tensor_value_info(one, types.FLOAT, shape) for one, shape in outputs.items()],
+            list(self._constants.values()),
+        )
+        model = self._helper.make_model(
+            graph, opset_imports=[self._helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="q8bert"
+        )
+        self._helper.set_model_props(model, dict(metadata))
+        import_module("onnx.checker").check_model(model, full_check=True)
+        return model
