@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -80,31 +80,45 @@ def find_folder(root: Path, task: str) -> Path:
     return found[0]
 
 
-def read_data(root: Path, task: str, tokenizer: Tokenizer) -> Task:
-    """Read and check a task's files.
+@dataclass(frozen=True)
+class DataSource:
+    """All tasks' files, and what a base model makes of them.
 
-    Raises:
-        InputError: with file and line.
+    Attributes:
+        root: folder with the tasks' folders.
+        tokenizer: the base model's.
+        positions: the longest input that it can take.
     """
-    return read_task(task, find_folder(root, task), tokenizer, None, with_train=True)
 
+    root: Path
+    tokenizer: Tokenizer
+    positions: int
 
-def read_facts(root: Path, tasks: Sequence[str], tokenizer: Tokenizer) -> dict[str, DataFacts]:
-    """Read all tasks' files, one after the other, and keep only what is known about them.
+    def read(self, task: str) -> Task:
+        """Read and check a task's files; inputs may be as long as usual, or as the positions allow.
 
-    Raises:
-        InputError: naming every task whose files are missing or wrong, not only the first.
-    """
-    facts: dict[str, DataFacts] = {}
-    wrong: list[str] = []
-    for name in tasks:
-        try:
-            facts[name] = _facts(read_data(root, name, tokenizer))
-        except InputError as error:
-            wrong.append(str(error))
-    if wrong:
-        raise InputError("; ".join(wrong))
-    return facts
+        Raises:
+            InputError: with file and line.
+        """
+        read = read_task(task, find_folder(self.root, task), self.tokenizer, None, with_train=True)
+        return read if read.max_length <= self.positions else replace(read, max_length=self.positions)
+
+    def facts(self, tasks: Sequence[str]) -> dict[str, DataFacts]:
+        """Read all tasks' files, one after the other, and keep only what is known about them.
+
+        Raises:
+            InputError: naming every task whose files are missing or wrong, not only the first.
+        """
+        found: dict[str, DataFacts] = {}
+        wrong: list[str] = []
+        for name in tasks:
+            try:
+                found[name] = _facts(self.read(name))
+            except InputError as error:
+                wrong.append(str(error))
+        if wrong:
+            raise InputError("; ".join(wrong))
+        return found
 
 
 def check_tasks(names: Sequence[str]) -> tuple[str, ...]:
@@ -125,18 +139,13 @@ def check_tasks(names: Sequence[str]) -> tuple[str, ...]:
 def _facts(task: Task) -> DataFacts:
     parts = (task.train_examples, task.dev_examples)
     digest = hashlib.sha256()
-    characters = tuple(_digest(digest.update, part) for part in parts)
+    characters = [0, 0]
+    for place, examples in enumerate(parts):
+        for example in examples:
+            text = repr(example)
+            characters[place] += len(text)
+            digest.update(text.encode())
     return DataFacts(len(parts[0]), len(parts[1]), digest.hexdigest(), (characters[0], characters[1]))
-
-
-def _digest(update: object, examples: Iterable[object]) -> int:
-    assert callable(update)
-    count = 0
-    for example in examples:
-        text = repr(example)
-        count += len(text)
-        update(text.encode())
-    return count
 
 
 def _folders(parent: Path) -> list[Path]:

@@ -55,17 +55,18 @@ def _our_int8(scheme: str, calibration: CalibrationMethod, source: str, task: Ta
 
 def _paper_dynamic(source: str, task: Task, seed: int) -> Scored:
     model = simulate_batch_dynamic(load_bert(source, task.kind, task.labels).eval())
-    length = min(task.max_length, int(model.config.max_position_embeddings))
 
     def pad(features: Sequence[Feature]) -> dict[str, torch.Tensor]:
         batch = collate(features, task.kind, with_targets=False)
-        return {name: F.pad(tensor, (0, length - tensor.shape[1])) for name, tensor in batch.items()}
+        return {name: F.pad(tensor, (0, task.max_length - tensor.shape[1])) for name, tensor in batch.items()}
 
     features = task.dev_features()
     order = list(range(len(features)))
     batches = [order[start : start + _PAPER_BATCH] for start in range(0, len(order), _PAPER_BATCH)]
     logits = logits_of(model, features, task.kind, batches, pad)
-    return Scored(task.score(logits), f"simulated in float32, batches of {_PAPER_BATCH} padded to {length} tokens")
+    return Scored(
+        task.score(logits), f"simulated in float32, batches of {_PAPER_BATCH} padded to {task.max_length} tokens"
+    )
 
 
 def _torch_dynamic(source: str, task: Task, seed: int) -> Scored:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,19 +14,19 @@ from q8core.bench.environment import environment
 from q8core.checkpoint.manifest import FLOAT_FILE
 from q8core.errors import InputError
 from q8core.quant import find_scheme
-from q8core.reproduce.data import TITLES, DataFacts, check_tasks, read_data, read_facts
+from q8core.reproduce.data import TITLES, DataFacts, DataSource, check_tasks
 from q8core.reproduce.methods import BASELINES, CALIBRATION_EXAMPLES
 from q8core.reproduce.record import RunRecord, check_same, load_records
+from q8core.reproduce.reports import Reports
 from q8core.reproduce.run import RunSettings, execute
-from q8core.reproduce.summary import metrics_of, summarize
-from q8core.reproduce.table import Report, markdown
+from q8core.reproduce.summary import metrics_of
 from q8core.reproduce.timing import remaining
+from q8core.tasks.examples import REGRESSION_LABELS
+from q8core.tasks.glue import GLUE
 from q8core.tasks.task import Task
 from q8core.tokenizer import load_tokenizer
 from q8core.training.model import load_bert, model_folder
-from q8core.training.recipe import load_recipe
-
-TABLE_FILE, RESULTS_FILE, PLOT_FILE = "table.md", "results.json", "relative_error.png"
+from q8core.training.recipe import Recipe, load_recipe
 
 
 @dataclass(frozen=True)
@@ -78,12 +75,11 @@ def reproduce(order: Order, say: Callable[[str], None]) -> bool:
     Raises:
         InputError: data, recipe, model or an earlier run in the output folder is wrong, before any time is spent.
     """
-    tokenizer = load_tokenizer(model_folder(order.model))
-    runs, facts = plan(order)
-    _write_reports(order, runs)
+    source, runs = plan(order)
+    reports = Reports(order.output, base_name(order.model), order.scheme, order.plot)
+    planned = [run.record for run in runs]
+    reports.write(planned)
     todo = [run for run in runs if not run.record.complete]
-    for task, known in facts.items():
-        say(f"{TITLES[task]}: {known.train:,} training and {known.dev:,} dev examples")
     say(f"{len(runs)} runs, {len(runs) - len(todo)} of them finished before")
     data: dict[str, Task] = {}
     for place, run in enumerate(todo, 1):
@@ -91,15 +87,20 @@ def reproduce(order: Order, say: Callable[[str], None]) -> bool:
         say(f"run {place} of {len(todo)}: {TITLES[record.task]}, seed {record.seed}")
         if record.task not in data:
             data.clear()  # one data set in memory at a time
-            data[record.task] = read_data(order.data, record.task, tokenizer)
-        note = partial(_note, order, runs, record, say)
+            data[record.task] = source.read(record.task)
+
+        def note(method: str, record: RunRecord = record) -> None:
+            say(f"  {_outcome(record, method)}")
+            reports.write(planned, draw=False)
+
         execute(record, run.settings, data[record.task], note)
+        reports.write(planned)
         say(f"run {place} of {len(todo)}: {record.status}, {_left(runs, todo[place:])}")
     return all(run.record.complete for run in runs)
 
 
-def plan(order: Order) -> tuple[list[Planned], dict[str, DataFacts]]:
-    """Check everything that can be checked without training; returns the runs in order, and facts about the data.
+def plan(order: Order) -> tuple[DataSource, list[Planned]]:
+    """Check everything that can be checked without training; returns the data and the runs in order.
 
     Raises:
         InputError: as for :func:`reproduce`.
@@ -112,47 +113,49 @@ def plan(order: Order) -> tuple[list[Planned], dict[str, DataFacts]]:
     if order.seeds is not None and order.seeds < 1:
         raise InputError(f"--seeds is {order.seeds}; at least 1")
     recipes = {task: load_recipe(task, order.recipes) for task in tasks}
-    facts = read_facts(order.data, tasks, load_tokenizer(model_folder(order.model)))
-    base = _base(order.model)
-    found = {(record.task, record.seed): record for record in load_records(order.output / "runs")}
-    for record in found.values():
-        check_same(record, {**record.identity, "base": base, "scheme": order.scheme})
+    base = {"name": base_name(order.model), "sha256": _weights_digest(order.model)}
+    common = {"base": base, "scheme": order.scheme, "calibration_examples": CALIBRATION_EXAMPLES}
+    found = load_records(order.output / "runs")
+    for record in found:
+        check_same(record, {**record.identity, **common})
+    tokenizer = load_tokenizer(model_folder(order.model))
+    source = DataSource(order.data, tokenizer, min(_positions(order.model, task) for task in tasks))
+    facts = source.facts(tasks)
+    runs = [_runs(order, task, recipes[task], facts[task], common, found) for task in tasks]
+    return source, [run for of_task in runs for run in of_task]
+
+
+def _runs(
+    order: Order, task: str, recipe: Recipe, facts: DataFacts, common: dict[str, Any], found: Sequence[RunRecord]
+) -> list[Planned]:
+    """The runs of a task, each with what an earlier command left of it."""
+    data = {"train": facts.train, "dev": facts.dev, "sha256": facts.sha256}
+    identity = {**common, "data": data, "fp32": recipe.fp32.to_dict(), "qat": recipe.qat.to_dict()}
+    earlier = {record.seed: record for record in found if record.task == task}
+    for record in earlier.values():
+        check_same(record, identity)
     runs: list[Planned] = []
-    for task in tasks:
-        recipe, known = recipes[task], facts[task]
-        _check_model(order, task)
-        identity = {"base": base, "scheme": order.scheme, "calibration_examples": CALIBRATION_EXAMPLES}
-        identity |= {"data": {"train": known.train, "dev": known.dev, "sha256": known.sha256}}
-        identity |= {"fp32": recipe.fp32.to_dict(), "qat": recipe.qat.to_dict()}
-        for record in found.values():
-            if record.task == task:
-                check_same(record, identity)
-        for seed in range(recipe.fp32.seed, recipe.fp32.seed + (order.seeds or recipe.seeds)):
-            configs = replace(recipe.fp32, seed=seed), replace(recipe.qat, seed=seed)
-            folder = order.output / "runs" / task / f"seed-{seed}"
-            record = found.get((task, seed)) or RunRecord(folder, task, seed, identity, versions=_versions())
-            runs.append(Planned(record, RunSettings(order.model, order.scheme, *configs, order.keep_float), known))
-    return runs, facts
+    for seed in range(recipe.fp32.seed, recipe.fp32.seed + (order.seeds or recipe.seeds)):
+        folder = order.output / "runs" / task / f"seed-{seed}"
+        record = earlier.get(seed) or RunRecord(folder, task, seed, identity, versions=_versions())
+        configs = replace(recipe.fp32, seed=seed), replace(recipe.qat, seed=seed)
+        runs.append(Planned(record, RunSettings(order.model, order.scheme, *configs, order.keep_float), facts))
+    return runs
 
 
-def _check_model(order: Order, task: str) -> None:
-    """Refuse a base model whose head or weights do not fit a task, by loading it once."""
-    from q8core.tasks.examples import REGRESSION_LABELS
-    from q8core.tasks.glue import GLUE
-
+def _positions(model: str, task: str) -> int:
+    """The longest input of a base model, which is loaded once to see that its weights and head fit the task."""
     kind = "qa" if task == "squad" else "classify"
-    load_bert(order.model, kind, () if kind == "qa" else tuple(GLUE[task].labels.values()) or REGRESSION_LABELS)
+    labels = () if kind == "qa" else tuple(GLUE[task].labels.values()) or REGRESSION_LABELS
+    return int(load_bert(model, kind, labels).config.max_position_embeddings)
 
 
-def _note(order: Order, runs: Sequence[Planned], record: RunRecord, say: Callable[[str], None], method: str) -> None:
-    """Tell what a method came to, and bring the reports up to date."""
+def _outcome(record: RunRecord, method: str) -> str:
     title = BASELINES[method].title if method in BASELINES else method
     if method in record.errors:
-        say(f"  {title}: FAILED, {record.errors[method]}")
-    else:
-        scores = ", ".join(f"{name} {record.scores[method][name]:.4f}" for name in metrics_of(record.task))
-        say(f"  {title}: {scores} ({record.seconds[method]:.0f} s)")
-    _write_reports(order, runs)
+        return f"{title}: FAILED, {record.errors[method]}"
+    scores = ", ".join(f"{name} {record.scores[method][name]:.4f}" for name in metrics_of(record.task))
+    return f"{title}: {scores} ({record.seconds[method]:.0f} s)"
 
 
 def _left(runs: Sequence[Planned], todo: Sequence[Planned]) -> str:
@@ -162,56 +165,22 @@ def _left(runs: Sequence[Planned], todo: Sequence[Planned]) -> str:
     if seconds is None:
         return f"{len(todo)} left"
     hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{len(todo)} left, about {f'{hours} h ' if hours else ''}{minutes} min (until {_clock(seconds)})"
+    end = time.strftime("%a %H:%M", time.localtime(time.time() + seconds))
+    return f"{len(todo)} left, about {f'{hours} h ' if hours else ''}{minutes} min (until {end})"
 
 
-def _clock(seconds: float) -> str:
-    return time.strftime("%a %H:%M", time.localtime(time.time() + seconds))
+def base_name(model: str) -> str:
+    """What tables call the base model."""
+    return Path(model).resolve().name if Path(model).is_dir() else model
 
 
-def _write_reports(order: Order, runs: Sequence[Planned]) -> None:
-    """Write table, JSON and picture of every run that lies in the output folder."""
-    order.output.mkdir(parents=True, exist_ok=True)
-    planned = {(run.record.task, run.record.seed): run.record for run in runs}
-    on_disk = load_records(order.output / "runs")
-    records = [planned.get((record.task, record.seed), record) for record in on_disk]
-    machine, rows = environment(), summarize(records)
-    base = _name(order.model)
-    table = markdown(Report(base, order.scheme, machine, records, len(runs)))
-    _replace(order.output / TABLE_FILE, table)
-    document = {
-        "base": base,
-        "scheme": order.scheme,
-        "planned_runs": len(runs),
-        "environment": machine,
-        "methods": {name: method.about for name, method in BASELINES.items()},
-        "summary_in_percent": [row.to_dict() for row in rows],
-        "runs": [record.to_dict() for record in records],
-    }
-    _replace(order.output / RESULTS_FILE, json.dumps(document, indent=1) + "\n")
-    if order.plot and any(len(row.cells) > 1 for row in rows):
-        from q8core.reproduce.plot import plot_errors
-
-        plot_errors(rows, base, machine, order.output / PLOT_FILE)
-
-
-def _replace(file: Path, text: str) -> None:
-    part = file.with_name(f"{file.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, file)
-
-
-def _base(model: str) -> dict[str, str]:
-    """Name and digest of the base model: another one under the same name is another run."""
+def _weights_digest(model: str) -> str:
+    """Digest of the base model's weights: others under the same name make other runs."""
     weights = model_folder(model) / FLOAT_FILE
     if not weights.is_file():
         raise InputError(f"--model {model}: no {FLOAT_FILE}")
     with weights.open("rb") as file:
-        return {"name": _name(model), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def _name(model: str) -> str:
-    return Path(model).name
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _versions() -> dict[str, Any]:
