@@ -171,7 +171,7 @@ def _left(runs: Sequence[Planned], todo: Sequence[Planned]) -> str:
 
 def base_name(model: str) -> str:
     """What tables call the base model."""
-    return Path(model).resolve().name if Path(model).is_dir() else model
+    return Path(model).absolute().name if Path(model).is_dir() else model
 
 
 def _weights_digest(model: str) -> str:

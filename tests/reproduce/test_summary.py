@@ -10,12 +10,14 @@ import pytest
 
 from q8core.bench.environment import environment
 from q8core.errors import InputError
-from q8core.reproduce.data import find_folder
+from q8core.reproduce.data import DataFacts, find_folder
 from q8core.reproduce.paper import PAPER
 from q8core.reproduce.plot import draw_errors, plot_errors
 from q8core.reproduce.record import METHODS, RunRecord, check_same
+from q8core.reproduce.run import RunSettings
 from q8core.reproduce.summary import summarize
 from q8core.reproduce.table import signed
+from q8core.reproduce.timing import remaining
 from q8core.training.config import TrainConfig
 
 # (task, model) -> relative errors of QAT and DQ as the paper prints them
@@ -92,6 +94,22 @@ def test_a_record_made_before_a_recipe_knew_a_field_is_still_the_same() -> None:
     check_same(record, asked)
     with pytest.raises(InputError, match=r"fp32.average was 0.0 and is 0.5"):
         check_same(record, {**asked, "fp32": TrainConfig(average=0.5).to_dict()})
+
+
+def test_the_time_left_is_that_of_like_runs_or_scales_with_text_and_epochs() -> None:
+    def planned(task: str, seed: int, characters: int) -> tuple[RunRecord, RunSettings, DataFacts]:
+        config = TrainConfig(epochs=2.0, seed=seed)
+        settings = RunSettings("base", "q8bert", config, config, keep_float=False)
+        facts = DataFacts(10, 5, "", (characters, 0))
+        return RunRecord(Path(task), task, seed, {}), settings, facts
+
+    runs = [planned("rte", 1, 100), planned("rte", 2, 100), planned("cola", 1, 300)]
+    assert remaining(runs, [record for record, _, _ in runs]) is None
+    done = runs[0][0]
+    done.scores = {name: {"accuracy": 0.5} for name in METHODS}
+    done.seconds = dict.fromkeys(METHODS, 10.0)
+    assert remaining(runs, [runs[1][0]]) == pytest.approx(10 * len(METHODS))
+    assert remaining(runs, [runs[2][0]]) == pytest.approx(30 * len(METHODS))
 
 
 def test_folders_are_found_by_either_name_and_never_guessed(tmp_path: Path) -> None:
