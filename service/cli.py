@@ -33,6 +33,7 @@ def serve(
     default_backend: Annotated[str | None, _option("default_backend")] = None,
     kernel: Annotated[str | None, _option("kernel")] = None,
     threads: Annotated[int | None, _option("threads")] = None,
+    workers: Annotated[int | None, _option("workers")] = None,
     max_batch_tokens: Annotated[int | None, _option("max_batch_tokens")] = None,
     max_queue_tokens: Annotated[int | None, _option("max_queue_tokens")] = None,
     max_queue_requests: Annotated[int | None, _option("max_queue_requests")] = None,
@@ -76,14 +77,26 @@ def serve(
 
 
 def _serve(settings: Settings) -> None:
-    # torch takes a second to import: `q8bert --help` shall not pay for it
+    # torch takes a second to import: `q8bert --help` shall not pay for it, nor the supervisor of several workers
+    if settings.workers > 1:
+        _serve_with_workers(settings)
+        return
     from service.app import create_app
+    from service.listener import bind
     from service.registry import ModelRegistry
-    from service.server import bind, run_server
+    from service.server import run_server
 
     with bind(settings) as listener:
         registry = ModelRegistry.from_settings(settings)
         run_server(create_app(settings, registry), listener)
+
+
+def _serve_with_workers(settings: Settings) -> None:
+    from service.listener import bind
+    from service.processes.supervisor import serve_with_workers
+
+    with bind(settings) as listener:
+        serve_with_workers(settings, listener)
 
 
 def _dry_run(settings: Settings) -> None:

@@ -8,6 +8,8 @@ import weakref
 from collections.abc import Callable, Mapping
 from functools import partial
 
+from prometheus_client.registry import Collector
+
 from q8core.engines.heap import release_freed_memory
 from q8core.engines.protocol import Engine
 from service.admission import Throughput
@@ -19,6 +21,7 @@ from service.errors import Draining
 from service.lifecycle import Lifecycle, State
 from service.metrics import ServiceMetrics, create_children, create_metrics
 from service.pipeline import Pipeline
+from service.processes.exchange import Place
 from service.registry import Model, ModelRegistry
 from service.settings import Settings
 from service.shadow import Shadow
@@ -39,8 +42,12 @@ class Service:
         self.settings = settings
         self.registry = registry
         registry.on_release = self._detach
+        self.place: Place | None = None
+        """Of one among several worker processes."""
         self.lifecycle = Lifecycle()
         self.metrics: ServiceMetrics = create_metrics(registry.lanes, auto=settings.cascade is not None)
+        self.exposed: Collector = self.metrics.registry
+        """What /metrics shows: of several worker processes, all of them."""
         self.throughput = Throughput(registry.lanes)
         limits = QueueLimits(settings.max_batch_tokens, settings.max_queue_tokens, settings.max_queue_requests)
         self.queue = BatchQueue(registry.lanes, limits, self.throughput.drain_seconds)

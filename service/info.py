@@ -19,6 +19,7 @@ def describe_service(service: Service) -> dict[str, Any]:
         "service": "q8bert",
         "version": package.__version__,
         "state": service.lifecycle.state.value,
+        **({"worker": service.place.number, "workers": service.place.count} if service.place else {}),
         "default_backend": settings.chosen_default,
         "models": {
             model.name: {**describe_model(model), "default": place == 0}

@@ -1,4 +1,4 @@
-"""Runs the application under uvicorn in this process: binds first, drains on SIGTERM, exits with a meaning."""
+"""Runs the application under uvicorn in this process: drains on SIGTERM, exits with a meaning."""
 
 from __future__ import annotations
 
@@ -14,42 +14,15 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from q8core.errors import EngineError, InputError, Q8Error
+from q8core.errors import EngineError, Q8Error
 from service.container import Service
 from service.lifecycle import State
 from service.protocol import ConnectionLimits, guarded
-from service.settings import Settings
 
 log = logging.getLogger(__name__)
 
 # How long the last answers may take to leave through slow connections.
 _CONNECTION_GRACE_S = 5
-
-
-def bind(settings: Settings) -> socket.socket:
-    """Take the port before anything is loaded.
-
-    Raises:
-        InputError: the address is in use or not ours.
-    """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise InputError(f"cannot listen on {settings.host}: {error.strerror or error}") from error
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        # listening waits for uvicorn, but a second process must learn of the conflict now
-        listener.listen(1)
-    except OSError as error:
-        listener.close()
-        raise InputError(
-            f"cannot listen on {settings.host} port {settings.port}: {error.strerror}; choose another with --port"
-        ) from error
-    return listener
 
 
 class DrainingServer(uvicorn.Server):
@@ -62,6 +35,11 @@ class DrainingServer(uvicorn.Server):
         super().__init__(config)
         self._service = service
         self._drain_requested = False
+
+    @property
+    def drain_requested(self) -> bool:
+        """Whether the end has been asked for."""
+        return self._drain_requested
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -95,11 +73,11 @@ class DrainingServer(uvicorn.Server):
         return await super().on_tick(counter)
 
 
-def create_server(app: FastAPI) -> DrainingServer:
+def server_config(app: FastAPI) -> uvicorn.Config:
     """Configure uvicorn for the application: our own logging, no web sockets, no second queue."""
     service: Service = app.state.service
     settings = service.settings
-    config = uvicorn.Config(
+    return uvicorn.Config(
         app,
         lifespan="on",
         ws="none",
@@ -110,11 +88,15 @@ def create_server(app: FastAPI) -> DrainingServer:
         server_header=False,
         timeout_graceful_shutdown=_CONNECTION_GRACE_S,
     )
-    return DrainingServer(config, service)
 
 
-def run_server(app: FastAPI, listener: socket.socket) -> None:
-    """Serve until a signal or a failure.
+def create_server(app: FastAPI) -> DrainingServer:
+    """Build the server of a process of its own."""
+    return DrainingServer(server_config(app), app.state.service)
+
+
+def run_server(app: FastAPI, listener: socket.socket, server: DrainingServer | None = None) -> None:
+    """Serve until a signal or a failure, with a server of `create_server` unless another is given.
 
     Raises:
         Q8Error: what the start-up failed with, or EngineError when the engine died later.
@@ -123,7 +105,7 @@ def run_server(app: FastAPI, listener: socket.socket) -> None:
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     log.info("listening on http://%s:%d, loading %s", shown, port, ", ".join(service.registry.models))
-    create_server(app).run([listener])
+    (server or create_server(app)).run([listener])
     # both have ended already, unless a second signal cut the first short
     if not (service.stop(_CONNECTION_GRACE_S) and app.state.admin.join(_CONNECTION_GRACE_S)):
         # torch aborts when the interpreter ends under a computing thread

@@ -61,7 +61,16 @@ class Settings(BaseSettings):
     threads: int | None = Field(
         default=None,
         ge=1,
-        description="CPU threads of the engines; default: the cores this process may use, or its CPU quota if less.",
+        description=(
+            "CPU threads of the engines of a process; default: the cores it may use, or its CPU quota if less, "
+            "divided among the workers."
+        ),
+    )
+    workers: int = Field(
+        default=1,
+        ge=1,
+        le=256,
+        description="Processes that serve the port, each with its own queue and its share of the threads.",
     )
     max_batch_tokens: int = Field(
         default=1024, ge=1, description="Tokens computed together; more gives throughput, less gives latency."

@@ -16,4 +16,4 @@ router = APIRouter(tags=["observability"])
 def metrics(service: ServiceDep, accept: Annotated[str, Header()] = "") -> Response:
     """Render every metric."""
     encode, content_type = choose_encoder(accept)
-    return Response(encode(service.metrics.registry), media_type=content_type)
+    return Response(encode(service.exposed), media_type=content_type)

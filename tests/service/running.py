@@ -18,7 +18,8 @@ from fastapi import FastAPI
 from q8core.cache import CACHE_VARIABLE
 from service.container import Service
 from service.lifecycle import State
-from service.server import bind, create_server
+from service.listener import bind
+from service.server import create_server
 from service.settings import Settings
 
 

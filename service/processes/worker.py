@@ -1,0 +1,125 @@
+"""One worker process: a whole service that accepts from the supervisor's socket, and ends with the supervisor."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager
+from multiprocessing.connection import Connection
+from types import FrameType
+from typing import Any
+
+from fastapi import FastAPI
+
+from q8core.cpus import available_cpus
+from q8core.errors import EngineError, Q8Error
+from service.app import create_app
+from service.container import Service
+from service.lifecycle import State
+from service.logs import configure_logging
+from service.processes.exchange import MergedMetrics, Place, SampleSocket
+from service.registry import ModelRegistry
+from service.server import DrainingServer, run_server, server_config
+from service.settings import Settings
+
+log = logging.getLogger(__name__)
+
+_UNSETTLED = (State.STARTING, State.WARMING)
+
+
+def run_worker(
+    settings: Settings, place: Place, listener: socket.socket, ready: Connection, others_serve: bool
+) -> None:
+    """Serve until the supervisor says stop, and exit as ``q8bert serve`` would.
+
+    Args:
+        settings: as the command line gave them.
+        place: which worker this is.
+        listener: the socket that all workers accept from.
+        ready: told once, when requests are taken.
+        others_serve: accept nothing before this worker is ready, because others answer until then.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes, the supervisor passes it on
+    configure_logging(settings.log_level, json_lines=settings.json_logs, worker=place.number)
+    try:
+        _run(settings, place, listener, ready, others_serve)
+    except Q8Error as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def _run(settings: Settings, place: Place, listener: socket.socket, ready: Connection, others_serve: bool) -> None:
+    threads = settings.threads or max(1, available_cpus() // place.count)
+    settings = settings.model_copy(update={"threads": threads})
+    registry = ModelRegistry.open(settings.checkpoint, settings.backends, settings.kernel, threads)
+    app = create_app(settings, registry)
+    service: Service = app.state.service
+    service.place = place
+    service.exposed = MergedMetrics(service.metrics.registry, place)
+    samples = SampleSocket(place.socket, service.metrics.registry)
+    server = WorkerServer(app, ready)
+    if others_serve:
+        _accept_when_ready(app, service, server)
+    try:
+        run_server(app, listener, server)
+    finally:
+        samples.close()
+
+
+class WorkerServer(DrainingServer):
+    """Drains when the supervisor says so or is gone; leaves at once where the engine hangs, for a successor."""
+
+    def __init__(self, app: FastAPI, ready: Connection) -> None:
+        super().__init__(server_config(app), app.state.service)
+        self._ready: Connection | None = ready
+        self._supervisor = os.getppid()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Handle SIGTERM alone."""
+        before = signal.signal(signal.SIGTERM, self.handle_exit)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to drain; again changes nothing, because systemd and others signal every process of a service."""
+        if not self.drain_requested:
+            super().handle_exit(sig, frame)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Tell when ready; look after the supervisor and the engine."""
+        if self._ready is not None and self._service.lifecycle.state is State.READY:
+            self._ready.send(True)
+            self._ready.close()
+            self._ready = None
+        if os.getppid() != self._supervisor and not self.drain_requested:
+            log.error("the supervisor is gone; draining")
+            self.handle_exit(signal.SIGTERM, None)
+        problem = self._service.engine_problem()
+        if problem is not None and self._service.lifecycle.state is State.READY:
+            log.critical("%s", problem)
+            logging.shutdown()
+            os._exit(EngineError.exit_code)
+        return await super().on_tick(counter)
+
+
+def _accept_when_ready(app: FastAPI, service: Service, server: WorkerServer) -> None:
+    """Let uvicorn, which accepts once the application has started, wait for the engines."""
+    start: Any = app.router.lifespan_context
+
+    @asynccontextmanager
+    async def start_and_load(of: Any) -> AsyncGenerator[Any]:
+        async with start(of) as state:
+            while service.lifecycle.state in _UNSETTLED and not server.drain_requested:
+                await asyncio.sleep(0.05)
+            yield state
+
+    app.router.lifespan_context = start_and_load
