@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from q8core.errors import InputError
 from service.logs import configure_logging
 from service.settings import ENV_PREFIX, Settings, load_settings, unknown_variables
 
@@ -92,9 +93,15 @@ def _serve(settings: Settings) -> None:
 
 
 def _serve_with_workers(settings: Settings) -> None:
+    from service.auth import load_keys
     from service.listener import bind
     from service.processes.supervisor import serve_with_workers
 
+    if load_keys(settings).admin:
+        raise InputError(
+            f"--workers is {settings.workers}, and /admin would change the models of one worker only: "
+            "take one worker, or no admin key"
+        )
     with bind(settings) as listener:
         serve_with_workers(settings, listener)
 
