@@ -161,7 +161,7 @@ class Shadow:
             now = self._clock()
             self._drop_overdue(now)
             ticket.future.add_done_callback(partial(self._computed, sample, other))
-            job = _Job(ticket, _characters(sample.work), now + self.limits.patience_s)
+            job = _Job(ticket, sample.work.characters, now + self.limits.patience_s)
             if self._closed:
                 job.drop(DRAINING)
             elif self._waiting.has_room(job, self.limits):
@@ -242,7 +242,3 @@ class Shadow:
         self.agreement.record(cases)
         for case in cases:
             self._metrics.observe(case.task, case.comparison)
-
-
-def _characters(work: Work[object]) -> int:
-    return sum(len(text) for place in range(work.inputs) for text in work.texts(place).values())

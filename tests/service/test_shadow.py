@@ -27,6 +27,7 @@ class Words:
 
     def __init__(self, task: str, lengths: tuple[int, ...]) -> None:
         self.task, self.inputs = task, len(lengths)
+        self.characters = 8 * len(lengths)
         self.items = [WorkItem([7] * n, [0] * n) for n in lengths]
 
     def verdicts(self, logits: list[torch.Tensor]) -> list[LabelVerdict]:
