@@ -14,6 +14,8 @@ added after the accumulator was scaled. `float32(acc + b) * r` differs from that
 
 from __future__ import annotations
 
+from math import inf
+
 import torch
 from torch import Tensor
 
@@ -41,12 +43,13 @@ def scale_from_threshold(threshold: Tensor, steps: int = QMAX) -> Tensor:
         CalibrationError: if a threshold is negative, infinite or NaN.
     """
     threshold = threshold.detach().to(torch.float32)
-    usable = torch.isfinite(threshold) & (threshold >= 0)
-    if not bool(usable.all()):
+    low, high = _extremes(threshold)
+    if not 0 <= low <= high < inf:
+        usable = torch.isfinite(threshold) & (threshold >= 0)
         found = float(threshold[~usable].reshape(-1)[0])
         raise CalibrationError(f"a quantization threshold must be finite and not negative; found {found:g}")
     scale = threshold / steps
-    return torch.where(scale < _TINY, 1.0, scale)
+    return scale if low >= 2 * steps * _TINY else torch.where(scale < _TINY, 1.0, scale)
 
 
 def asymmetric_grid(low: Tensor, high: Tensor) -> tuple[Tensor, int]:
@@ -115,11 +118,12 @@ def quantize_bias(bias: Tensor, scale_x: Tensor, scale_w: Tensor) -> Tensor:
         CalibrationError: if the bias is not finite, or the product of the scales is 0 or infinite in float32.
     """
     r = rescale_factor(scale_x, scale_w)
-    usable = torch.isfinite(r) & (r > 0)
-    if not bool(usable.all()):
-        found = float(r[~usable][0])
+    low, high = _extremes(r)
+    if not 0 < low <= high < inf:
+        found = float(r[~(torch.isfinite(r) & (r > 0))][0])
         raise CalibrationError(f"input scale times weight scale must be a positive float32; found {found:g}")
-    if not bool(torch.isfinite(bias).all()):
+    low, high = _extremes(bias.detach())
+    if not -inf < low <= high < inf:
         raise CalibrationError(f"cannot quantize a bias of shape {tuple(bias.shape)} with infinite or NaN values")
     steps = bias.detach().to(torch.float64) / r.to(torch.float64)
     return steps.round_().clamp_(-BIAS_MAX, BIAS_MAX).to(torch.int32)
@@ -128,6 +132,14 @@ def quantize_bias(bias: Tensor, scale_x: Tensor, scale_w: Tensor) -> Tensor:
 def dequantize_bias(bias_i32: Tensor, scale_x: Tensor, scale_w: Tensor) -> Tensor:
     """Return the float32 bias term that the engine adds: `float32(b_i32) * r`, shape (out,)."""
     return bias_i32.to(torch.float32) * rescale_factor(scale_x, scale_w)
+
+
+def _extremes(x: Tensor) -> tuple[float, float]:
+    """Return the smallest and the largest element, both NaN if there is one: what a check of all of them needs."""
+    if x.numel() == 0:
+        return 1.0, 1.0  # nothing is wrong with any of none
+    low, high = torch.aminmax(x)
+    return float(low), float(high)
 
 
 def row_scales(x: Tensor) -> Tensor:

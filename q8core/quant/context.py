@@ -44,7 +44,8 @@ class ForwardContext:
         if not isinstance(mask, Tensor) or mask.dim() != 2:
             found = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
             raise InputError(f"attention_mask must be (batch, sequence) to tell padding from text; found {found}")
-        self.mask = mask
+        if not bool(mask.all()):  # a mask that hides nothing is none: bucketed batches are often without padding
+            self.mask = mask
 
     def after(self, model: nn.Module, args: tuple[Any, ...], output: object) -> None:
         """Forward hook, called even if the pass raised: keep no tensor alive between passes."""

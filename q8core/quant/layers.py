@@ -7,6 +7,7 @@ buffers (`input_threshold`, or of an asymmetric input `input_low_threshold` and 
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import Literal, NamedTuple
 
 import torch
@@ -218,7 +219,7 @@ class QATLinear(nn.Linear):
         found = [
             largest_of_processes(each) for each in (side_maxima(x, mask) if len(names) == 2 else (abs_max(x, mask),))
         ]
-        if not all(bool(torch.isfinite(observed)) for observed in found):
+        if not all(isfinite(float(observed)) for observed in found):
             raise CalibrationError(f"{self.path}: the {name} of this layer is infinite or NaN at step {step}")
         for each, observed in zip(names, found, strict=True):
             threshold = self.get_buffer(f"{each}_threshold")

@@ -163,7 +163,7 @@ class Trainer:
             self._epoch = (epoch, epoch_batches(lengths, self.config.batch_size, self.config.seed, epoch))
         return self._epoch[1][place]
 
-    def _step(self, batch: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer) -> float:
+    def _step(self, batch: dict[str, torch.Tensor], optimizer: torch.optim.AdamW) -> float:
         batch, share = self.processes.share(batch)
         return training_step(lambda: self.loss(self.model, batch) * share, optimizer, self.config, self.processes)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from q8core.training.processes import ALONE, Processes
 
 def training_step(
     loss_of: Callable[[], Tensor],
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.AdamW,
     config: TrainConfig,
     processes: Processes = ALONE,
 ) -> float:
@@ -22,16 +23,31 @@ def training_step(
     Args:
         loss_of: computes the loss, a scalar, of this process's share of a batch; called under autocast where
             the precision is bf16.
-        optimizer: of the parameters that the loss depends on; they have no gradients before and afterwards.
+        optimizer: fused, of the parameters that the loss depends on; they have no gradients before and afterwards.
         config: precision and clipping.
         processes: who takes part: gradients and losses are summed.
     """
     with torch.autocast(processes.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
         loss = loss_of()
     loss.backward()
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    processes.sum_gradients(parameters)
-    nn.utils.clip_grad_norm_(parameters, config.grad_clip)
-    optimizer.step()
+    processes.sum_gradients(p for group in optimizer.param_groups for p in group["params"])
+    clipped_update(optimizer, config.grad_clip)
     optimizer.zero_grad()
     return processes.total(loss.item())
+
+
+def clipped_update(optimizer: torch.optim.AdamW, max_norm: float) -> None:
+    """Update as after `clip_grad_norm_(parameters, max_norm)`, which would read and write all gradients once more.
+
+    A fused optimizer divides gradients by `grad_scale` while it reads them: made for mixed precision's loss scaling.
+
+    Args:
+        optimizer: fused.
+        max_norm: of all gradients together (L2).
+    """
+    parameters: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    scaling: Any = optimizer  # not declared: the loss scaler sets it on whichever optimizer it is given
+    # with the 1e-6 of clip_grad_norm_
+    scaling.grad_scale = ((norm + 1e-6) / max_norm).to(torch.float32) if norm + 1e-6 > max_norm else None
+    optimizer.step()
