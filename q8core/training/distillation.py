@@ -121,7 +121,7 @@ class Distillation:
         config, mask = self.config, batch["attention_mask"]
         inputs = {name: value for name, value in batch.items() if name not in _TARGETS}
         paths = self._paths()
-        self.teacher.to(mask.device)  # moves once, where the student has gone to
+        nn.Module.to(self.teacher, mask.device)  # moves once, where the student has gone to
         with torch.no_grad(), _recorded(self.teacher, paths) as theirs:
             expected = self.teacher(**inputs)
         with _recorded(self.student, paths) as ours:

@@ -64,7 +64,7 @@ class ModelMetadata(BaseModel):
     outputs: list[Tensor]
 
 
-@router.get("", summary="Open Inference Protocol: the server")
+@router.get("", responses=error_responses(401), summary="Open Inference Protocol: the server")
 async def server_metadata() -> ServerMetadata:
     """Name and version; there are no extensions."""
     return ServerMetadata(version=package.__version__, extensions=[])
@@ -84,7 +84,7 @@ async def server_ready(service: ServiceDep) -> Ready:
     return Ready()
 
 
-@router.get("/models/{name}", responses=error_responses(404, 422, 503), summary="Open Inference Protocol: a model")
+@router.get("/models/{name}", responses=error_responses(401, 404, 422, 503), summary="Open Inference Protocol: a model")
 async def model_metadata(name: str, service: ServiceDep) -> ModelMetadata:
     """Describe a loaded model."""
     model = named_model(service, None, name)
@@ -93,7 +93,9 @@ async def model_metadata(name: str, service: ServiceDep) -> ModelMetadata:
 
 
 @router.get(
-    "/models/{name}/ready", responses=error_responses(404, 422, 503), summary="Open Inference Protocol: model ready"
+    "/models/{name}/ready",
+    responses=error_responses(401, 404, 422, 503),
+    summary="Open Inference Protocol: model ready",
 )
 async def model_ready(name: str, service: ServiceDep) -> ModelReady:
     """Answer 200 for a loaded model while requests are answered."""

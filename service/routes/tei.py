@@ -103,7 +103,9 @@ class Token(BaseModel):
     stop: int | None
 
 
-@router.post("/tokenize", responses=error_responses(400, 404, 413, 415, 422, 500, 503), summary="Texts to tokens")
+@router.post(
+    "/tokenize", responses=error_responses(400, 401, 404, 408, 413, 415, 422, 500, 503), summary="Texts to tokens"
+)
 def tokenize(body: TokenizeRequest, service: ServiceDep) -> list[list[Token]]:
     """Answer one list of tokens for each text, not cut: their number is what counts against a model's max_length."""
     model = named_model(service, None, body.model)
