@@ -10,6 +10,7 @@ import socket
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -50,6 +51,23 @@ class _Slot:
     """When to start it again; None: not before the first worker is ready."""
 
 
+class SupervisorMetrics:
+    """What the supervisor adds to its workers' metrics.
+
+    Args:
+        wanted: how many workers there shall be.
+        ready: tells how many take requests.
+    """
+
+    def __init__(self, wanted: int, ready: Callable[[], int]) -> None:
+        disable_created_metrics()
+        self.registry = CollectorRegistry()
+        Gauge("q8bert_workers", "Worker processes wanted.", registry=self.registry).set(wanted)
+        now = Gauge("q8bert_workers_ready", "Worker processes that take requests.", registry=self.registry)
+        now.set_function(lambda: float(ready()))
+        self.restarts = Counter("q8bert_worker_restarts", "Worker processes started anew.", registry=self.registry)
+
+
 class Supervisor:
     """Starts one worker, and the others once it is ready; starts anew what dies; passes the end on.
 
@@ -69,13 +87,8 @@ class Supervisor:
         self._signals = 0
         self._signalled = 0.0
         self._once_ready = False
-        disable_created_metrics()
-        self._registry = CollectorRegistry()
-        Gauge("q8bert_workers", "Worker processes wanted.", registry=self._registry).set(settings.workers)
-        ready = Gauge("q8bert_workers_ready", "Worker processes that take requests.", registry=self._registry)
-        ready.set_function(lambda: float(sum(slot.ready for slot in self._slots)))
-        self._restarts = Counter("q8bert_worker_restarts", "Worker processes started anew.", registry=self._registry)
-        self._samples = SampleSocket(supervisor_socket(folder), self._registry)
+        self._metrics = SupervisorMetrics(settings.workers, lambda: sum(slot.ready for slot in self._slots))
+        self._samples = SampleSocket(supervisor_socket(folder), self._metrics.registry)
 
     def run(self) -> int:
         """Run until a signal or until no worker can be kept running; return the exit code."""
@@ -147,7 +160,7 @@ class Supervisor:
             return _exit_code(code) or EngineError.exit_code
         pause = min(_LONGEST_PAUSE_S, 2.0 ** (slot.failures - 1) - 1)
         slot.start_at = time.monotonic() + pause
-        self._restarts.inc()
+        self._metrics.restarts.inc()
         log.error("worker %d has died with code %d; a new one in %.0f s", slot.place.number, code, pause)
         return None
 

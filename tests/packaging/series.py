@@ -8,17 +8,11 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from service.batcher import Lane
 from service.metrics import create_metrics
+from service.processes.supervisor import SupervisorMetrics
 
 # Added to every series by Prometheus itself.
 SCRAPE_LABELS = {"job", "instance"}
 METRIC = re.compile(r"\b(?:q8bert|process)_[a-z0-9_]+")
-
-# of the shadow comparison
-SHADOW = {
-    "q8bert_shadow_comparisons_total": {"task", "result"},
-    "q8bert_shadow_abs_diff_bucket": {"task", "le"},
-    "q8bert_shadow_dropped_total": {"reason"},
-}
 
 
 def expose(family: Counter | Gauge | Histogram) -> dict[str, set[str]]:
@@ -34,11 +28,11 @@ def expose(family: Counter | Gauge | Histogram) -> dict[str, set[str]]:
 def exposed_series() -> dict[str, set[str]]:
     """Every series of the service with its labels."""
     lanes = [Lane(task, backend) for task in ("classify", "qa") for backend in ("fp32", "int8")]
-    registry = create_metrics(lanes).registry
+    registries = (create_metrics(lanes).registry, SupervisorMetrics(2, lambda: 2).registry)
     series: dict[str, set[str]] = {}
-    for collector in registry._collector_to_names:
+    for collector in [collector for registry in registries for collector in registry._collector_to_names]:
         if isinstance(collector, Counter | Gauge | Histogram):
             series |= expose(collector)
         else:
             series |= {sample.name: set(sample.labels) for family in collector.collect() for sample in family.samples}
-    return {**SHADOW, **series}
+    return series

@@ -37,6 +37,7 @@ def test_what_is_watched(rules: list[dict[str, Any]]) -> None:
         "Q8bertQueueNearLimit",
         "Q8bertDisagreement",
         "Q8bertMemoryGrowing",
+        "Q8bertWorkersDying",
     }
 
 
