@@ -97,7 +97,8 @@ class WorkerServer(DrainingServer):
     async def on_tick(self, counter: int) -> bool:
         """Tell when ready; look after the supervisor and the engine."""
         if self._ready is not None and self._service.lifecycle.state is State.READY:
-            self._ready.send(True)
+            with contextlib.suppress(BrokenPipeError):  # the supervisor is gone: see below
+                self._ready.send(True)
             self._ready.close()
             self._ready = None
         if os.getppid() != self._supervisor and not self.drain_requested:
