@@ -57,7 +57,7 @@ def run_worker(
 def _run(settings: Settings, place: Place, listener: socket.socket, ready: Connection, others_serve: bool) -> None:
     threads = settings.threads or max(1, available_cpus() // place.count)
     settings = settings.model_copy(update={"threads": threads})
-    registry = ModelRegistry.open(settings.checkpoint, settings.backends, settings.kernel, threads)
+    registry = ModelRegistry.from_settings(settings)
     app = create_app(settings, registry)
     service: Service = app.state.service
     service.place = place
