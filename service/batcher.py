@@ -131,6 +131,16 @@ class Batch:
         return sum(entry.item.tokens for entry in self.entries)
 
 
+class Reserved(NamedTuple):
+    """Accepted requests that are still on their way to the queue, and the tokens that they have at least."""
+
+    requests: int
+    tokens: int
+
+
+NOTHING_RESERVED = Reserved(0, 0)
+
+
 class BatchQueue:
     """Thread-safe: requests put and abandon on the event loop, one engine thread takes.
 
@@ -196,14 +206,14 @@ class BatchQueue:
         for ticket in stranded:
             ticket.fail(UnknownModel(f"the model {ticket.lane.model!r} was unloaded"))
 
-    def check_room(self, lane: Lane, tokens: int, deadline: float, *, reserved: int = 0) -> None:
+    def check_room(self, lane: Lane, tokens: int, deadline: float, reserved: Reserved = NOTHING_RESERVED) -> None:
         """Raise what `put` would raise for a ticket of this many tokens; the caller need not have it yet.
 
         Args:
             lane: where it would wait.
             tokens: its tokens, or a number that they cannot be below.
             deadline: when its answer is no use any more, on the queue's clock.
-            reserved: tokens of accepted requests that are still on their way to the queue.
+            reserved: what the queue has to keep room for besides.
         """
         with self._changed:
             if self._closed is not None:
@@ -216,10 +226,11 @@ class BatchQueue:
                     f"the request holds {tokens} tokens, the server takes at most "
                     f"{limits.max_queue_tokens} at once; send it in parts"
                 )
-            waiting = reserved + sum(queue.tokens for queue in self._lanes.values())
+            waiting = reserved.tokens + sum(queue.tokens for queue in self._lanes.values())
             drain = self._drain_seconds({name: queue.tokens for name, queue in self._lanes.items()})
-            if len(self._keys) >= limits.max_queue_requests:
-                raise QueueFull(f"{len(self._keys)} requests are waiting already; try later", retry_after_s=drain)
+            requests = len(self._keys) + reserved.requests
+            if requests >= limits.max_queue_requests:
+                raise QueueFull(f"{requests} requests are waiting already; try later", retry_after_s=drain)
             # alone, a long request may fill the queue: it could never come in otherwise
             if waiting + tokens > (limits.long_queue_tokens if long and waiting else limits.max_queue_tokens):
                 raise QueueFull(

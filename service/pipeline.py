@@ -15,7 +15,7 @@ from typing import Any, TypeVar, cast
 from torch import Tensor
 
 from service import schemas
-from service.batcher import BatchQueue, Lane, Ticket, WorkItem
+from service.batcher import BatchQueue, Lane, Reserved, Ticket, WorkItem
 from service.cascade import FIRST, SECOND, Cascade
 from service.cascade_metrics import AUTO, CHANGED, CONFIRMED, KEPT
 from service.compare import BACKENDS, compare_labels, compare_spans
@@ -28,7 +28,6 @@ from service.errors import (
     EmptyInput,
     EngineDead,
     NotReady,
-    QueueFull,
     UnknownBackend,
 )
 from service.lifecycle import Lifecycle, State
@@ -234,9 +233,7 @@ class Pipeline:
     async def _encode(self, trace: RequestTrace, work: Work[T], lane: Lane, deadline: float) -> EncodedRequest:
         """Refuse what the queue has no room for, else encode."""
         tokens = self._least_tokens(work)
-        self._queue.check_room(lane, tokens, deadline, reserved=self._encoding_tokens)
-        if self._queue.waiting_requests() + self._encoding >= self._settings.max_queue_requests:
-            raise QueueFull(f"{self._encoding} requests are being encoded already; try later")
+        self._queue.check_room(lane, tokens, deadline, Reserved(self._encoding, self._encoding_tokens))
         self._encoding += 1
         self._encoding_tokens += tokens
         try:

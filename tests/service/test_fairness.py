@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.batcher import Batch, BatchQueue, Lane, QueueLimits, Ticket, WorkItem
+from service.batcher import Batch, BatchQueue, Lane, QueueLimits, Reserved, Ticket, WorkItem
 from service.errors import QueueFull
 
 LANES = (Lane("classify", "int8"), Lane("classify", "fp32"), Lane("qa", "int8"))
@@ -133,6 +133,19 @@ def test_documents_ahead_do_not_refuse_a_short_request_that_will_be_in_time() ->
 
 def test_accepted_requests_on_their_way_take_room_too() -> None:
     queue = make_queue(QueueLimits(max_batch_tokens=20, max_queue_tokens=100, max_queue_requests=100))
-    queue.check_room(LANES[0], 10, 1e9, reserved=90)
+    queue.check_room(LANES[0], 10, 1e9, Reserved(0, 90))
     with pytest.raises(QueueFull):
-        queue.check_room(LANES[0], 10, 1e9, reserved=91)
+        queue.check_room(LANES[0], 10, 1e9, Reserved(0, 91))
+    queue.check_room(LANES[0], 10, 1e9, Reserved(99, 0))
+    with pytest.raises(QueueFull):
+        queue.check_room(LANES[0], 10, 1e9, Reserved(100, 0))
+
+
+def test_a_refusal_says_how_long_the_work_ahead_takes() -> None:
+    limits = QueueLimits(max_batch_tokens=20, max_queue_tokens=100, max_queue_requests=3)
+    queue = BatchQueue(LANES, limits, lambda tokens: sum(tokens.values()) / 10, lambda: 0.0)
+    queue.put(make_ticket(LANES[0], [20, 20]))
+    for tokens, reserved in ((61, Reserved(0, 0)), (1, Reserved(2, 0))):
+        with pytest.raises(QueueFull) as refused:
+            queue.check_room(LANES[0], tokens, 1e9, reserved)
+        assert refused.value.retry_after_s == 4.0
