@@ -50,12 +50,12 @@ def test_small_gradients_are_not_touched() -> None:
 
 def test_a_step_clears_gradients_and_returns_the_loss() -> None:
     model, x = make_model(), torch.ones(2, 40)
-    config = TrainConfig(learning_rate=1e-2)
+    config = TrainConfig(learning_rate=1e-4)
     optimizer, losses = make_optimizer(model, config), list[float]()
 
     def loss_of() -> Tensor:
         loss = model(x).square().mean()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
         return loss
 
     assert training_step(loss_of, optimizer, config) == losses[0]
