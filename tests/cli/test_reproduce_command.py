@@ -147,7 +147,7 @@ def test_scores_are_those_of_the_checkpoints_that_are_kept(
 
 
 def forbid(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
-    def unexpected(*_: object) -> None:
+    def unexpected(*_: object, **__: object) -> None:
         raise AssertionError("trained again")
 
     for name in names:
@@ -169,7 +169,7 @@ def test_what_is_finished_is_not_repeated(command: Command, complete: Path, monk
 def test_an_interrupted_run_goes_on_and_ends_the_same(
     command: Command, complete: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(*_: object) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
