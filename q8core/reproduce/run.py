@@ -12,6 +12,7 @@ from pathlib import Path
 from q8core.checkpoint import Checkpoint
 from q8core.checkpoint.manifest import FLOAT_FILE, MANIFEST_FILE
 from q8core.errors import Q8Error
+from q8core.quant import find_scheme
 from q8core.reproduce.methods import BASELINES, Scored
 from q8core.reproduce.record import FP32, QAT, RunRecord
 from q8core.tasks.task import Task
@@ -29,7 +30,7 @@ class RunSettings:
 
     Attributes:
         base: folder or hub id of the pretrained model.
-        scheme: of the quantization-aware training.
+        scheme: preset or file of the quantization-aware training.
         fp32: recipe of the fine-tuning, with the run's seed.
         qat: recipe of the quantization-aware training, with the run's seed.
         keep_float: whether a finished run keeps its float weights.
@@ -96,7 +97,7 @@ def _fine_tune(record: RunRecord, settings: RunSettings, task: Task, output: Pat
 
 
 def _train_quantized(record: RunRecord, settings: RunSettings, task: Task, source: Path, output: Path) -> Scored:
-    how = f"trained with scheme {settings.scheme}, executed in int8"
+    how = f"trained with scheme {find_scheme(settings.scheme).name}, executed in int8"
     if (output / MANIFEST_FILE).is_file():  # written last
         made = Checkpoint.open(output).manifest
         assert made is not None

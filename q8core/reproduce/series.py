@@ -13,7 +13,7 @@ from typing import Any
 from q8core.bench.environment import environment
 from q8core.checkpoint.manifest import FLOAT_FILE
 from q8core.errors import InputError
-from q8core.quant import find_scheme
+from q8core.quant import PRESETS, Scheme, find_scheme
 from q8core.reproduce.data import TITLES, DataFacts, DataSource, check_tasks
 from q8core.reproduce.methods import BASELINES, CALIBRATION_EXAMPLES
 from q8core.reproduce.record import RunRecord, check_same, load_records
@@ -76,7 +76,7 @@ def reproduce(order: Order, say: Callable[[str], None]) -> bool:
         InputError: data, recipe, model or an earlier run in the output folder is wrong, before any time is spent.
     """
     source, runs = plan(order)
-    reports = Reports(order.output, base_name(order.model), order.scheme, order.plot)
+    reports = Reports(order.output, base_name(order.model), find_scheme(order.scheme).name, order.plot)
     planned = [run.record for run in runs]
     reports.write(planned)
     todo = [run for run in runs if not run.record.complete]
@@ -106,7 +106,8 @@ def plan(order: Order) -> tuple[DataSource, list[Planned]]:
         InputError: as for :func:`reproduce`.
     """
     tasks = check_tasks(order.tasks)
-    if not find_scheme(order.scheme).has_activation("ema"):
+    scheme = find_scheme(order.scheme)
+    if not scheme.has_activation("ema"):
         raise InputError(
             f"--scheme {order.scheme} needs no training; allowed: q8bert, q8bert-attention, q8bert-paper, or a file"
         )
@@ -114,7 +115,7 @@ def plan(order: Order) -> tuple[DataSource, list[Planned]]:
         raise InputError(f"--seeds is {order.seeds}; at least 1")
     recipes = {task: load_recipe(task, order.recipes) for task in tasks}
     base = {"name": base_name(order.model), "sha256": _weights_digest(order.model)}
-    common = {"base": base, "scheme": order.scheme, "calibration_examples": CALIBRATION_EXAMPLES}
+    common = {"base": base, "scheme": _scheme_identity(scheme), "calibration_examples": CALIBRATION_EXAMPLES}
     found = load_records(order.output / "runs")
     for record in found:
         check_same(record, {**record.identity, **common})
@@ -141,6 +142,11 @@ def _runs(
         configs = replace(recipe.fp32, seed=seed), replace(recipe.qat, seed=seed)
         runs.append(Planned(record, RunSettings(order.model, order.scheme, *configs, order.keep_float), facts))
     return runs
+
+
+def _scheme_identity(scheme: Scheme) -> str | dict[str, object]:
+    """A preset's name, or all rules of a user's own scheme, whose file may change."""
+    return scheme.name if scheme.name in PRESETS else scheme.to_dict()
 
 
 def _positions(model: str, task: str) -> int:
