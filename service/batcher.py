@@ -314,6 +314,6 @@ class BatchQueue:
             del self._keys[ticket]
 
     def _remove(self, ticket: Ticket) -> None:
-        lane = self._lanes[ticket.lane]
+        # what does not wait may be of a lane that is gone
         for key in self._keys.pop(ticket, ()):
-            lane.discard(key)
+            self._lanes[ticket.lane].discard(key)

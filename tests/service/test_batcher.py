@@ -14,7 +14,16 @@ from hypothesis import strategies as st
 
 from service.admission import Throughput
 from service.batcher import Batch, BatchQueue, Lane, QueueLimits, Ticket, WorkItem
-from service.errors import ClientClosed, DeadlineExceeded, Draining, EngineDead, QueueFull, ServiceError, TooManyTokens
+from service.errors import (
+    ClientClosed,
+    DeadlineExceeded,
+    Draining,
+    EngineDead,
+    QueueFull,
+    ServiceError,
+    TooManyTokens,
+    UnknownModel,
+)
 
 LANES = (Lane("classify", "int8"), Lane("classify", "fp32"), Lane("qa", "int8"))
 LIMITS = QueueLimits(max_batch_tokens=20, max_queue_tokens=100, max_queue_requests=8)
@@ -301,3 +310,28 @@ def test_answers_that_come_after_the_client_left_are_dropped() -> None:
     queue.abandon(ticket, ClientClosed("left"))
     answer(batch)
     assert isinstance(ticket.future.exception(0), ClientClosed)
+
+
+def test_lanes_come_and_go() -> None:
+    queue = make_queue(Clock())
+    first, second = (LANES[0]._replace(model="m", load=load) for load in (1, 2))
+    with pytest.raises(UnknownModel, match="'m' is not loaded for classify on int8"):
+        queue.put(make_ticket(first, (5,)))
+    queue.add_lanes([first, second])
+    stranded, other, computed = (make_ticket(lane, (5, 5)) for lane in (first, second, first))
+    queue.put(computed)
+    batch = queue.take(0)
+    assert batch is not None
+    assert batch.lane == first
+    for ticket in (stranded, other):
+        queue.put(ticket)
+    queue.remove_lanes([first])
+    assert isinstance(stranded.future.exception(0), UnknownModel)
+    assert (queue.waiting_requests(), queue.waiting_tokens()) == (1, 10)
+    queue.abandon(computed, ClientClosed("left"))  # the engine thread may come late with what it has
+    queue.abandon(stranded, ClientClosed("left"))
+    with pytest.raises(UnknownModel):
+        queue.check_room(first, 1, 1e9)
+    batch = queue.take(0)
+    assert batch is not None
+    assert {entry.ticket for entry in batch.entries} == {other}

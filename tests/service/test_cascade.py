@@ -88,7 +88,7 @@ def test_what_cannot_be_calibrated(classify_folder: Path, margins: list[float], 
 
 
 def calibration(folder: Path, task: str, threshold: float) -> Calibration:
-    model = open_registry(folder).models[task]
+    model = open_registry(folder).defaults[task]
     return Calibration(model.name, model.revision, task, threshold, 0.99, 10, 0.9, 0.99, (0.9, 1.0), 0.1)
 
 

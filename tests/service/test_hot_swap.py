@@ -67,11 +67,11 @@ class Running:
 
 
 @contextmanager
-def running(root: Path, *names: str) -> Iterator[Running]:
+def running(root: Path, *names: str, **chosen: object) -> Iterator[Running]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("Q8BERT_ADMIN_KEY", KEY)
         registry = ModelRegistry.open((), ["fp32", "int8"], "fbgemm", 1, named=[(name, root / name) for name in names])
-        app = create_app(Settings(threads=1, model_root=(root,)), registry)
+        app = create_app(Settings(threads=1, model_root=(root,), **chosen), registry)  # type: ignore[arg-type]
     with running_server(app) as url:
         yield Running(url, app)
 
@@ -279,6 +279,20 @@ def test_an_unexpected_failure_is_a_500_and_changes_nothing(served: Running, mon
     assert (answer.status_code, answer.json()["error_type"]) == (500, "internal")
     assert "0xdead" not in answer.text
     assert served.scores()
+
+
+def test_shadows_of_an_unloaded_model_are_dropped(root: Path) -> None:
+    with running(root, "one", "qa", shadow_rate=1.0) as served:
+        shadow = served.service.shadow
+        shadow._idle = lambda: False  # none runs before the model is gone
+        for _ in range(3):
+            served.scores()
+        assert shadow.waiting() == 3
+        assert served.unload("one").status_code == 200
+        shadow._idle = lambda: True
+        wait_until(lambda: shadow.dropped()["failed"] == 3)
+        assert shadow.waiting() == 0
+        assert httpx.post(f"{served.url}/qa", json={"question": "who?", "context": "ada"}).status_code == 200
 
 
 def test_a_drain_ends_a_load(root: Path) -> None:

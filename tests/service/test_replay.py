@@ -132,13 +132,13 @@ def test_a_wrong_line_is_named_and_not_repeated(
     file = tmp_path / "requests.jsonl"
     file.write_text('{"inputs": "good"}\n' + line + "\n")
     with pytest.raises(InputError, match=r"requests\.jsonl, line 2") as error:
-        read_requests(file, open_registry(classify_folder, qa_folder).models)
+        read_requests(file, open_registry(classify_folder, qa_folder).defaults)
     assert words in str(error.value)
     assert "secret" not in str(error.value)
 
 
 def test_what_cannot_be_compared(classify_folder: Path, tmp_path: Path) -> None:
-    models = open_registry(classify_folder).models
+    models = open_registry(classify_folder).defaults
     for text, words in (("", "holds no request"), ('{"question": "a", "context": "b"}', "a request for qa")):
         (tmp_path / "r.jsonl").write_text(text)
         with pytest.raises(InputError, match=words):

@@ -14,6 +14,7 @@ from fastapi.testclient import TestClient
 
 from q8core.engines import TokenBatch
 from service.app import create_app
+from service.batcher import Lane
 from service.container import Service
 from service.lifecycle import State
 from service.settings import Settings
@@ -75,9 +76,9 @@ def serve(*folders: Path, **chosen: object) -> Iterator[Running]:
     registry = open_registry(*folders)
     load = registry.load
     log: list[tuple[str, int]] = []
-    engines: dict[tuple[str, str], Watched] = {}
+    engines: dict[Lane, Watched] = {}
 
-    def watched_load(stop: object) -> dict[tuple[str, str], Watched]:
+    def watched_load(stop: object) -> dict[Lane, Watched]:
         engines.update({lane: Watched(e, lane.backend, log) for lane, e in load(stop).items()})  # type: ignore[arg-type]
         return engines
 
@@ -85,7 +86,7 @@ def serve(*folders: Path, **chosen: object) -> Iterator[Running]:
     app = create_app(Settings(threads=1, **{"shadow_rate": 1, **chosen}), registry)  # type: ignore[arg-type]
     with TestClient(app, raise_server_exceptions=False) as client:
         assert app.state.service.lifecycle.wait_until_settled(240) is State.READY
-        yield Running(client, app.state.service, engines)
+        yield Running(client, app.state.service, {lane.labels: engine for lane, engine in engines.items()})
 
 
 def test_each_request_is_compared_once_with_the_same_ids(classify_folder: Path, qa_folder: Path) -> None:
