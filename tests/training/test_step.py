@@ -5,7 +5,11 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import BertConfig, BertForSequenceClassification
 
+from q8core.bench.training_steps import labelled
+from q8core.bench.workloads import random_batch
+from q8core.quant import prepare, preset
 from q8core.training.config import TrainConfig
 from q8core.training.loop import make_optimizer
 from q8core.training.step import clipped_update, training_step
@@ -72,6 +76,25 @@ def test_only_the_forward_pass_is_under_autocast(precision: str, expected: torch
     training_step(lambda: model(torch.ones(2, 40)).float().sum(), make_optimizer(model, config), config)
     assert dtypes == [expected]
     assert not torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.parametrize("scheme", ["q8bert", "q8bert-attention"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_same_seed_gives_the_same_bits(precision: str, scheme: str) -> None:
+    """Large enough for several threads in every pass and product."""
+    sizes = {"hidden_size": 128, "intermediate_size": 512, "num_attention_heads": 4, "num_hidden_layers": 2}
+    batch = labelled(random_batch((32, 20, 27, 32) * 4, 200))
+    states: list[dict[str, Tensor]] = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        model = BertForSequenceClassification(BertConfig(vocab_size=200, **sizes))
+        prepare(model, preset(scheme)).train()
+        config = TrainConfig(precision=precision)  # pyright: ignore[reportArgumentType]
+        optimizer = make_optimizer(model, config)
+        for _ in range(5):
+            training_step(lambda model=model: model(**batch).loss, optimizer, config)
+        states.append(model.state_dict())
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
 
 
 def test_a_broken_gradient_is_not_hidden() -> None:
