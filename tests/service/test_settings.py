@@ -44,6 +44,9 @@ def test_empty_variables_count_as_not_set(monkeypatch: pytest.MonkeyPatch) -> No
         ({"backends": "fp32", "default_backend": "int8"}, ["default_backend int8", "fp32"]),
         ({"kernel": "mkl"}, ["--kernel", "mkl", "onednn"]),
         ({"request_timeout_s": float("inf")}, ["--request-timeout-s"]),
+        ({"model": ["reviews"]}, ["--model", "'reviews' is not NAME=PATH"]),
+        ({"model": ["a/b=path"]}, ["--model", "NAME=PATH"]),
+        ({"model": ["a="]}, ["--model", "NAME=PATH"]),
         ({"request_timeout_s": 0}, ["--request-timeout-s", "0"]),
     ],
 )
@@ -69,3 +72,8 @@ def test_unknown_variables_are_found() -> None:
 @pytest.mark.parametrize(("backends", "expected"), [(("fp32", "int8"), "int8"), (("fp32",), "fp32")])
 def test_default_backend_is_int8_where_loaded(backends: tuple[str, ...], expected: str) -> None:
     assert Settings(backends=backends).chosen_default == expected  # type: ignore[arg-type]
+
+
+def test_named_models_keep_their_order_and_equals_signs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("Q8BERT_MODEL", "b=/models/x=1, a=relative")
+    assert load_settings({}).named_models == (("b", Path("/models/x=1")), ("a", Path("relative")))
