@@ -22,7 +22,7 @@ from service.settings import Settings
 from tests.conftest import save_tiny
 from tests.tasks.glue_files import write_glue
 
-TRAIN = ["--precision", "fp32", "--epochs", 12, "--learning-rate", 1e-3, "--batch-size", 8]
+TRAIN = ["--precision", "fp32", "--dropout", 0, "--epochs", 12, "--learning-rate", 1e-3, "--batch-size", 8]
 
 
 def pairs(labels: tuple[str, str]) -> list[tuple[str, str, str]]:

@@ -25,7 +25,7 @@ from tests.service.conftest import open_registry
 
 KEY, OTHER, ADMIN = "a-key-of-the-tests", "another-key-of-tests", "the-admin-key-here"
 OPEN = {"/livez", "/readyz", "/health", "/metrics", "/", "/favicon.ico", "/docs", "/openapi.json", "/page/main.js"}
-OPEN |= {"/docs/oauth2-redirect"}
+OPEN |= {"/docs/oauth2-redirect", "/v2/health/live", "/v2/health/ready"}
 BODIES = {
     "/classify": {"inputs": "good"},
     "/qa": {"question": "who?", "context": "ada wrote it"},

@@ -61,7 +61,7 @@ def test_whoever_answers_tells_of_all(tmp_path: Path, sockets: list[SampleSocket
 
 def test_the_services_own_metrics_arrive_whole(tmp_path: Path, sockets: list[SampleSocket]) -> None:
     metrics = create_metrics([Lane("qa", "int8")])
-    metrics.engines.selftest.labels("qa", "int8").set(math.nan)
+    metrics.engines.selftest.labels("qa", "int8", "tiny").set(math.nan)
     sockets.append(SampleSocket(worker_socket(tmp_path, 0), metrics.registry))
     (answer, own) = (ask(worker_socket(tmp_path, 0)), list(metrics.registry.collect()))
     assert answer is not None

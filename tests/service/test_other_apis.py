@@ -183,7 +183,7 @@ def test_every_route_documents_its_errors(client: TestClient) -> None:
     paths = client.get("/openapi.json").json()["paths"]
     for path in ("/v1/classify", "/predict"):
         assert set(paths[path]["post"]["responses"]) == set(paths["/classify"]["post"]["responses"])
-    for path, statuses in (("/v2/health/ready", {"503"}), ("/v2/models/{name}", {"404", "422", "503"})):
+    for path, statuses in (("/v2/health/ready", {"503"}), ("/v2/models/{name}", {"401", "404", "422", "503"})):
         responses = paths[path]["get"]["responses"]
         assert set(responses) == {"200", *statuses}
         for status in statuses:
