@@ -28,9 +28,6 @@ def main() -> None:
     except Q8Error as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        typer.echo("stopped; the same command goes on from here", err=True)
-        sys.exit(130)
 
 
 if __name__ == "__main__":

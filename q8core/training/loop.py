@@ -233,7 +233,7 @@ def _stop_signals(announce: bool) -> Generator[Callable[[], bool]]:
             raise KeyboardInterrupt
         stop = True
         if announce:
-            tqdm.write("stopping after this step; the state is being saved")
+            tqdm.write("stopping after this step; the state is being saved, and the same command goes on from it")
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
