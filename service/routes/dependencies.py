@@ -12,11 +12,12 @@ from service.errors import ADMIN_KINDS, ERROR_KINDS, HTTP_KINDS
 from service.trace import RequestTrace
 
 
-def _service(request: Request) -> Service:
+# async, because FastAPI would send a plain function to a thread and back for each request
+async def _service(request: Request) -> Service:
     return cast(Service, request.app.state.service)
 
 
-def _trace(request: Request) -> RequestTrace:
+async def _trace(request: Request) -> RequestTrace:
     return cast(RequestTrace, request.state.trace)
 
 

@@ -207,12 +207,12 @@ inline int64_t queries_of_task(int64_t all, int64_t longest) {
   return all < 4 * omp_get_num_threads() ? 4 * kPanel : up(longest, kPanel);
 }
 
-// To be called by all threads of a team; they wait for each other at the end.
+// To be called by all threads of a team, which share the work and do not wait for each other at the end.
 inline void attention(const Layer& layer, const Heads& heads, int64_t count, const Span* spans, int64_t sequences,
                       int64_t longest, const AttentionScratch& scratch, const Target& output) {
   const int64_t queries = queries_of_task(sequences * count, longest), parts = (longest + queries - 1) / queries;
   const float scale = layer.score_scale * 0x1.715476p0f;  // 1 / ln 2
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(dynamic) nowait
   for (int64_t task = 0; task < sequences * count * parts; task++) {
     const Span& span = spans[task / (count * parts)];
     const int64_t begin = task % parts * queries, end = lesser(span.queries, begin + queries);

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "attention.h"
+#include "team.h"
 
 namespace {
 
@@ -89,9 +90,12 @@ inline void normalize(float* x, int64_t columns, const Norm& norm, float epsilon
   }
 }
 
+// The functions below are called by all threads of a team. They share the work and do not wait for each other at its
+// end, but for those that are given the team: these wait within, and at the end.
+
 inline void normalize_rows(float* x, int64_t rows, int64_t columns, const Norm& norm, float epsilon,
                            const Target* targets, int count) {
-#pragma omp for schedule(dynamic, 8)
+#pragma omp for schedule(dynamic, 8) nowait
   for (int64_t row = 0; row < rows; row++)
     normalize(x + row * up(columns, 16), columns, norm, epsilon, row, targets, count);
 }
@@ -120,7 +124,7 @@ struct Inputs {
 
 inline void embed(const Model& model, const Batch& batch, const Workspace& space, const Inputs& inputs) {
   const int64_t pitch = up(model.hidden, 16);
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(dynamic) nowait
   for (int64_t s = 0; s < batch.sequences; s++)
     for (int64_t position = 0; position < space.spans[s].length; position++) {
       const int64_t token = space.spans[s].first + position;
@@ -136,7 +140,7 @@ inline void embed(const Model& model, const Batch& batch, const Workspace& space
 // Copy the first token of every sequence: the residual, and the input of its query.
 inline void gather_first(const Model& model, const Batch& batch, const Workspace& space, const uint8_t* input) {
   const int64_t pitch = up(model.hidden, 16), kb = up(model.hidden, kDepth) / kDepth;
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
   for (int64_t s = 0; s < batch.sequences; s++) {
     const int64_t token = space.spans[s].first;
     std::memcpy(space.some + s * pitch, space.hidden + token * pitch, pitch * sizeof(float));
@@ -148,35 +152,44 @@ inline void gather_first(const Model& model, const Batch& batch, const Workspace
 // One layer, from quantized inputs to the normalized hidden state x of `rows` rows, quantized for `targets`.
 inline void encode(const Model& model, const Layer& layer, const Workspace& space, const Inputs& inputs,
                    const uint8_t* query_input, const Batch& batch, const Span* spans, int64_t longest, float* x,
-                   int64_t rows, const Target* targets, int count) {
+                   int64_t rows, const Target* targets, int count, Team& team) {
   const int64_t pitch = up(model.hidden, 16);
   project_queries(layer, query_input, rows, space.heads);
   project_keys(layer, inputs.key, batch.tokens, space.heads);
   project_values(layer, inputs.value, batch.tokens, space.heads);
-#pragma omp barrier
+  team.wait();
   Arena own{space.scratch + omp_get_thread_num() * space.scratch_bytes};
   const AttentionScratch scratch(own, longest, space.heads);
   attention(layer, space.heads, model.heads, spans, batch.sequences, longest, scratch,
             {space.context, layer.output.input, layer.output.kb});
+  team.wait();
   linear_add(layer.output, space.context, rows, x, pitch);
+  team.wait();
   const Target inner{space.attended, layer.inner.input, layer.inner.kb};
   normalize_rows(x, rows, model.hidden, layer.output_norm, model.epsilon, &inner, 1);
+  team.wait();
   linear_gelu(layer.inner, space.attended, rows, space.inner, layer.outer);
+  team.wait();
   linear_add(layer.outer, space.inner, rows, x, pitch);
+  team.wait();
   normalize_rows(x, rows, model.hidden, layer.final_norm, model.epsilon, targets, count);
+  team.wait();
 }
 
-inline void pool_and_classify(const Model& model, const Batch& batch, const Workspace& space, float* logits) {
+inline void pool_and_classify(const Model& model, const Batch& batch, const Workspace& space, float* logits,
+                              Team& team) {
   const int64_t pitch = up(model.hidden, 16);
   linear_floats(model.pooler, space.attended, batch.sequences, space.some, pitch);
+  team.wait();
   const Target head{space.context, model.head.input, model.head.kb};
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
   for (int64_t s = 0; s < batch.sequences; s++)
     for (int64_t i = 0; i < model.hidden; i += 16) {
       float* x = space.some + s * pitch + i;
       for (int64_t j = 0; j < lesser(16, model.hidden - i); j++) x[j] = std::tanh(x[j]);
       quantize(head, s, i, load(x));
     }
+  team.wait();
   linear_floats(model.head, space.context, batch.sequences, logits, model.head.n);
 }
 
@@ -188,29 +201,32 @@ inline void forward(const Model& model, const Batch& batch, char* memory, float*
     space.spans[s] = {first, batch.lengths[s], first, batch.lengths[s]};
     first_only[s] = {first, batch.lengths[s], s, 1};
   }
+  Team team;
 #pragma omp parallel num_threads(threads)
   {
     const TileConfig tiles;
     (void)tiles;
     embed(model, batch, space, Inputs(model.layer[0], space));
+    team.wait();
     for (int32_t n = 0; n < model.layers; n++) {
       const Inputs inputs(model.layer[n], space);
       const bool last = n + 1 == model.layers;
       if (last && model.classify) {
         gather_first(model, batch, space, inputs.query);
+        team.wait();
         const Target pooler{space.attended, model.pooler.input, model.pooler.kb};
         encode(model, model.layer[n], space, inputs, space.some_input, batch, first_only, longest, space.some,
-               batch.sequences, &pooler, 1);
-        pool_and_classify(model, batch, space, logits);
+               batch.sequences, &pooler, 1, team);
+        pool_and_classify(model, batch, space, logits, team);
       } else if (last) {
         const Target head{space.attended, model.head.input, model.head.kb};
         encode(model, model.layer[n], space, inputs, inputs.query, batch, space.spans, longest, space.hidden,
-               batch.tokens, &head, 1);
+               batch.tokens, &head, 1, team);
         linear_floats(model.head, space.attended, batch.tokens, logits, model.head.n);
       } else {
         const Inputs next(model.layer[n + 1], space);
         encode(model, model.layer[n], space, inputs, inputs.query, batch, space.spans, longest, space.hidden,
-               batch.tokens, next.targets, next.count);
+               batch.tokens, next.targets, next.count, team);
       }
     }
   }

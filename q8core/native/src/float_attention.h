@@ -136,11 +136,11 @@ inline void attend(const FloatHeads& heads, int64_t head, const Span& span, int6
     }
 }
 
-// To be called by all threads of a team; they wait for each other at the end.
+// To be called by all threads of a team, which share the work and do not wait for each other at the end.
 inline void attention(const FloatHeads& heads, const Span* spans, int64_t sequences, int64_t longest, float scale,
                       const FloatScratch& scratch) {
   const int64_t queries = queries_of_task(sequences * heads.count, longest), parts = (longest + queries - 1) / queries;
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(dynamic) nowait
   for (int64_t task = 0; task < sequences * heads.count * parts; task++) {
     const Span& span = spans[task / (heads.count * parts)];
     const int64_t head = task / parts % heads.count, begin = task % parts * queries;

@@ -40,7 +40,7 @@ struct FloatWorkspace {
 };
 
 inline void normalize_rows(const Rows& x, int64_t rows, int64_t columns, const Norm& norm, float epsilon) {
-#pragma omp for schedule(dynamic, 8)
+#pragma omp for schedule(dynamic, 8) nowait
   for (int64_t row = 0; row < rows; row++)
     normalize(x.at + row * x.pitch, columns, norm, epsilon, row, nullptr, 0);
 }
@@ -57,44 +57,52 @@ inline void embed(const FloatModel& model, const Batch& batch, const FloatWorksp
                          table_row(model.positions, position, i, model.hidden));
       normalize(x, model.hidden, model.embedding_norm, model.epsilon, token, nullptr, 0);
     }
-#pragma omp barrier
 }
 
 // One layer: the hidden state x of `rows` rows becomes the next one. x is that of all tokens or a copy of some.
 inline void encode(const FloatModel& model, const FloatLayer& layer, const FloatWorkspace& space, const Batch& batch,
-                   const Span* spans, int64_t longest, const Rows& x, int64_t rows, int threads) {
+                   const Span* spans, int64_t longest, const Rows& x, int64_t rows, int threads,
+                   Team& team) {
   const FloatHeads& heads = space.heads;
   const Rows& all_tokens = space.hidden;
-  const auto project = [&](const FloatLinear& linear, const Rows& from, int64_t count, const Rows& to) {
-    linear_nowait(linear, from.at, from.pitch, count, threads, stored(linear, to));
+  const auto project = [&](const FloatLinear& projection, const Rows& from, int64_t count, const Rows& to) {
+    linear(projection, from.at, from.pitch, count, threads, stored(projection, to));
   };
   project(layer.query, x, rows, heads.query);
   project(layer.key, all_tokens, batch.tokens, heads.key);
   project(layer.value, all_tokens, batch.tokens, heads.value);
-#pragma omp barrier
+  team.wait();
   const FloatScratch scratch(space.scratch + omp_get_thread_num() * space.scratch_floats, longest, heads.size);
   attention(heads, spans, batch.sequences, longest, model.score_scale, scratch);
+  team.wait();
   linear(layer.output, heads.context.at, heads.context.pitch, rows, threads, added(layer.output, x));
+  team.wait();
   normalize_rows(x, rows, model.hidden, layer.output_norm, model.epsilon);
+  team.wait();
   linear(layer.inner, x.at, x.pitch, rows, threads, activated(layer.inner, space.inner));
+  team.wait();
   linear(layer.outer, space.inner.at, space.inner.pitch, rows, threads, added(layer.outer, x));
+  team.wait();
   normalize_rows(x, rows, model.hidden, layer.final_norm, model.epsilon);
+  team.wait();
 }
 
 inline void gather_first(const FloatModel& model, const Batch& batch, const FloatWorkspace& space) {
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
   for (int64_t s = 0; s < batch.sequences; s++)
     std::memcpy(space.some.at + s * space.some.pitch, space.hidden.at + space.spans[s].first * space.hidden.pitch,
                 up(model.hidden, 16) * sizeof(float));
 }
 
 inline void pool_and_classify(const FloatModel& model, const Batch& batch, const FloatWorkspace& space, float* logits,
-                              int threads) {
+                              int threads, Team& team) {
   const Rows& pooled = space.heads.context;
   linear(model.pooler, space.some.at, space.some.pitch, batch.sequences, threads, stored(model.pooler, pooled));
-#pragma omp for schedule(static)
+  team.wait();
+#pragma omp for schedule(static) nowait
   for (int64_t s = 0; s < batch.sequences; s++)
     for (int64_t i = 0; i < model.hidden; i++) pooled.at[s * pooled.pitch + i] = std::tanh(pooled.at[s * pooled.pitch + i]);
+  team.wait();
   linear(model.head, pooled.at, pooled.pitch, batch.sequences, threads, written_out(model.head, logits));
 }
 
@@ -106,16 +114,20 @@ inline void forward_float(const FloatModel& model, const Batch& batch, char* mem
     space.spans[s] = {first, batch.lengths[s], first, batch.lengths[s]};
     first_only[s] = {first, batch.lengths[s], s, 1};
   }
+  Team team;
 #pragma omp parallel num_threads(threads)
   {
     embed(model, batch, space);
+    team.wait();
     for (int32_t n = 0; n < model.layers; n++) {
       if (n + 1 == model.layers && model.classify) {
         gather_first(model, batch, space);
-        encode(model, model.layer[n], space, batch, first_only, longest, space.some, batch.sequences, threads);
-        pool_and_classify(model, batch, space, logits, threads);
+        team.wait();
+        encode(model, model.layer[n], space, batch, first_only, longest, space.some, batch.sequences, threads,
+               team);
+        pool_and_classify(model, batch, space, logits, threads, team);
       } else {
-        encode(model, model.layer[n], space, batch, space.spans, longest, space.hidden, batch.tokens, threads);
+        encode(model, model.layer[n], space, batch, space.spans, longest, space.hidden, batch.tokens, threads, team);
       }
     }
     if (!model.classify)

@@ -26,7 +26,7 @@ struct FloatBlock {
 // Compute `rows` rows and call finish(block) for each block of outputs.
 // To be called by all threads of a team; they share the work and do not wait for each other at the end.
 template <class Finish>
-inline void linear_nowait(const FloatLinear& layer, const float* a, int64_t pitch, int64_t rows, int threads,
+inline void linear(const FloatLinear& layer, const float* a, int64_t pitch, int64_t rows, int threads,
                           Finish finish) {
   const Panels panels(layer.n);
   const int64_t chunks = (rows + kFloatChunk - 1) / kFloatChunk, depth = layer.k;
@@ -52,12 +52,6 @@ inline void linear_nowait(const FloatLinear& layer, const float* a, int64_t pitc
     for (int n = 0; n < width; n++)
       finish(FloatBlock{begin, count, (vector + n) * kLanes, sums[0] + n * kLanes, kWidest * kLanes});
   }
-}
-
-template <class Finish>
-inline void linear(const FloatLinear& layer, const float* a, int64_t pitch, int64_t rows, int threads, Finish finish) {
-  linear_nowait(layer, a, pitch, rows, threads, finish);
-#pragma omp barrier
 }
 
 // Rows of floats: where they begin, and numbers from one to the next.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "linear.h"
+#include "team.h"
 
 namespace {
 
@@ -25,7 +26,7 @@ struct FloorBuffers {
 // to = quantize(y), as activations: the least that can be done with an output.
 inline void linear_bytes(const Linear& layer, const uint8_t* a, int64_t rows, float inverse, uint8_t* to) {
   const int64_t kb = up(layer.n, kDepth) / kDepth;
-  linear_nowait(layer, a, rows, [=, &layer](const Block& block) {
+  linear(layer, a, rows, [=, &layer](const Block& block) {
     if (block.column >= kb * kDepth) return;
     uint8_t* place = to + at(block.row, block.column, kb);
     block.outputs(layer, [=](int64_t m, Floats y) { store(place + m * kDepth, to_bytes(y * inverse)); });
@@ -36,6 +37,7 @@ inline void linear_bytes(const Linear& layer, const uint8_t* a, int64_t rows, fl
 // last layer goes on with the first rows, as many as there are sequences.
 inline void products(const Model& model, const Batch& batch, char* memory, int threads) {
   const FloorBuffers buffers(model, batch, memory);
+  Team team;
 #pragma omp parallel num_threads(threads)
   {
     const TileConfig tiles;
@@ -46,13 +48,13 @@ inline void products(const Model& model, const Batch& batch, char* memory, int t
       linear_bytes(layer.query, buffers.hidden, rows, layer.query_inverse, buffers.projected[0]);
       linear_bytes(layer.key, buffers.hidden, batch.tokens, layer.key_inverse, buffers.projected[1]);
       linear_bytes(layer.value, buffers.hidden, batch.tokens, layer.output.input.inverse, buffers.projected[2]);
-#pragma omp barrier
+      team.wait();
       linear_bytes(layer.output, buffers.projected[2], rows, layer.inner.input.inverse, buffers.attended);
-#pragma omp barrier
+      team.wait();
       linear_bytes(layer.inner, buffers.attended, rows, layer.outer.input.inverse, buffers.inner);
-#pragma omp barrier
+      team.wait();
       linear_bytes(layer.outer, buffers.inner, rows, layer.query.input.inverse, buffers.hidden);
-#pragma omp barrier
+      team.wait();
     }
   }
 }

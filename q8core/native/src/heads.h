@@ -47,7 +47,7 @@ inline uint8_t to_byte(float x) { return to_bytes(all(x))[0]; }
 
 inline void project_queries(const Layer& layer, const uint8_t* a, int64_t rows, const Heads& heads) {
   const float inverse = layer.query_inverse;
-  linear_nowait(layer.query, a, rows, [=, &layer, &heads](const Block& block) {
+  linear(layer.query, a, rows, [=, &layer, &heads](const Block& block) {
     by_head(
         layer.query, block, heads.size,
         [=, &heads](int64_t head, int64_t column, int64_t m, Floats y) {
@@ -61,7 +61,7 @@ inline void project_queries(const Layer& layer, const uint8_t* a, int64_t rows, 
 
 inline void project_keys(const Layer& layer, const uint8_t* a, int64_t rows, const Heads& heads) {
   const float inverse = layer.key_inverse;
-  linear_nowait(layer.key, a, rows, [=, &layer, &heads](const Block& block) {
+  linear(layer.key, a, rows, [=, &layer, &heads](const Block& block) {
     by_head(
         layer.key, block, heads.size,
         [=, &heads](int64_t head, int64_t column, int64_t m, Floats y) {
@@ -74,7 +74,7 @@ inline void project_keys(const Layer& layer, const uint8_t* a, int64_t rows, con
 }
 
 inline void project_values(const Layer& layer, const uint8_t* a, int64_t rows, const Heads& heads) {
-  linear_nowait(layer.value, a, rows, [&](const Block& block) {
+  linear(layer.value, a, rows, [&](const Block& block) {
     by_head(
         layer.value, block, heads.size,
         [=, &heads](int64_t head, int64_t column, int64_t m, Floats y) {

@@ -39,9 +39,10 @@ inline int64_t chunk_rows(const Linear& layer, int64_t rows) {
 }
 
 // Compute `rows` rows and call finish(block) for each block of outputs.
-// To be called by all threads of a team; they share the work and do not wait for each other at the end.
+// To be called by all threads of a team; they share the work and do not wait for each other at the end, and so do the
+// functions below.
 template <class Finish>
-inline void linear_nowait(const Linear& layer, const uint8_t* a, int64_t rows, Finish finish) {
+inline void linear(const Linear& layer, const uint8_t* a, int64_t rows, Finish finish) {
   const int64_t kb = layer.kb, chunk = chunk_rows(layer, rows);
   const int64_t panels = layer.np / kPanel, chunks = (rows + chunk - 1) / chunk;
 #pragma omp for schedule(dynamic) nowait
@@ -61,12 +62,6 @@ inline void linear_nowait(const Linear& layer, const uint8_t* a, int64_t rows, F
           finish(Block{row + m, lesser(kRows, end - row - m), column + n, sums[m] + n});
     }
   }
-}
-
-template <class Finish>
-inline void linear(const Linear& layer, const uint8_t* a, int64_t rows, Finish finish) {
-  linear_nowait(layer, a, rows, finish);
-#pragma omp barrier
 }
 
 // to (rows, pitch) += y
