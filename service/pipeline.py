@@ -1,6 +1,7 @@
 """From a request's texts to its predictions: admit, encode, queue, wait, post-process.
 
-Runs on the event loop; encoding and post-processing run in a small thread pool, inference on the engine thread.
+Runs on the event loop; encoding and post-processing of all but short texts run in a small thread pool, inference on the
+engine thread.
 """
 
 from __future__ import annotations
