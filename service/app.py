@@ -22,8 +22,10 @@ from service.auth import AuthMiddleware, load_keys
 from service.container import Service
 from service.errors import ServiceError, describe_error
 from service.metrics import COMPARE
-from service.middleware import BodyMiddleware, Observer, RequestMiddleware
+from service.middleware import BodyMiddleware, RequestMiddleware
 from service.modeladmin import ModelAdmin
+from service.overload import BEING_SERVED, Overload
+from service.recorder import Observer, RequestRecorder
 from service.registry import ModelRegistry
 from service.request_log import log_request
 from service.routes import admin as admin_routes
@@ -112,9 +114,12 @@ def create_app(settings: Settings, registry: ModelRegistry) -> FastAPI:
     app.add_middleware(BodyMiddleware, limit=settings.payload_limit, timeout_s=settings.body_timeout_s)
     if keys.api or keys.admin:
         app.add_middleware(AuthMiddleware, keys=keys, protect_metrics=settings.protect_metrics)
-    app.add_middleware(RequestMiddleware, tasks=TASK_PATHS, metrics=service.metrics, observers=observers)
+    recorder = RequestRecorder(TASK_PATHS, service.metrics, observers)
+    app.add_middleware(RequestMiddleware, recorder=recorder)
     if settings.cors_allow_origin:
         app.add_middleware(CORSMiddleware, **_cors(settings))
+    limit = settings.max_queue_requests + BEING_SERVED
+    app.state.overload = Overload(limit, TASK_PATHS, service.queue, recorder)
     return app
 
 

@@ -227,7 +227,7 @@ class BatchQueue:
                     f"{limits.max_queue_tokens} at once; send it in parts"
                 )
             waiting = reserved.tokens + sum(queue.tokens for queue in self._lanes.values())
-            drain = self._drain_seconds({name: queue.tokens for name, queue in self._lanes.items()})
+            drain = self.drain_seconds()
             requests = len(self._keys) + reserved.requests
             if requests >= limits.max_queue_requests:
                 raise QueueFull(f"{requests} requests are waiting already; try later", retry_after_s=drain)
@@ -240,6 +240,11 @@ class BatchQueue:
                 drain = self._drain_seconds({name: queue.tokens_before_short for name, queue in self._lanes.items()})
             if waiting and drain is not None and self._clock() + drain > deadline:
                 raise QueueFull("the work ahead would outlast the request's time limit; try later", retry_after_s=drain)
+
+    def drain_seconds(self) -> float | None:
+        """Estimate the time until all that waits is computed; None where a speed is not known yet."""
+        with self._changed:
+            return self._drain_seconds({name: queue.tokens for name, queue in self._lanes.items()})
 
     def take(self, timeout: float | None = None) -> Batch | None:
         """Wait for work and return the next batch; None after ``timeout`` or once closed and empty."""

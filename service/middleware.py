@@ -5,49 +5,36 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import re
-import time
-import uuid
-from collections.abc import Callable, Mapping, Sequence
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import BodyTooLarge, BodyTooSlow, describe_error
-from service.metrics import REJECTIONS, ServiceMetrics
-from service.trace import RequestTrace
+from service.recorder import RequestRecorder
+from service.trace import RequestTrace, request_id
+from service.turns import Turns
 
 log = logging.getLogger(__name__)
 
-Observer = Callable[[RequestTrace, int, float], None]
-"""Called with each finished request's trace, status and seconds."""
-
-_SAFE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
-
 
 class RequestMiddleware:
-    """Outermost: gives each request an id and a trace, adds the headers, counts the answer, catches what nobody did.
+    """Outermost: gives each request an id, a trace and its turn, adds headers, counts the answer, catches all errors.
 
     Args:
         app: the application inside.
-        tasks: path -> task, of the paths whose requests are counted.
-        metrics: where they are counted.
-        observers: who else is told of finished requests: logs, traces.
+        recorder: counts the requests.
     """
 
-    def __init__(
-        self, app: ASGIApp, *, tasks: Mapping[str, str], metrics: ServiceMetrics, observers: Sequence[Observer] = ()
-    ) -> None:
+    def __init__(self, app: ASGIApp, *, recorder: RequestRecorder) -> None:
         self._app = app
-        self._tasks = tasks
-        self._metrics = metrics
-        self._observers = tuple(observers)
+        self._recorder = recorder
+        self._turns = Turns()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection scope."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        trace = RequestTrace(_request_id(scope), task=self._tasks.get(scope["path"]))
+        trace = RequestTrace(request_id(scope["headers"]), task=self._recorder.task(scope["path"]))
         scope.setdefault("state", {})["trace"] = trace
         status = 0
 
@@ -59,6 +46,8 @@ class RequestMiddleware:
             await send(message)
 
         try:
+            if trace.task is not None:
+                await self._turns.wait()
             await self._app(scope, receive, traced_send)
         except Exception as error:
             log.exception("unexpected error, request id %s", trace.request_id)
@@ -66,28 +55,7 @@ class RequestMiddleware:
                 await send_error(error, trace, traced_send)
             status = 500
         finally:
-            self._count(scope, trace, status or 499)
-
-    def _count(self, scope: Scope, trace: RequestTrace, status: int) -> None:
-        seconds = time.monotonic() - trace.started
-        log.debug("%s %s %d %.1f ms %s", scope["method"], scope["path"], status, seconds * 1000, trace.request_id)
-        for observe in self._observers:
-            observe(trace, status, seconds)
-        if trace.task is None:
-            return
-        requests = self._metrics.requests
-        if status == 200:
-            for part in trace.shares or [trace]:
-                taken = sum(part.stages.values()) if trace.shares else seconds
-                requests.total.labels(part.task, part.backend, status).inc()
-                requests.seconds.labels(part.task, part.backend).observe(taken)
-                for stage, duration in part.stages.items():
-                    requests.stage_seconds.labels(part.task, part.backend, stage).observe(duration)
-            return
-        failed = trace.shares[-1] if trace.shares else trace
-        requests.total.labels(failed.task, failed.backend, status).inc()
-        if trace.error_type in REJECTIONS:
-            requests.rejected.labels(trace.task, REJECTIONS[trace.error_type]).inc()
+            self._recorder.record(scope["method"], scope["path"], trace, status or 499)
 
 
 class BodyMiddleware:
@@ -175,9 +143,3 @@ async def _watch(receive: Receive, left: asyncio.Future[None]) -> None:
         pass
     if not left.done():
         left.set_result(None)
-
-
-def _request_id(scope: Scope) -> str:
-    """The client's X-Request-Id where it is safe to repeat in headers and logs, else a new one."""
-    given = dict(scope["headers"]).get(b"x-request-id", b"")
-    return given.decode() if _SAFE_ID.fullmatch(given) else uuid.uuid4().hex

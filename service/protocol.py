@@ -13,14 +13,18 @@ import uuid
 from asyncio.events import TimerHandle
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum, auto
 from http import HTTPStatus
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from service.overload import Overload
 
 log = logging.getLogger(__name__)
 
 # The body's own time-out is BodyMiddleware's, which can answer; this one only ends what was answered without reading.
 _BODY_GRACE_S = 1.0
+_TOO_MANY_REQUESTS = b"HTTP/1.1 429 Too Many Requests\r\n"
 
 
 @dataclass(frozen=True)
@@ -40,16 +44,26 @@ class ConnectionLimits:
     write_s: float = 30.0
 
 
+class _Part(Enum):
+    """Of a request."""
+
+    HEADERS = auto()
+    BODY = auto()
+
+
 class GuardedProtocol(HttpToolsProtocol):
     """One connection within `limits`; see `guarded`."""
 
     limits: ConnectionLimits
+    overload: Overload | None = None
 
     _timer: TimerHandle | None = None
+    _timed: _Part | None = None  # what the timer is for
     _write_timer: TimerHandle | None = None
-    _in_headers = False
+    _part: _Part | None = None  # what is arriving
     _header_bytes = 0
     _too_large = False
+    _refusing = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for a request."""
@@ -65,7 +79,8 @@ class GuardedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Parse, and refuse headers that have no end."""
         super().data_received(data)
-        if self._in_headers:
+        self._time_the_rest()
+        if self._part is _Part.HEADERS:
             self._header_bytes += len(data)
             if self._header_bytes > self.limits.header_bytes and not self.transport.is_closing():
                 self._refuse(431, "headers_too_large", self._size_message())
@@ -73,22 +88,36 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Begin to count the headers and their time."""
         super().on_message_begin()
-        self._in_headers, self._header_bytes = True, 0
-        self._arm(self.limits.header_s, self._headers_overdue)
+        self._part, self._timed, self._header_bytes = _Part.HEADERS, None, 0
 
     def on_headers_complete(self) -> None:
         """Hand the request on if its headers are within the limit."""
-        self._in_headers = False
+        self._part = _Part.BODY
         if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > self.limits.header_bytes:
             self._too_large = True
             raise ValueError("headers too large")  # the parser stops, and send_400_response answers
-        self._arm(self.limits.body_s + _BODY_GRACE_S, self._body_overdue)
-        super().on_headers_complete()
+        # behind an unfinished answer, or with a client that waits to be asked for its body, it takes the usual way
+        self._refusing = (
+            self.overload is not None
+            and not self._answering
+            and not self.expect_100_continue
+            and self.overload.refuses(self.url, len(self.tasks))
+        )
+        if not self._refusing:
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Hand the body on, unless the request is refused anyway."""
+        if not self._refusing:
+            super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """Stop the clock of the body."""
-        self._disarm()
-        super().on_message_complete()
+        """Answer what is refused."""
+        self._part = None
+        if self._refusing:
+            self._answer_overload()
+        else:
+            super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP, or too much of it, with the service's error body."""
@@ -113,7 +142,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def _headers_overdue(self) -> None:
         if self._answering:  # a pipelined request may begin late, not cut off the answer before it
             self._arm(self.limits.header_s, self._headers_overdue)
-        elif self._in_headers:
+        elif self._part is _Part.HEADERS:
             message = f"the headers did not arrive within {self.limits.header_s:g} s (--header-timeout-s)"
             self._refuse(408, "headers_too_slow", message)
         else:
@@ -130,6 +159,21 @@ class GuardedProtocol(HttpToolsProtocol):
     def _size_message(self) -> str:
         return f"request line and headers take more than {self.limits.header_bytes} bytes (--header-limit)"
 
+    def _answer_overload(self) -> None:
+        assert self.overload is not None
+        assert self.parser is not None
+        method = self.parser.get_method().decode("ascii")
+        body, headers = self.overload.answer(method, self.url, self.headers)
+        keep = self.parser.should_keep_alive()
+        if not keep:
+            headers.append((b"connection", b"close"))
+        head = (b"%s: %s\r\n" % header for header in (*self.server_state.default_headers, *headers))
+        self.transport.write(b"".join((_TOO_MANY_REQUESTS, *head, b"\r\n", body)))
+        if keep:
+            self.on_response_complete()
+        else:
+            self.transport.close()
+
     def _refuse(self, status: int, error_type: str, message: str) -> None:
         """Answer from below the application, which never sees this request, and close."""
         self._disarm()
@@ -143,6 +187,17 @@ class GuardedProtocol(HttpToolsProtocol):
         self.transport.write(head.encode() + body)
         self.transport.close()
 
+    def _time_the_rest(self) -> None:
+        """Run a clock for what has not arrived yet; a request in one piece, which most are, needs none."""
+        if self._part is None or self.transport.is_closing():
+            self._disarm()
+        elif self._timed is not self._part:
+            self._timed = self._part
+            if self._part is _Part.HEADERS:
+                self._arm(self.limits.header_s, self._headers_overdue)
+            else:
+                self._arm(self.limits.body_s + _BODY_GRACE_S, self._body_overdue)
+
     def _arm(self, seconds: float, overdue: Callable[[], None]) -> None:
         self._disarm()
         self._timer = self.loop.call_later(seconds, overdue)
@@ -153,6 +208,6 @@ class GuardedProtocol(HttpToolsProtocol):
             self._timer = None
 
 
-def guarded(limits: ConnectionLimits) -> type[GuardedProtocol]:
+def guarded(limits: ConnectionLimits, overload: Overload | None = None) -> type[GuardedProtocol]:
     """Return the protocol class with these limits, as uvicorn's ``http`` option takes it."""
-    return type("BoundProtocol", (GuardedProtocol,), {"limits": limits})
+    return type("BoundProtocol", (GuardedProtocol,), {"limits": limits, "overload": overload})

@@ -80,8 +80,13 @@ def server_config(app: FastAPI) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         lifespan="on",
+        # uvloop accepts a connection per turn of the loop: under load, clients would wait for that by the second
+        loop="asyncio",
         ws="none",
-        http=guarded(ConnectionLimits(settings.header_limit, settings.header_timeout_s, settings.body_timeout_s)),
+        http=guarded(
+            ConnectionLimits(settings.header_limit, settings.header_timeout_s, settings.body_timeout_s),
+            app.state.overload,
+        ),
         timeout_keep_alive=settings.keep_alive_s,
         log_config=None,
         access_log=False,

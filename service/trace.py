@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import re
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from service.metrics import NO_BACKEND
+
+_SAFE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+
+
+def request_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """The client's X-Request-Id where it is safe to repeat in headers and logs, else a new one."""
+    given = dict(headers).get(b"x-request-id", b"")
+    return given.decode() if _SAFE_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
 
 
 @dataclass(eq=False)

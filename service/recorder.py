@@ -1,0 +1,56 @@
+"""Counts finished requests, and tells logs and traces of them."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from service.metrics import REJECTIONS, ServiceMetrics
+from service.trace import RequestTrace
+
+log = logging.getLogger(__name__)
+
+Observer = Callable[[RequestTrace, int, float], None]
+"""Called with each finished request's trace, status and seconds."""
+
+
+class RequestRecorder:
+    """Told of every request once, at its end.
+
+    Args:
+        tasks: path -> task, of the paths whose requests are counted.
+        metrics: where they are counted.
+        observers: who else is told of finished requests: logs, traces.
+    """
+
+    def __init__(self, tasks: Mapping[str, str], metrics: ServiceMetrics, observers: Sequence[Observer] = ()) -> None:
+        self._tasks = tasks
+        self._metrics = metrics
+        self._observers = tuple(observers)
+
+    def task(self, path: str) -> str | None:
+        """The task that requests of this path are counted for, if any."""
+        return self._tasks.get(path)
+
+    def record(self, method: str, path: str, trace: RequestTrace, status: int) -> None:
+        """Count one request and pass it on."""
+        seconds = time.monotonic() - trace.started
+        log.debug("%s %s %d %.1f ms %s", method, path, status, seconds * 1000, trace.request_id)
+        for observe in self._observers:
+            observe(trace, status, seconds)
+        if trace.task is None:
+            return
+        requests = self._metrics.requests
+        if status == 200:
+            for part in trace.shares or [trace]:
+                taken = sum(part.stages.values()) if trace.shares else seconds
+                requests.total.labels(part.task, part.backend, status).inc()
+                requests.seconds.labels(part.task, part.backend).observe(taken)
+                for stage, duration in part.stages.items():
+                    requests.stage_seconds.labels(part.task, part.backend, stage).observe(duration)
+            return
+        failed = trace.shares[-1] if trace.shares else trace
+        requests.total.labels(failed.task, failed.backend, status).inc()
+        if trace.error_type in REJECTIONS:
+            requests.rejected.labels(trace.task, REJECTIONS[trace.error_type]).inc()
