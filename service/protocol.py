@@ -45,8 +45,9 @@ class ConnectionLimits:
 
 
 class _Part(Enum):
-    """Of a request."""
+    """What a connection waits for."""
 
+    REQUEST = auto()
     HEADERS = auto()
     BODY = auto()
 
@@ -68,7 +69,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for a request."""
         super().connection_made(transport)
-        self._arm(self.limits.header_s, self._headers_overdue)
+        self._time_the_rest()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the timers."""
@@ -189,14 +190,17 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _time_the_rest(self) -> None:
         """Run a clock for what has not arrived yet; a request in one piece, which most are, needs none."""
-        if self._part is None or self.transport.is_closing():
+        awaited = self._part
+        if awaited is None and not self._answering and self.timeout_keep_alive_task is None:
+            awaited = _Part.REQUEST  # a new connection, or bytes that begin no request and ended the keep-alive time
+        if awaited is None or self.transport.is_closing():
             self._disarm()
-        elif self._timed is not self._part:
-            self._timed = self._part
-            if self._part is _Part.HEADERS:
-                self._arm(self.limits.header_s, self._headers_overdue)
-            else:
+        elif self._timed is not awaited:
+            if awaited is _Part.BODY:
                 self._arm(self.limits.body_s + _BODY_GRACE_S, self._body_overdue)
+            else:
+                self._arm(self.limits.header_s, self._headers_overdue)
+            self._timed = awaited
 
     def _arm(self, seconds: float, overdue: Callable[[], None]) -> None:
         self._disarm()
@@ -205,7 +209,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def _disarm(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
+            self._timer = self._timed = None
 
 
 def guarded(limits: ConnectionLimits, overload: Overload | None = None) -> type[GuardedProtocol]:

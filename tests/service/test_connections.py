@@ -56,10 +56,10 @@ def read_all(connection: socket.socket) -> bytes:
     return found
 
 
-def drip(connection: socket.socket) -> None:
-    """Send a byte now and then until the server closes."""
+def drip(connection: socket.socket, drop: bytes = b"x") -> None:
+    """Send a little now and then until the server closes."""
     while True:
-        connection.sendall(b"x")
+        connection.sendall(drop)
         with suppress(TimeoutError):
             if connection.recv(65536) == b"":
                 raise ConnectionResetError
@@ -117,6 +117,18 @@ def test_headers_that_do_not_end_are_ended(served: Served, sent: bytes) -> None:
 def test_a_connection_without_a_request_is_closed(served: Served) -> None:
     with served.connect() as connection:
         assert read_all(connection) == b""
+
+
+@pytest.mark.parametrize("answered_before", [False, True])
+def test_blank_lines_do_not_keep_a_connection(served: Served, *, answered_before: bool) -> None:
+    with served.connect() as connection:
+        if answered_before:
+            connection.sendall(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
+            while not connection.recv(65536).endswith(b"}"):
+                pass
+        connection.settimeout(0.05)
+        with pytest.raises(ConnectionError):
+            drip(connection, b"\r\n")
 
 
 def test_headers_of_a_second_request_have_their_time_too(served: Served) -> None:
