@@ -272,7 +272,7 @@ class Pipeline:
                 raise ClientClosed("the client left")
             return step()
 
-        return await self._threads.run(unless_left, work.characters)
+        return await self._threads.run(unless_left, inputs=work.inputs, characters=work.characters)
 
     async def _infer(self, lane: Lane, items: list[WorkItem], deadline: float, trace: RequestTrace) -> list[Tensor]:
         """Queue the sequences and wait: for the engine, the deadline or the client's leaving, whichever is first."""

@@ -14,10 +14,12 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+INPUT = 100
+"""Characters whose tokenizing takes as long as an input without any."""
 SHORT_TEXT = 600
-"""Characters of one request up to which it stays on the event loop: half a millisecond of tokenizing."""
+"""Characters of one request, with those for its inputs, up to which it stays on the event loop: half a millisecond."""
 LONG_TEXT = 20_000
-"""Characters of one request from which on it goes to the thread for long texts: some milliseconds of tokenizing."""
+"""The same from which on it goes to the thread for long texts: some milliseconds of tokenizing."""
 
 
 class TextThreads:
@@ -27,11 +29,12 @@ class TextThreads:
         self._short = ThreadPoolExecutor(max_workers=2, thread_name_prefix="q8bert-text")
         self._long = ThreadPoolExecutor(max_workers=1, thread_name_prefix="q8bert-long-text")
 
-    async def run(self, work: Callable[[], T], characters: int) -> T:
-        """Run a function that takes no longer than this many characters make it take."""
-        if characters <= SHORT_TEXT:
+    async def run(self, work: Callable[[], T], *, inputs: int, characters: int) -> T:
+        """Run a function that takes no longer than this many inputs and characters make it take."""
+        size = characters + INPUT * inputs
+        if size <= SHORT_TEXT:
             return work()
-        pool = self._short if characters < LONG_TEXT else self._long
+        pool = self._short if size < LONG_TEXT else self._long
         return await asyncio.get_running_loop().run_in_executor(pool, work)
 
     def close(self) -> None:
