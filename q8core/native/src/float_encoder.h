@@ -61,8 +61,7 @@ inline void embed(const FloatModel& model, const Batch& batch, const FloatWorksp
 
 // One layer: the hidden state x of `rows` rows becomes the next one. x is that of all tokens or a copy of some.
 inline void encode(const FloatModel& model, const FloatLayer& layer, const FloatWorkspace& space, const Batch& batch,
-                   const Span* spans, int64_t longest, const Rows& x, int64_t rows, int threads,
-                   Team& team) {
+                   const Span* spans, int64_t longest, const Rows& x, int64_t rows, int threads, Team& team) {
   const FloatHeads& heads = space.heads;
   const Rows& all_tokens = space.hidden;
   const auto project = [&](const FloatLinear& projection, const Rows& from, int64_t count, const Rows& to) {

@@ -39,8 +39,8 @@ inline int64_t chunk_rows(const Linear& layer, int64_t rows) {
 }
 
 // Compute `rows` rows and call finish(block) for each block of outputs.
-// To be called by all threads of a team; they share the work and do not wait for each other at the end, and so do the
-// functions below.
+// To be called by all threads of a team; they share the work and do not wait for each other at the end. The same holds
+// for the functions below.
 template <class Finish>
 inline void linear(const Linear& layer, const uint8_t* a, int64_t rows, Finish finish) {
   const int64_t kb = layer.kb, chunk = chunk_rows(layer, rows);
