@@ -65,6 +65,15 @@ def drip(connection: socket.socket, drop: bytes = b"x") -> None:
                 raise ConnectionResetError
 
 
+def ask_alive(connection: socket.socket) -> None:
+    """One good request, answered to its last byte: head and body may come apart."""
+    connection.sendall(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
+    answer = b""
+    while not answer.endswith(b"}"):
+        answer += connection.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 200")
+
+
 def check(found: bytes, status: int, error_type: str) -> None:
     """One complete answer with the error body, after which the server has closed."""
     head, _, body = found.partition(b"\r\n\r\n")
@@ -123,9 +132,7 @@ def test_a_connection_without_a_request_is_closed(served: Served) -> None:
 def test_blank_lines_do_not_keep_a_connection(served: Served, *, answered_before: bool) -> None:
     with served.connect() as connection:
         if answered_before:
-            connection.sendall(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
-            while not connection.recv(65536).endswith(b"}"):
-                pass
+            ask_alive(connection)
         connection.settimeout(0.05)
         with pytest.raises(ConnectionError):
             drip(connection, b"\r\n")
@@ -133,8 +140,7 @@ def test_blank_lines_do_not_keep_a_connection(served: Served, *, answered_before
 
 def test_headers_of_a_second_request_have_their_time_too(served: Served) -> None:
     with served.connect() as connection:
-        connection.sendall(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
-        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+        ask_alive(connection)
         connection.sendall(b"GET /livez HTTP/1.1\r\nhost")
         check(read_all(connection), 408, "headers_too_slow")
 
@@ -178,11 +184,7 @@ def test_the_rest_of_a_refused_body_cannot_drip_for_ever(served: Served) -> None
 def test_idle_connections_are_closed_and_used_ones_kept(served: Served) -> None:
     with served.connect() as connection:
         for _ in range(3):
-            connection.sendall(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
-            answer = b""
-            while not answer.endswith(b"}"):
-                answer += connection.recv(65536)
-            assert answer.startswith(b"HTTP/1.1 200")
+            ask_alive(connection)
         assert read_all(connection) == b""
 
 
