@@ -80,6 +80,7 @@ def create_app(settings: Settings, registry: ModelRegistry) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
+        await page.check_files()
         service.start()
         try:
             yield

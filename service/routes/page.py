@@ -6,12 +6,14 @@ import os
 from pathlib import Path
 from typing import Annotated
 
+import anyio
 from fastapi import APIRouter, Header, Response
 from fastapi.responses import FileResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.types import Scope
 
 FOLDER = Path(__file__).parent.parent / "page"
+INDEX = "index.html"
 ASSETS_PATH = "/page"
 
 # The page loads nothing from elsewhere, runs no inline script, sends its forms nowhere and is framed by nobody.
@@ -39,12 +41,21 @@ class PageFiles(StaticFiles):
         return response
 
 
+async def check_files() -> None:
+    """Read the page once, before there are requests: anyio imports how to read files, and to use threads, at first use.
+
+    Raises:
+        OSError: the page cannot be read.
+    """
+    await anyio.Path(FOLDER / INDEX).read_bytes()
+
+
 @router.api_route("/", methods=["GET", "HEAD"])
 def page(accept: Annotated[str, Header()] = "") -> Response:
     """Answer with the page; a client that wants JSON and no HTML is led to /info."""
     if "application/json" in accept and "text/html" not in accept:
         return RedirectResponse("info", headers={"vary": "accept"})
-    return FileResponse(FOLDER / "index.html", headers={**_HEADERS, "vary": "accept"})
+    return FileResponse(FOLDER / INDEX, headers={**_HEADERS, "vary": "accept"})
 
 
 @router.api_route("/favicon.ico", methods=["GET", "HEAD"])
