@@ -9,6 +9,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from q8core.errors import InputError
@@ -76,13 +78,13 @@ class ClassifyWork:
         """Turn each row of logits, shape ``(labels,)``, into scored labels."""
         function = self._parameters.function_to_apply or default_function(self._model)
         labels, top_k = self._model.checkpoint.labels, self._parameters.top_k
-        rows = (postprocess(row, labels, function, top_k) for row in logits)
+        rows = postprocess(_rows(logits), labels, function, top_k)
         return [[schemas.LabelScore(label=s.label, score=s.score) for s in row] for row in rows]
 
     def verdicts(self, logits: list[Tensor]) -> list[Verdict]:
         """All labels of each text, with the scores of the problem that the model was trained for."""
         function, labels = default_function(self._model), self._model.checkpoint.labels
-        rows = (postprocess(row, labels, function) for row in logits)
+        rows = postprocess(_rows(logits), labels, function)
         return [LabelVerdict(tuple(schemas.LabelScore(label=s.label, score=s.score) for s in row)) for row in rows]
 
     def sequences(self) -> list[int]:
@@ -268,6 +270,11 @@ def default_function(model: Model) -> FunctionToApply:
     if problem == "multi_label_classification":
         return "sigmoid"
     return "softmax"
+
+
+def _rows(logits: list[Tensor]) -> NDArray[np.float32]:
+    # numpy: on numbers this few, torch takes longer to begin than to compute
+    return np.stack([row.numpy() for row in logits])
 
 
 def _work_item(encoded: Encoded | Window) -> WorkItem:

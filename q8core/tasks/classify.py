@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from q8core.errors import InputError
@@ -73,18 +74,26 @@ def special_token_id(tokenizer: Tokenizer, token: str) -> int:
 
 
 def postprocess(
-    logits: torch.Tensor,
+    logits: NDArray[np.floating],
     labels: Sequence[str],
     function_to_apply: FunctionToApply = "softmax",
     top_k: int | None = None,
-) -> list[LabelScore]:
-    """Turn one row of logits, shape ``(labels,)``, into labels sorted by score, best first."""
-    scores = logits.double()
+) -> list[list[LabelScore]]:
+    """Turn logits, shape ``(inputs, labels)``, into each input's labels sorted by score, best first."""
+    scores = np.asarray(logits, np.float64)
     if function_to_apply == "softmax":
-        scores = scores.softmax(-1)
+        scores = np.exp(scores - scores.max(-1, keepdims=True))
+        scores /= scores.sum(-1, keepdims=True)
     elif function_to_apply == "sigmoid":
-        scores = scores.sigmoid()
+        # of the magnitude, whose exponential cannot overflow
+        small = np.exp(-np.abs(scores))
+        scores = np.where(scores >= 0, 1.0, small) / (1.0 + small)
     elif function_to_apply != "none":
         raise InputError(f"function_to_apply {function_to_apply!r} is not one of softmax, sigmoid, none")
-    order = scores.argsort(descending=True, stable=True)[:top_k]
-    return [LabelScore(labels[int(i)], float(scores[i])) for i in order]
+    order = np.argsort(-scores, kind="stable")[:, :top_k]
+    places: list[list[int]] = order.tolist()
+    best: list[list[float]] = np.take_along_axis(scores, order, -1).tolist()
+    return [
+        [LabelScore(labels[place], score) for place, score in zip(*one, strict=True)]
+        for one in zip(places, best, strict=True)
+    ]

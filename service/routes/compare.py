@@ -5,9 +5,10 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from service.routes.dependencies import INFERENCE_ERRORS, ServiceDep, TraceDep, error_responses
+from service.routes.direct import DirectRoute
 from service.schemas import CompareRequest, CompareResponse
 
-router = APIRouter(tags=["inference"])
+router = APIRouter(tags=["inference"], route_class=DirectRoute)
 
 
 @router.post("/compare", responses=error_responses(*INFERENCE_ERRORS), summary="Ask fp32 and int8 the same")

@@ -9,6 +9,7 @@ from fastapi import Depends, Header, Request
 from service import schemas
 from service.container import Service
 from service.errors import ADMIN_KINDS, ERROR_KINDS, HTTP_KINDS
+from service.routes.direct import BACKEND_HEADER
 from service.trace import RequestTrace
 
 
@@ -24,7 +25,7 @@ async def _trace(request: Request) -> RequestTrace:
 ServiceDep = Annotated[Service, Depends(_service)]
 TraceDep = Annotated[RequestTrace, Depends(_trace)]
 BackendHeader = Annotated[
-    str | None, Header(alias="x-q8bert-backend", description="Like the body's `backend`; both must agree.")
+    str | None, Header(alias=BACKEND_HEADER, description="Like the body's `backend`; both must agree.")
 ]
 
 INFERENCE_ERRORS = (400, 401, 404, 408, 413, 415, 422, 429, 500, 503, 504)

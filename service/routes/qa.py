@@ -5,9 +5,10 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from service.routes.dependencies import INFERENCE_ERRORS, BackendHeader, ServiceDep, TraceDep, error_responses
+from service.routes.direct import DirectRoute
 from service.schemas import QARequest, QAResponse
 
-router = APIRouter(tags=["inference"])
+router = APIRouter(tags=["inference"], route_class=DirectRoute)
 
 
 @router.post("/qa", responses=error_responses(*INFERENCE_ERRORS), summary="Find the answer in a context")

@@ -38,14 +38,15 @@ def test_a_pair_loses_tokens_of_its_longer_side(tiny_classifier: Path) -> None:
 
 
 def test_scores_equal_torch_and_are_sorted() -> None:
-    logits = torch.tensor([0.1, 2.0, -1.0])
-    softmax = postprocess(logits, ("a", "b", "c"))
-    assert [s.label for s in softmax] == ["b", "a", "c"]
-    assert [s.score for s in softmax] == pytest.approx(logits.softmax(0)[[1, 0, 2]].tolist())
-    assert [s.score for s in postprocess(logits, "abc", "sigmoid", top_k=2)] == pytest.approx(
-        logits.sigmoid()[[1, 0]].tolist()
-    )
-    assert postprocess(logits, "abc", "none", top_k=1)[0].score == pytest.approx(2.0)
+    logits = torch.tensor([[0.1, 2.0, -1.0], [20.0, 20.0, 30.0], [-900.0, -900.0, 900.0]])
+    orders = [[1, 0, 2], [2, 0, 1], [2, 0, 1]]  # equal ones in the order of the labels
+    for function, expected in (("softmax", logits.softmax(-1)), ("sigmoid", logits.sigmoid()), ("none", logits)):
+        for top_k in (None, 2):
+            for row, scores, order in zip(
+                postprocess(logits.numpy(), "abc", function, top_k), expected, orders, strict=True
+            ):
+                assert [s.label for s in row] == ["abc"[place] for place in order[:top_k]]
+                assert [s.score for s in row] == pytest.approx(scores[order[:top_k]].tolist())
 
 
 def test_too_little_room_is_an_error(tiny_classifier: Path) -> None:
