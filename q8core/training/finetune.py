@@ -20,7 +20,6 @@ from q8core.training.config import TrainConfig
 from q8core.training.distillation import training_loss
 from q8core.training.loop import Trainer
 from q8core.training.model import BertModel, load_bert, model_folder
-from q8core.training.score import model_logits
 
 RECORD_FILE = "training.json"
 
@@ -44,7 +43,8 @@ def finetune(
     model = load_bert(source, task.kind, task.labels, config.dropout)
 
     def score(module: nn.Module, limit: int | None) -> dict[str, float]:
-        return task.score(model_logits(module, task.dev_features(limit), task.kind, config.precision))
+        floats = {name: tensor.cpu() for name, tensor in master_weights(module).items()}
+        return evaluate_engine(build_engine(model.config, task.kind, floats, "fp32"), task, limit)
 
     loss, taught_by = training_loss(teacher, model, task, config)
     identity: dict[str, Any] = {"base": Path(source).name, "scheme": "fp32", "data": data, **taught_by}

@@ -23,7 +23,6 @@ from q8core.training.finetune import RECORD_FILE
 from q8core.training.loop import Trainer
 from q8core.training.model import BertModel, has_head, load_bert, model_folder
 from q8core.training.publish import Origin, publish
-from q8core.training.score import model_logits
 
 CALIBRATION_BATCH = 16
 
@@ -56,7 +55,9 @@ def train_quantized(
     prepared = prepare(model, scheme)
 
     def score(module: nn.Module, limit: int | None) -> dict[str, float]:
-        return task.score(model_logits(module, task.dev_features(limit), task.kind, config.precision))
+        # what is compared is what will run: mixed precision would round other activations to other steps of their grids
+        tensors = {name: tensor.cpu() for name, tensor in convert(module).items()}
+        return evaluate_engine(build_engine(model.config, task.kind, tensors, "int8"), task, limit)
 
     loss, taught_by = training_loss(teacher, prepared, task, config)
     identity: dict[str, Any] = {"base": Path(source).name, "scheme": scheme.name, "data": data, **taught_by}
