@@ -56,12 +56,12 @@ def test_a_short_request_waits_for_short_ones_before_it_and_never_for_documents(
     shorts_ahead = 1 + sum(sum(lengths) <= SHARE for _, lengths in before)
     bound = 2 * len(LANES) + 2 * shorts_ahead
     arrivals = itertools.cycle(flood)
+    taken: list[Ticket] = []
     for _ in range(bound):
         for _ in range(3):
             queue.put(make_ticket(*next(arrivals)))
-        if probe in {entry.ticket for entry in take(queue).entries}:
-            return
-    pytest.fail(f"not among {bound} batches")
+        taken += [entry.ticket for entry in take(queue).entries]
+    assert probe in taken
 
 
 @settings(max_examples=100, deadline=None)
@@ -73,15 +73,13 @@ def test_a_document_gets_its_turns_however_many_short_requests_come(
     ticket = make_ticket(*wanted)
     queue.put(ticket)
     arrivals = itertools.cycle(flood)
-    seen = 0
+    taken: list[Ticket] = []
     # a sequence of three times its share is paid back over three batches
     bound = sum(2 + 2 * len(LANES) * -(-n // SHARE) for n in wanted[1])
     for _ in range(bound):
         queue.put(make_ticket(*next(arrivals)))
-        seen += sum(entry.ticket is ticket for entry in take(queue).entries)
-        if seen == len(ticket.items):
-            return
-    pytest.fail(f"{seen} of {len(ticket.items)} windows after {bound} batches")
+        taken += [entry.ticket for entry in take(queue).entries]
+    assert taken.count(ticket) == len(ticket.items)
 
 
 def test_windows_of_a_document_are_spread_over_batches_beside_short_requests() -> None:
