@@ -100,6 +100,29 @@ def test_panels_are_distinct_and_do_not_overlap(dashboard: dict[str, Any]) -> No
         assert beside or below, (a, b)
 
 
+def test_every_panel_says_what_it_shows(dashboard: dict[str, Any]) -> None:
+    for panel in dashboard["panels"]:
+        assert panel["type"] == "row" or panel["description"].endswith("."), panel["title"]
+
+
+def test_what_did_not_occur_has_no_legend_entry(dashboard: dict[str, Any]) -> None:
+    """All series exist from the start: one for each backend with each status code is more than a legend holds."""
+    crowded = [
+        panel
+        for panel in dashboard["panels"]
+        for target in panel.get("targets", [])
+        if re.search(r"\bby \([^)]*\b(code|reason)\b", target["expr"])
+    ]
+    assert len(crowded) == 3
+    for panel in crowded:
+        # the last override wins
+        last = panel["fieldConfig"]["overrides"][-1]
+        assert last["matcher"]["options"]["reducer"] == "allIsZero"
+        hidden = {p["id"]: p["value"] for p in last["properties"]}["custom.hideFrom"]
+        assert hidden["legend"]
+        assert hidden["tooltip"]
+
+
 def test_asks_only_for_metrics_that_exist(targets: list[dict[str, Any]], exposed: dict[str, set[str]]) -> None:
     for target in targets:
         names = set(METRIC.findall(target["expr"]))
@@ -135,6 +158,7 @@ def test_label_values_of_the_queries_are_ones_that_the_service_uses(targets: lis
         ("result", "agree"),
         ("kind", "real"),
         ("kind", "weights|scales"),
+        ("kind", "workspace"),
         ("task", "$task"),
         ("job", "q8bert"),
     }
