@@ -154,7 +154,6 @@ def test_label_values_of_the_queries_are_ones_that_the_service_uses(targets: lis
     assert matched == {
         ("backend", "fp32"),
         ("backend", "int8"),
-        ("code", "200"),
         ("result", "agree"),
         ("kind", "real"),
         ("kind", "weights|scales"),
