@@ -155,6 +155,7 @@ def test_label_values_of_the_queries_are_ones_that_the_service_uses(targets: lis
         ("backend", "fp32"),
         ("backend", "int8"),
         ("result", "agree"),
+        ("result", "confirmed|changed"),
         ("kind", "real"),
         ("kind", "weights|scales"),
         ("kind", "workspace"),
@@ -196,6 +197,7 @@ def test_the_dashboard_compares_what_was_promised(targets: list[dict[str, Any]])
         "q8bert_shadow_comparisons_total",
         "q8bert_shadow_abs_diff_bucket",
         "q8bert_shadow_dropped_total",
+        "q8bert_escalations_total",
     }
     quantiles = {
         q for target in targets for q in re.findall(r"histogram_quantile\((\S+),.*request_duration", target["expr"])
