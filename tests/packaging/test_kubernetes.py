@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate
 import pytest
 import yaml
 
@@ -43,6 +44,11 @@ def test_the_objects(objects: dict[str, Any]) -> None:
         "HorizontalPodAutoscaler": "autoscaling/v2",
     }
     assert {document["metadata"]["name"] for document in objects.values()} == {"q8bert"}
+
+
+def test_kubernetes_knows_every_field(objects: dict[str, Any]) -> None:
+    for document in objects.values():
+        kubernetes_validate.validate(document, kubernetes_validate.latest_version(), strict=True)
 
 
 def test_selectors_find_the_pods(objects: dict[str, Any]) -> None:
