@@ -43,12 +43,14 @@ class Call(Generic[T]):
     build: Callable[[Any, Meta], T]
 
 
-def classify(text: Text, backend: str | None, options: ClassifyOptions) -> Call[Classification]:
+def classify(text: Text, backend: str | None, model: str | None, options: ClassifyOptions) -> Call[Classification]:
     """Classify one text or pair."""
-    return Call("classify", _body(_shape(text), backend, options), results.classification)
+    return Call("classify", _body(_shape(text), backend, model, options), results.classification)
 
 
-def classify_batch(texts: Sequence[Text], backend: str | None, options: ClassifyOptions) -> Call[list[Classification]]:
+def classify_batch(
+    texts: Sequence[Text], backend: str | None, model: str | None, options: ClassifyOptions
+) -> Call[list[Classification]]:
     """Classify several texts or pairs.
 
     Raises:
@@ -56,32 +58,36 @@ def classify_batch(texts: Sequence[Text], backend: str | None, options: Classify
     """
     if isinstance(texts, str):
         raise TypeError("classify_batch takes a list of texts; for one text call classify")
-    return Call("classify", _body([_shape(text) for text in texts], backend, options), results.classifications)
+    return Call("classify", _body([_shape(text) for text in texts], backend, model, options), results.classifications)
 
 
-def qa(question: str, context: str, backend: str | None, options: QAOptions) -> Call[Answer]:
+def qa(question: str, context: str, backend: str | None, model: str | None, options: QAOptions) -> Call[Answer]:
     """Find the best answer."""
-    return Call("qa", _body(_pair(question, context), backend, options), results.answer)
+    return Call("qa", _body(_pair(question, context), backend, model, options), results.answer)
 
 
-def qa_top(question: str, context: str, top_k: int, backend: str | None, options: QAOptions) -> Call[list[Answer]]:
+def qa_top(
+    question: str, context: str, top_k: int, backend: str | None, model: str | None, options: QAOptions
+) -> Call[list[Answer]]:
     """Find the best few answers."""
-    return Call("qa", _body(_pair(question, context), backend, {**options, "top_k": top_k}), results.answers)
+    return Call("qa", _body(_pair(question, context), backend, model, {**options, "top_k": top_k}), results.answers)
 
 
-def qa_batch(pairs: Sequence[tuple[str, str]], backend: str | None, options: QAOptions) -> Call[list[Answer]]:
+def qa_batch(
+    pairs: Sequence[tuple[str, str]], backend: str | None, model: str | None, options: QAOptions
+) -> Call[list[Answer]]:
     """Find the best answer to each question."""
-    return Call("qa", _body([_pair(*pair) for pair in pairs], backend, options), results.answers)
+    return Call("qa", _body([_pair(*pair) for pair in pairs], backend, model, options), results.answers)
 
 
-def compare(text: str) -> Call[Comparison[Classification]]:
+def compare(text: str, model: str | None) -> Call[Comparison[Classification]]:
     """Classify a text on both backends."""
-    return Call("compare", {"inputs": text}, results.text_comparison)
+    return Call("compare", _body(text, None, model, {}), results.text_comparison)
 
 
-def compare_qa(question: str, context: str) -> Call[Comparison[Answer]]:
+def compare_qa(question: str, context: str, model: str | None) -> Call[Comparison[Answer]]:
     """Answer a question on both backends."""
-    return Call("compare", {"inputs": _pair(question, context)}, results.question_comparison)
+    return Call("compare", _body(_pair(question, context), None, model, {}), results.question_comparison)
 
 
 def info() -> Call[Info]:
@@ -102,10 +108,13 @@ def _pair(question: str, context: str) -> dict[str, str]:
     return {"question": question, "context": context}
 
 
-def _body(inputs: Any, backend: str | None, parameters: Mapping[str, Any]) -> dict[str, Any]:
+def _body(inputs: Any, backend: str | None, model: str | None, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what is not asked for: the server's defaults are its own."""
     body: dict[str, Any] = {"inputs": inputs}
     if parameters:
         body["parameters"] = dict(parameters)
     if backend is not None:
         body["backend"] = backend
+    if model is not None:
+        body["model"] = model
     return body

@@ -20,7 +20,8 @@ T = TypeVar("T")
 class Client:
     """Asks a q8bert service; keeps its connections open, and may be shared by threads.
 
-    Every method raises `ClientError` where there is no usable answer in the end.
+    Every method raises `ClientError` where there is no usable answer in the end. ``model`` is the name of a loaded
+    model of the task, as `info` lists them; None: the server's default for the task.
 
     Args:
         url: the service's address, such as ``http://127.0.0.1:8000``.
@@ -46,39 +47,66 @@ class Client:
         self._timeout_s = timeout_s
         self._retry = retry or Retry()
 
-    def classify(self, text: Text, *, backend: str | None = None, **options: Unpack[ClassifyOptions]) -> Classification:
+    def classify(
+        self, text: Text, *, backend: str | None = None, model: str | None = None, **options: Unpack[ClassifyOptions]
+    ) -> Classification:
         """Classify a text, or a pair of texts as a tuple."""
-        return self._call(calls.classify(text, backend or self._backend, options))
+        return self._call(calls.classify(text, backend or self._backend, model, options))
 
     def classify_batch(
-        self, texts: Sequence[Text], *, backend: str | None = None, **options: Unpack[ClassifyOptions]
+        self,
+        texts: Sequence[Text],
+        *,
+        backend: str | None = None,
+        model: str | None = None,
+        **options: Unpack[ClassifyOptions],
     ) -> list[Classification]:
         """Classify several texts or pairs in one request."""
-        return self._call(calls.classify_batch(texts, backend or self._backend, options))
+        return self._call(calls.classify_batch(texts, backend or self._backend, model, options))
 
-    def qa(self, question: str, context: str, *, backend: str | None = None, **options: Unpack[QAOptions]) -> Answer:
+    def qa(
+        self,
+        question: str,
+        context: str,
+        *,
+        backend: str | None = None,
+        model: str | None = None,
+        **options: Unpack[QAOptions],
+    ) -> Answer:
         """Find the answer to a question in a context of any length."""
-        return self._call(calls.qa(question, context, backend or self._backend, options))
+        return self._call(calls.qa(question, context, backend or self._backend, model, options))
 
     def qa_top(
-        self, question: str, context: str, top_k: int, *, backend: str | None = None, **options: Unpack[QAOptions]
+        self,
+        question: str,
+        context: str,
+        top_k: int,
+        *,
+        backend: str | None = None,
+        model: str | None = None,
+        **options: Unpack[QAOptions],
     ) -> list[Answer]:
         """Find up to ``top_k`` answers, best first."""
-        return self._call(calls.qa_top(question, context, top_k, backend or self._backend, options))
+        return self._call(calls.qa_top(question, context, top_k, backend or self._backend, model, options))
 
     def qa_batch(
-        self, pairs: Sequence[tuple[str, str]], *, backend: str | None = None, **options: Unpack[QAOptions]
+        self,
+        pairs: Sequence[tuple[str, str]],
+        *,
+        backend: str | None = None,
+        model: str | None = None,
+        **options: Unpack[QAOptions],
     ) -> list[Answer]:
         """Find the answer to each ``(question, context)`` in one request."""
-        return self._call(calls.qa_batch(pairs, backend or self._backend, options))
+        return self._call(calls.qa_batch(pairs, backend or self._backend, model, options))
 
-    def compare(self, text: str) -> Comparison[Classification]:
+    def compare(self, text: str, *, model: str | None = None) -> Comparison[Classification]:
         """Classify a text on fp32 and int8."""
-        return self._call(calls.compare(text))
+        return self._call(calls.compare(text, model))
 
-    def compare_qa(self, question: str, context: str) -> Comparison[Answer]:
+    def compare_qa(self, question: str, context: str, *, model: str | None = None) -> Comparison[Answer]:
         """Answer a question on fp32 and int8."""
-        return self._call(calls.compare_qa(question, context))
+        return self._call(calls.compare_qa(question, context, model))
 
     def info(self) -> Info:
         """Ask what is loaded and how it runs."""

@@ -185,8 +185,7 @@ def test_impossible_patience_is_refused() -> None:
         Retry(deadline_s=0)
 
 
-@pytest.fixture
-def real(client: TestClient) -> Iterator[Client]:
+def in_front_of(client: TestClient) -> Client:
     """The client in front of the real application, without a network between them."""
 
     def forward(request: httpx.Request) -> httpx.Response:
@@ -195,7 +194,12 @@ def real(client: TestClient) -> Iterator[Client]:
         )
         return httpx.Response(answer.status_code, content=answer.content, headers=dict(answer.headers))
 
-    with Client("http://testserver", transport=httpx.MockTransport(forward)) as own:
+    return Client("http://testserver", transport=httpx.MockTransport(forward))
+
+
+@pytest.fixture
+def real(client: TestClient) -> Iterator[Client]:
+    with in_front_of(client) as own:
         yield own
 
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 from fastapi.testclient import TestClient
 
 from service.app import create_app
+from service.client import AsyncClient, ClientError
 from service.container import Service
 from service.lifecycle import State
 from service.registry import ModelRegistry
 from service.settings import Settings
+from tests.service.test_client import in_front_of
 from tests.service.tiny_checkpoints import make_checkpoint
 
 TEXTS = ["good film", "a bad book", "who wrote it", "not very good"]
@@ -36,7 +41,7 @@ def client(service: Service) -> Iterator[TestClient]:
         yield client
 
 
-def classify(client: TestClient, **body: object) -> object:
+def classify(client: TestClient, **body: object) -> list[dict[str, object]]:
     answer = client.post("/classify", json=body)
     assert answer.status_code == 200, answer.text
     return [{entry["label"]: pytest.approx(entry["score"], abs=1e-6) for entry in row} for row in answer.json()]
@@ -61,6 +66,63 @@ def test_comparisons_choose_as_well(client: TestClient) -> None:
         answer = found["results"]["int8"]["answer"]
         assert [{entry["label"]: entry["score"] for entry in row} for row in answer] == own
     assert client.post("/compare", json={"inputs": TEXTS[0]}).json()["model"] == "tiny-classify"
+
+
+def test_the_client_names_models_in_every_call(client: TestClient) -> None:
+    with in_front_of(client) as own:
+        for name in ("tiny-classify", "other"):
+            expected = classify(client, inputs=TEXTS, model=name, backend="int8")
+            rows = own.classify_batch(TEXTS, model=name, backend="int8")
+            alone = own.classify(TEXTS[0], model=name, backend="int8")
+            both = own.compare(TEXTS[0], model=name)
+            assert [{found.label: found.score for found in row.labels} for row in rows] == expected
+            assert [{found.label: found.score for found in alone.labels}] == expected[:1]
+            assert [{f.label: f.score for f in both.shares["int8"].answer.labels}] == expected[:1]
+            assert {found.meta.model for found in (*rows, alone, both)} == {name}
+        question = ("who wrote it?", "ada wrote it")
+        spans = [
+            own.qa(*question, model="answers"),
+            *own.qa_top(*question, 2, model="answers"),
+            *own.qa_batch([question], model="answers"),
+            own.compare_qa(*question, model="answers"),
+        ]
+        assert {found.meta.model for found in spans} == {"answers"}
+        calls: list[Callable[[], object]] = [
+            lambda: own.classify("x", model="none"),
+            lambda: own.classify_batch(["x"], model=""),
+            lambda: own.compare("x", model="answers"),
+            lambda: own.qa(*question, model="other"),
+            lambda: own.qa_top(*question, 2, model="other"),
+            lambda: own.qa_batch([question], model="other"),
+            lambda: own.compare_qa(*question, model="other"),
+        ]
+        for call in calls:
+            with pytest.raises(ClientError, match="loaded for") as caught:
+                call()
+            assert (caught.value.status, caught.value.error_type, caught.value.attempts) == (404, "unknown_model", 1)
+
+
+def test_the_async_client_names_models_too(client: TestClient) -> None:
+    async def ask(model: str) -> list[Any]:
+        question = ("who wrote it?", "ada wrote it")
+        async with AsyncClient("http://testserver", transport=httpx.ASGITransport(client.app)) as own:
+            return await asyncio.gather(
+                own.classify("x", model=model),
+                own.classify_batch(["x"], model=model),
+                own.compare("x", model=model),
+                own.qa(*question, model=model),
+                own.qa_top(*question, 2, model=model),
+                own.qa_batch([question], model=model),
+                own.compare_qa(*question, model=model),
+                return_exceptions=True,
+            )
+
+    for name, right in (("other", slice(3)), ("answers", slice(3, 7)), ("none", slice(0))):
+        found = asyncio.run(ask(name))
+        answers = [one for row in found[right] for one in (row if isinstance(row, list) else [row])]
+        assert {one.meta.model for one in answers} <= {name}
+        del found[right]
+        assert [(error.status, error.error_type) for error in found] == [(404, "unknown_model")] * len(found)
 
 
 @pytest.mark.parametrize(
