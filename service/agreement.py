@@ -18,15 +18,15 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from service.batcher import WorkItem
+from service.batcher import LoadedModel, WorkItem
 from service.compare import BACKENDS, FLOAT, INTEGER
 from service.verdict import Comparison, LabelVerdict, Verdict, compare_verdicts
 from service.work import Work
 
 WINDOW = 10_000
-"""Comparisons of a task that the rolling numbers are about."""
+"""Comparisons of a model that the rolling numbers are about."""
 WORST = 20
-"""Cases of a task that are kept."""
+"""Cases of a model that are kept."""
 _LABELS_SHOWN = 5
 _TEXT_SHOWN = 10_000
 _QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
@@ -193,40 +193,57 @@ class WorstCases:
 
 
 class _Record:
-    """What is remembered of one task."""
+    """What is remembered of one model."""
 
-    def __init__(self, window: int, worst: int) -> None:
+    def __init__(self, revision: str, window: int, worst: int) -> None:
+        self.revision = revision
         self.recent: deque[tuple[float, Comparison]] = deque(maxlen=window)
         self.worst = WorstCases(worst, window)
 
 
 class Agreement:
-    """Rolling numbers and worst cases of each task, written and read from any thread."""
+    """Rolling numbers and worst cases of each loaded model, written and read from any thread."""
 
-    def __init__(self, tasks: Iterable[str], window: int = WINDOW, worst: int = WORST) -> None:
+    def __init__(self, window: int = WINDOW, worst: int = WORST) -> None:
         self._lock = threading.Lock()
-        self._records = {task: _Record(window, worst) for task in tasks}
+        self._records: dict[LoadedModel, _Record] = {}
         self.window = window
         self._worst = worst
 
-    def record(self, cases: Iterable[Case]) -> None:
-        """Take in what was compared."""
+    def begin(self, model: LoadedModel, revision: str) -> None:
+        """Keep numbers of a model, of which there are none yet."""
+        with self._lock:
+            self._records[model] = _Record(revision, self.window, self._worst)
+
+    def end(self, model: LoadedModel) -> None:
+        """Forget a model."""
+        with self._lock:
+            del self._records[model]
+
+    def knows(self, model: LoadedModel) -> bool:
+        """Whether numbers of this model are kept."""
+        return model in self._records
+
+    def record(self, model: LoadedModel, cases: Iterable[Case]) -> None:
+        """Take in what was compared of a model that is known."""
         now = time.time()
         with self._lock:
+            record = self._records[model]
             for case in cases:
-                record = self._records.setdefault(case.task, _Record(self.window, self._worst))
                 record.recent.append((now, case.comparison))
                 record.worst.add(case)
 
     def describe(self) -> dict[str, Any]:
-        """For each task the numbers of the window, since when they are, and the worst cases; plain JSON values."""
+        """By model's name the numbers of the window, since when they are, and the worst cases; plain JSON values."""
         with self._lock:
-            copies = {task: (list(record.recent), record.worst.describe()) for task, record in self._records.items()}
+            copies = [(model, one, list(one.recent), one.worst.describe()) for model, one in self._records.items()]
         return {
-            task: {
+            model.name: {
+                "task": model.task,
+                "revision": one.revision,
                 **summarize([comparison for _, comparison in recent]),
                 "since": datetime.fromtimestamp(recent[0][0], UTC).isoformat(timespec="seconds") if recent else None,
                 "worst": worst,
             }
-            for task, (recent, worst) in copies.items()
+            for model, one, recent, worst in copies
         }

@@ -22,6 +22,14 @@ from service.errors import DeadlineExceeded, QueueFull, ServiceError, TooManyTok
 from service.lane_queue import LaneQueue, long_share
 
 
+class LoadedModel(NamedTuple):
+    """A model as it was loaded: a name's next checkpoint is another one."""
+
+    task: str
+    name: str
+    load: int
+
+
 class Lane(NamedTuple):
     """One engine: a loaded model on a backend; batches never mix lanes.
 
@@ -37,6 +45,11 @@ class Lane(NamedTuple):
     def labels(self) -> tuple[str, str]:
         """Task and backend: what most metrics tell apart."""
         return self.task, self.backend
+
+    @property
+    def loaded(self) -> LoadedModel:
+        """The model, whatever the backend."""
+        return LoadedModel(self.task, self.model, self.load)
 
 
 @dataclass(frozen=True)

@@ -53,12 +53,14 @@ class Service:
         self.queue = BatchQueue(registry.lanes, limits, self.throughput.drain_seconds)
         self.shadow = Shadow(
             settings.shadow_rate,
-            Agreement(registry.tasks),
+            Agreement(),
             self.metrics.shadow,
             idle=lambda: self.pipeline.in_flight.count() == 0,
             with_texts=settings.shadow_texts,
         )
         models = tuple(registry.models.values())
+        for model in models:
+            self.shadow.begin(model.loaded, model.revision)
         self.cascade = Cascade.read(settings.cascade, models) if settings.cascade else Cascade()
         self.pipeline = Pipeline(
             settings, registry, self.queue, self.lifecycle, self.metrics, self.shadow, self.cascade
@@ -113,6 +115,7 @@ class Service:
         self.throughput.add(lanes)
         self.worker.add_engines(engines)
         self.queue.add_lanes(lanes)
+        self.shadow.begin(model.loaded, model.revision)
 
     def _start_up(self, check_stop: Callable[[], None]) -> Mapping[Lane, Infers]:
         self.lifecycle.advance(State.WARMING)
@@ -148,7 +151,8 @@ class Service:
             metrics.up.labels(*labels).set_function(lambda: float(alive()))
 
     def hide(self, model: Model) -> None:
-        """Take a model's engines out of the metrics."""
+        """Take a model's engines out of the metrics, and forget how well they agree."""
+        self.shadow.end(model.loaded)
         metrics = self.metrics.engines
         for backend, loaded in model.engines.items():
             labels = (model.task, backend, model.name)

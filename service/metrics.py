@@ -2,7 +2,8 @@
 
 All label values are known at start, so all series exist from the first scrape, at zero. Gauges of changing sizes are
 read from the thing itself at scrape time, never counted up and down. Only what is true of one engine at a time
-(memory, self-test, up, info) has the label ``model``: requests and times of several models of a task add up.
+(memory, self-test, up, info), and how far a model's two engines agree, has the label ``model``: requests and times of
+several models of a task add up. Series of a model leave with it.
 """
 
 from __future__ import annotations
@@ -173,7 +174,6 @@ def create_children(metrics: ServiceMetrics, lanes: Sequence[Lane], *, auto: boo
     if auto:
         _create_auto_children(metrics.requests, tasks)
     _create_engine_children(metrics.engines, lanes)
-    metrics.shadow.create_children(tasks)
     metrics.cascade.create_children(tasks)
 
 

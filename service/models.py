@@ -16,7 +16,7 @@ from q8core.engines import load_engine, self_test
 from q8core.engines.protocol import Engine
 from q8core.errors import CheckpointError, InputError
 from q8core.tasks.classify import encode_text
-from service.batcher import Lane
+from service.batcher import Lane, LoadedModel
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +61,11 @@ class Model:
     def revision(self) -> str:
         """Beginning of the int8 weights' digest; ``none`` for a plain Hugging Face folder."""
         return (self.checkpoint.int8_sha256 or "none")[:12]
+
+    @property
+    def loaded(self) -> LoadedModel:
+        """What tells it from the name's other checkpoints."""
+        return LoadedModel(self.task, self.name, self.load)
 
     def lane(self, backend: str) -> Lane:
         """Return the lane of its engine on this backend."""

@@ -21,9 +21,9 @@ from random import Random
 from torch import Tensor
 
 from service.agreement import Agreement, compare_request
-from service.batcher import Batch, Entry, Lane, Ticket, WorkItem
+from service.batcher import Batch, Entry, Lane, LoadedModel, Ticket, WorkItem
 from service.compare import BACKENDS
-from service.shadow_metrics import BUSY, DRAINING, FAILED, QUEUE_FULL, ShadowMetrics
+from service.shadow_metrics import BUSY, DRAINING, FAILED, QUEUE_FULL, UNLOADED, ShadowMetrics
 from service.work import Work
 
 log = logging.getLogger(__name__)
@@ -110,6 +110,17 @@ class _Waiting:
         self.characters -= job.characters
         return job
 
+    def remove(self, model: LoadedModel) -> list[_Job]:
+        """Take out a model's jobs."""
+        removed: list[_Job] = []
+        for _ in range(len(self.jobs)):
+            job = self.pop()
+            if job.ticket.lane.loaded == model:
+                removed.append(job)
+            else:
+                self.push(job)
+        return removed
+
 
 class Shadow:
     """Samples, waits, compares.
@@ -148,7 +159,24 @@ class Shadow:
         self._waiting = _Waiting()
         self._closed = False
         self._lock = threading.Lock()
+        # held while a model's numbers begin, end or grow, so that none of a model that has gone come back
+        self._books = threading.Lock()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="q8bert-shadow")
+
+    def begin(self, model: LoadedModel, revision: str) -> None:
+        """Compare a model's requests from now on; its numbers begin with nothing."""
+        with self._books:
+            self._metrics.begin(model)
+            self.agreement.begin(model, revision)
+
+    def end(self, model: LoadedModel) -> None:
+        """Forget a model's numbers, and drop what waits for it."""
+        with self._books:
+            self.agreement.end(model)
+            self._metrics.end(model)
+        with self._lock:
+            for job in self._waiting.remove(model):
+                job.drop(UNLOADED)
 
     def offer(self, sample: Sample) -> None:
         """Sample an answered request; never waits and never raises."""
@@ -164,6 +192,8 @@ class Shadow:
             job = _Job(ticket, sample.work.characters, now + self.limits.patience_s)
             if self._closed:
                 job.drop(DRAINING)
+            elif not self.agreement.knows(sample.lane.loaded):  # it has just ended its last requests
+                job.drop(UNLOADED)
             elif self._waiting.has_room(job, self.limits):
                 self._waiting.push(job)
             else:
@@ -222,8 +252,12 @@ class Shadow:
     def _computed(self, sample: Sample, other: str, future: Future[list[Tensor]]) -> None:
         """Count a sample that was dropped; else, on the engine thread, hand it over to the comparing thread."""
         error = future.exception()
-        if error is not None:
-            self._count_drop(error.reason if isinstance(error, _Dropped) else FAILED)
+        if isinstance(error, _Dropped):
+            self._count_drop(error.reason)
+        elif not self.agreement.knows(sample.lane.loaded):  # its engine may have gone, too
+            self._count_drop(UNLOADED)
+        elif error is not None:
+            self._count_drop(FAILED)
         elif self._closed:
             self._count_drop(DRAINING)
         else:
@@ -239,6 +273,12 @@ class Shadow:
             log.exception("the shadow comparison of request %s failed", sample.request_id)
             self._count_drop(FAILED)
             return
-        self.agreement.record(cases)
-        for case in cases:
-            self._metrics.observe(case.task, case.comparison)
+        model = sample.lane.loaded
+        with self._books:
+            known = self.agreement.knows(model)
+            if known:
+                for case in cases:
+                    self._metrics.observe(model, case.comparison)
+                self.agreement.record(model, cases)
+        if not known:
+            self._count_drop(UNLOADED)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from service.agreement import Agreement, Case, WorstCases, summarize, wilson_interval
+from service.batcher import LoadedModel
 from service.schemas import AnswerSpan, LabelScore
 from service.verdict import Comparison, LabelVerdict, SpanVerdict, compare_verdicts
 
@@ -16,8 +17,8 @@ share = st.floats(0, 1, allow_subnormal=False)
 comparisons = st.lists(st.builds(Comparison, st.booleans(), share, st.none() | share), max_size=60)
 
 
-def make_case(found: Comparison, number: int = 0, task: str = "qa") -> Case:
-    return Case(f"request-{number}", task, 0, found, 0.5, {}, 5, 1, {"text": 9})
+def make_case(found: Comparison, number: int = 0) -> Case:
+    return Case(f"request-{number}", "qa", 0, found, 0.5, {}, 5, 1, {"text": 9})
 
 
 @given(st.integers(1, 10_000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
@@ -87,14 +88,36 @@ def test_a_disagreement_is_worse_than_any_difference_and_far_spans_worse_than_ne
     assert keys == sorted(keys, reverse=True)
 
 
-def test_the_window_rolls_and_tasks_are_apart() -> None:
-    agreement = Agreement(["classify", "qa"], window=3)
+def test_the_window_rolls_and_models_are_apart() -> None:
+    agreement = Agreement(window=3)
+    one, other = LoadedModel("classify", "one", 0), LoadedModel("classify", "other", 1)
+    agreement.begin(one, "abc")
+    agreement.begin(other, "def")
     for number, agree in enumerate([False, False, True, True, True]):
-        agreement.record([make_case(Comparison(agree, 0.1), number, "classify")])
+        agreement.record(one, [make_case(Comparison(agree, 0.1), number)])
     found = agreement.describe()
-    assert (found["classify"]["compared"], found["classify"]["agreement"]) == (3, 1.0)
-    assert (found["qa"]["compared"], found["qa"]["since"], found["qa"]["worst"]) == (0, None, [])
-    assert {entry["request_id"] for entry in found["classify"]["worst"]} == {"request-2", "request-3", "request-4"}
+    assert {name: (m["task"], m["revision"]) for name, m in found.items()} == {
+        "one": ("classify", "abc"),
+        "other": ("classify", "def"),
+    }
+    assert (found["one"]["compared"], found["one"]["agreement"]) == (3, 1.0)
+    assert (found["other"]["compared"], found["other"]["since"], found["other"]["worst"]) == (0, None, [])
+    assert {entry["request_id"] for entry in found["one"]["worst"]} == {"request-2", "request-3", "request-4"}
+
+
+def test_a_names_next_checkpoint_begins_with_nothing() -> None:
+    agreement = Agreement()
+    old, new = LoadedModel("qa", "one", 0), LoadedModel("qa", "one", 1)
+    agreement.begin(old, "abc")
+    agreement.record(old, [make_case(Comparison(False, 0.1))])
+    agreement.end(old)
+    agreement.begin(new, "def")
+    assert (agreement.knows(old), agreement.knows(new)) == (False, True)
+    assert (agreement.describe()["one"]["revision"], agreement.describe()["one"]["compared"]) == ("def", 0)
+    with pytest.raises(KeyError):
+        agreement.record(old, [make_case(Comparison(False, 0.1))])
+    agreement.end(new)
+    assert agreement.describe() == {}
 
 
 def labels(**scores: float) -> LabelVerdict:

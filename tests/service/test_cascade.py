@@ -240,8 +240,8 @@ def test_a_threshold_for_one_task_is_none_for_the_other(classify_folder: Path, q
     with serve(tmp_path, one, folders=(classify_folder, qa_folder), shadow_rate=1) as client:
         assert client.post("/classify", json={"inputs": "good", "backend": "auto"}).status_code == 200
         # sampled with int8's own answer, whoever answered in the end
-        wait_until(lambda: client.get("/agreement").json()["tasks"]["classify"]["compared"] == 1)
-        (case,) = client.get("/agreement").json()["tasks"]["classify"]["worst"]
+        wait_until(lambda: client.get("/agreement").json()["models"]["tiny-classify"]["compared"] == 1)
+        (case,) = client.get("/agreement").json()["models"]["tiny-classify"]["worst"]
         plain = client.post("/classify", json={"inputs": "good", "backend": "int8"}).json()
         assert flat(case["answers"]["int8"]) == flat(plain[0])
         assert client.post("/qa", json={"inputs": questions(), "backend": "auto"}).status_code == 404

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 import shutil
 import threading
 import weakref
@@ -289,10 +290,43 @@ def test_shadows_of_an_unloaded_model_are_dropped(root: Path) -> None:
             served.scores()
         assert shadow.waiting() == 3
         assert served.unload("one").status_code == 200
+        assert (shadow.waiting(), shadow.dropped()["unloaded"]) == (0, 3)
         shadow._idle = lambda: True
-        wait_until(lambda: shadow.dropped()["failed"] == 3)
-        assert shadow.waiting() == 0
         assert httpx.post(f"{served.url}/qa", json={"question": "who?", "context": "ada"}).status_code == 200
+
+
+def test_agreement_is_a_models_own_and_ends_with_it(root: Path) -> None:
+    """Of two models of a task each has its own numbers; a swap begins anew, and an unloaded model leaves nothing."""
+
+    with running(root, "one", "two", "qa", shadow_rate=1.0) as served:
+        shadow, models = served.service.shadow, served.service.registry.models
+
+        def shows(expected: dict[str, int]) -> bool:
+            """Whether so many were compared of each model, by the route and by the metrics."""
+            wait_until(
+                lambda: sum(m["compared"] for m in shadow.agreement.describe().values()) == sum(expected.values())
+            )
+            found = httpx.get(f"{served.url}/agreement").json()["models"]
+            text = httpx.get(f"{served.url}/metrics").text
+            counted = re.findall(r'^q8bert_shadow_abs_diff_count{model="(\w+)",task="(\w+)"} (\d+)', text, re.MULTILINE)
+            assert {(name, model["task"], str(model["compared"])) for name, model in found.items()} == set(counted)
+            assert {name: model["revision"] for name, model in found.items()} == {
+                n: m.revision for n, m in models.items()
+            }
+            assert set(re.findall(r'q8bert_shadow_\w+{[^}]*model="(\w+)"', text)) == set(models)
+            return {name: model["compared"] for name, model in found.items()} == expected
+
+        served.scores()
+        for _ in range(2):
+            served.scores(model="two")
+        assert shows({"one": 1, "two": 2, "qa": 0})
+        assert served.load(name="one", path="two").status_code == 200
+        assert shows({"one": 0, "two": 2, "qa": 0})
+        served.scores()
+        assert shows({"one": 1, "two": 2, "qa": 0})
+        assert served.unload("two").status_code == 200
+        assert shows({"one": 1, "qa": 0})
+        assert sum(shadow.dropped().values()) == 0
 
 
 def test_a_drain_ends_a_load(root: Path) -> None:

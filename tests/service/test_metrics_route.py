@@ -97,10 +97,11 @@ def test_every_series_exists_from_the_start() -> None:
     totals = [s for s in families["q8bert_requests"] if s.name == "q8bert_requests_total"]
     assert len(totals) == 3 * 3 * len(CODES)  # classify, qa, compare; none, fp32, int8
     assert all(sample.value == 0 for sample in totals)
-    # what only exists once an engine is loaded
+    # what only exists with a model
     late = {"q8bert_model_memory_bytes", "q8bert_selftest_max_abs_diff", "q8bert_model_info"}
     late |= {"q8bert_engine_up", "q8bert_engine_last_batch_timestamp_seconds", "q8bert_requests_in_flight"}
     late |= {"q8bert_queue_requests", "q8bert_queue_tokens"}
+    late |= {"q8bert_shadow_comparisons", "q8bert_shadow_abs_diff", "q8bert_shadow_span_f1"}
     assert {name for name, found in families.items() if not found} == late
 
 

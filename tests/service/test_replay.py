@@ -60,20 +60,21 @@ def test_offline_gives_the_numbers_of_the_service(classify_folder: Path, qa_fold
                 "/qa" if asks else "/classify", json=body, headers={"x-request-id": f"line{number}"}
             )
             assert answer.status_code == 200
-        counts = lambda: running.client.get("/agreement").json()["tasks"]  # noqa: E731
+        counts = lambda: {m.pop("task"): m for m in running.client.get("/agreement").json()["models"].values()}  # noqa: E731
         wait_until(lambda: {task: found["compared"] for task, found in counts().items()} == inputs)
         live, metrics = counts(), samples(running.client)
     for task, found in live.items():
-        del found["since"]
+        del found["since"], found["revision"]
         for case in found["worst"]:
             case["request_id"] = case["request_id"].replace("line", "line ")
         recorded = {key: value for key, value in offline["tasks"][task].items() if key != "checkpoint"}
         assert recorded == found
-        disagreed = metrics["q8bert_shadow_comparisons_total", (("result", "disagree"), ("task", task))]
+        model = ("model", f"tiny-{task}")
+        disagreed = metrics["q8bert_shadow_comparisons_total", (model, ("result", "disagree"), ("task", task))]
         assert recorded["compared"] - recorded["agreed"] == disagreed > 0, "the inputs make the backends differ"
         for name in ("abs_diff", "span_f1"):
             if name in recorded:
-                total = metrics[f"q8bert_shadow_{name}_sum", (("task", task),)]
+                total = metrics[f"q8bert_shadow_{name}_sum", (model, ("task", task))]
                 assert recorded[name]["mean"] == pytest.approx(total / inputs[task], rel=1e-12)
 
 

@@ -19,7 +19,7 @@ from service.shadow_metrics import DROPS, ShadowMetrics
 from service.verdict import LabelVerdict
 
 LIMITS = ShadowLimits(requests=4, tokens=40, patience_s=10)
-LANES = [Lane(task, backend) for task in ("classify", "qa") for backend in ("fp32", "int8")]
+LANES = [Lane(task, backend, f"a-{task}") for task in ("classify", "qa") for backend in ("fp32", "int8")]
 
 
 class Words:
@@ -51,16 +51,18 @@ class World:
 
 def make_shadow(world: World, rate: float = 1.0, seed: int = 0, limits: ShadowLimits = LIMITS) -> Shadow:
     metrics = ShadowMetrics(CollectorRegistry())
-    metrics.create_children(["classify", "qa"])
-    return Shadow(
+    shadow = Shadow(
         rate,
-        Agreement(["classify", "qa"]),
+        Agreement(),
         metrics,
         lambda: world.idle,
         limits=limits,
         random=Random(seed),
         clock=lambda: world.now,
     )
+    for lane in LANES[::2]:
+        shadow.begin(lane.loaded, "abc")
+    return shadow
 
 
 def make_sample(number: int, lane: Lane = LANES[0], lengths: tuple[int, ...] = (5,)) -> Sample:
@@ -76,7 +78,7 @@ def answer(batch: Batch) -> None:
 def outcomes(shadow: Shadow) -> tuple[int, dict[str, int]]:
     """Inputs that were compared, and requests that were dropped."""
     found = shadow.agreement.describe()
-    return sum(task["compared"] for task in found.values()), shadow.dropped()
+    return sum(model["compared"] for model in found.values()), shadow.dropped()
 
 
 @given(st.floats(0, 1), st.integers(0, 2**32), st.lists(st.integers(1, 9), max_size=200))
@@ -168,7 +170,7 @@ def test_any_history_ends_each_sample_once_within_bounds(steps: list[tuple[objec
     if not any(dropped.values()):
         assert compared == whole
     described = shadow.agreement.describe().values()
-    ids = {entry["request_id"] for task in described for entry in task["worst"]}
+    ids = {entry["request_id"] for model in described for entry in model["worst"]}
     if compared <= 20:  # then every case is still shown
         assert len(ids) + sum(dropped.values()) == len(offered)
 
@@ -218,6 +220,47 @@ def test_a_failed_sequence_ends_its_request_alone() -> None:
     answer(second)
     shadow.shut_down()
     assert outcomes(shadow) == (1, {**dict.fromkeys(DROPS, 0), "failed": 1})
+
+
+def test_a_model_that_goes_takes_what_waits_and_its_numbers_along() -> None:
+    shadow = make_shadow(World())
+    qa = Lane("qa", "fp32", "a-qa")
+    for number, lane in enumerate((LANES[0], qa, LANES[0])):
+        shadow.offer(make_sample(number, lane, (5,)))
+    computed = shadow.take()
+    assert computed is not None
+    model = LANES[0].loaded
+    shadow.end(model)
+    assert (shadow.waiting(), shadow._waiting.tokens, shadow._waiting.characters) == (1, 5, 8)
+    shadow.begin(model._replace(load=1), "def")
+    answer(computed)  # of the model that has gone
+    shadow.offer(make_sample(3))  # a request that ended on it
+    assert shadow.dropped()["unloaded"] == 3
+    shadow.offer(make_sample(4, LANES[0]._replace(load=1)))
+    while (batch := shadow.take()) is not None:
+        answer(batch)
+    shadow.shut_down()
+    found = shadow.agreement.describe()
+    assert {name: [case["request_id"] for case in m["worst"]] for name, m in found.items()} == {
+        "a-qa": ["1"],
+        "a-classify": ["4"],
+    }
+    assert outcomes(shadow) == (2, {**dict.fromkeys(DROPS, 0), "unloaded": 3})
+
+
+def test_a_comparison_that_ends_after_its_model_counts_for_none() -> None:
+    shadow = make_shadow(World())
+    shadow.offer(make_sample(0))
+    batch = shadow.take()
+    assert batch is not None
+    with shadow._books:  # the comparing thread has the logits, and waits
+        answer(batch)
+        model = LANES[0].loaded
+        shadow.agreement.end(model)
+        shadow._metrics.end(model)
+    shadow.shut_down()
+    assert shadow.dropped()["unloaded"] == 1
+    assert not [s for f in shadow._metrics.comparisons.collect() for s in f.samples if s.labels["model"] == model.name]
 
 
 def test_switched_off_it_does_nothing() -> None:

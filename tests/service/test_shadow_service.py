@@ -18,6 +18,7 @@ from service.batcher import Lane
 from service.container import Service
 from service.lifecycle import State
 from service.settings import Settings
+from service.shadow_metrics import DROPS
 from tests.service.conftest import open_registry
 from tests.service.running import wait_until
 from tests.service.test_metrics_route import samples
@@ -61,8 +62,8 @@ class Running:
     sampled = 0
 
     def compared_requests(self) -> int:
-        found = self.client.get("/agreement").json()["tasks"].values()
-        return len({case["request_id"] for task in found for case in task["worst"]})
+        found = self.client.get("/agreement").json()["models"].values()
+        return len({case["request_id"] for model in found for case in model["worst"]})
 
     def ask(self, path: str, **body: object) -> dict[str, object]:
         answer = self.client.post(path, json=body)
@@ -97,9 +98,9 @@ def test_each_request_is_compared_once_with_the_same_ids(classify_folder: Path, 
         running.ask("/qa", question="who wrote it?", context=CONTEXT, parameters={"top_k": 3})
         wait_until(running.settled)
         found = running.client.get("/agreement").json()
-        tasks = found["tasks"]
+        tasks = {model["task"]: model for model in found["models"].values()}
         assert (tasks["classify"]["compared"], tasks["qa"]["compared"]) == (4, 1)
-        assert found["dropped"] == {"queue_full": 0, "busy": 0, "draining": 0, "failed": 0}
+        assert found["dropped"] == dict.fromkeys(DROPS, 0)
         for task, case in [(t, c) for t in tasks for c in tasks[t]["worst"]]:
             body: dict[str, object]
             if task == "qa":
@@ -126,17 +127,17 @@ def test_metrics_count_what_the_route_shows(classify_folder: Path, qa_folder: Pa
             running.ask("/classify", inputs=word)
             running.ask("/qa", question=f"who wrote the {word}?", context=CONTEXT)
         wait_until(running.settled)
-        found, metrics = running.client.get("/agreement").json()["tasks"], samples(running.client)
+        models, metrics = running.client.get("/agreement").json()["models"], samples(running.client)
+        found = {model["task"]: model for model in models.values()}
         for task in ("classify", "qa"):
+            labels = (("model", f"tiny-{task}"), ("task", task))
             agreed, disagreed = (
-                metrics["q8bert_shadow_comparisons_total", (("result", result), ("task", task))]
+                metrics["q8bert_shadow_comparisons_total", (labels[0], ("result", result), labels[1])]
                 for result in ("agree", "disagree")
             )
             assert (found[task]["agreed"], found[task]["compared"]) == (agreed, agreed + disagreed)
             for name in ("abs_diff", "span_f1"):
-                total, count = (
-                    metrics.get((f"q8bert_shadow_{name}_{part}", (("task", task),))) for part in ("sum", "count")
-                )
+                total, count = (metrics.get((f"q8bert_shadow_{name}_{part}", labels)) for part in ("sum", "count"))
                 if name == "span_f1" and task == "classify":
                     assert (total, count) == (None, None)
                     continue
@@ -190,13 +191,13 @@ def test_a_failing_engine_drops_the_sample_and_nothing_else(classify_folder: Pat
         running.engines["classify", "fp32"].error = RuntimeError("broken")
         running.ask("/classify", inputs="good")
         wait_until(running.settled)
-        assert running.service.shadow.dropped() == {"queue_full": 0, "busy": 0, "draining": 0, "failed": 1}
+        assert running.service.shadow.dropped() == {**dict.fromkeys(DROPS, 0), "failed": 1}
         assert running.client.get("/readyz").status_code == running.client.get("/livez").status_code == 200
-        assert running.client.get("/agreement").json()["tasks"]["classify"]["compared"] == 0
+        assert running.client.get("/agreement").json()["models"]["tiny-classify"]["compared"] == 0
         running.engines["classify", "fp32"].error = None
         running.ask("/classify", inputs="good")
         wait_until(running.settled)
-        assert running.client.get("/agreement").json()["tasks"]["classify"]["compared"] == 1
+        assert running.client.get("/agreement").json()["models"]["tiny-classify"]["compared"] == 1
 
 
 def test_a_drain_does_not_wait_for_it(classify_folder: Path) -> None:
@@ -249,6 +250,6 @@ def test_it_is_off_unless_wanted(client: TestClient, service: Service) -> None:
     assert client.post("/classify", json={"inputs": "good"}).status_code == 200
     found = client.get("/agreement").json()
     assert (found["shadow_rate"], found["waiting"]) == (0, 0)
-    assert {task["compared"] for task in found["tasks"].values()} == {0}
+    assert {name: model["compared"] for name, model in found["models"].items()} == {"tiny-classify": 0, "tiny-qa": 0}
     assert client.get("/info").json()["shadow"]["rate"] == 0
     assert service.shadow.pause() is None
