@@ -45,6 +45,7 @@ from service.routes import (
 from service.settings import Settings
 from service.trace import EXPOSED_HEADERS, RequestTrace
 from service.tracing import NO_TELEMETRY_LOGS, create_tracing
+from service.watcher import watching
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +84,8 @@ def create_app(settings: Settings, registry: ModelRegistry) -> FastAPI:
         await page.check_files()
         service.start()
         try:
-            yield
+            async with watching(admin, settings.watch_s):
+                yield
         finally:
             service.drain()
             await run_in_threadpool(admin.join, settings.request_timeout_s)

@@ -51,6 +51,7 @@ def serve(
     protect_metrics: Annotated[bool | None, _option("protect_metrics")] = None,
     admin_key_file: Annotated[Path | None, _option("admin_key_file")] = None,
     model_root: Annotated[list[Path] | None, _option("model_root")] = None,
+    watch_s: Annotated[float | None, _option("watch_s")] = None,
     cors_allow_origin: Annotated[list[str] | None, _option("cors_allow_origin")] = None,
     docs: Annotated[bool | None, _option("docs")] = None,
     log_level: Annotated[str | None, _option("log_level")] = None,

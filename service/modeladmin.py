@@ -22,6 +22,7 @@ from q8core.errors import Q8Error
 from service.batcher import Lane
 from service.container import Service
 from service.errors import ModelConflict, ModelRejected, PathNotAllowed
+from service.folder_state import folder_state
 from service.models import Model, open_model
 from service.registry import ModelRegistry
 
@@ -57,6 +58,11 @@ class ModelAdmin:
         """The service's models."""
         return self._service.registry
 
+    @property
+    def busy(self) -> bool:
+        """Whether a model is being loaded."""
+        return self._loading is not None
+
     async def load(self, path: str, name: str | None) -> Swap:
         """Serve the checkpoint at ``path``, in place of the model of this name where there is one.
 
@@ -71,13 +77,29 @@ class ModelAdmin:
             ServiceError: the service is not ready.
         """
         self._service.pipeline.check_ready()
-        folder = self._allowed(path)
+        return await self._load(path, self._allowed(path), name)
+
+    async def reload(self, model: Model) -> Swap:
+        """Serve what a served model's folder holds by now in place of the model, wherever the folder is.
+
+        Raises:
+            ModelConflict: as `load`, or the model has been swapped or unloaded meanwhile.
+            ModelRejected: as `load`.
+            ServiceError: the service is not ready.
+        """
+        self._service.pipeline.check_ready()
+        folder = model.checkpoint.path
+        return await self._load(str(folder), folder, model.name, replaces=model)
+
+    async def _load(self, path: str, folder: Path, name: str | None, replaces: Model | None = None) -> Swap:
         if self._loading is not None:
             raise ModelConflict(f"{self._loading} is being loaded; wait until that is over")
         self._loading = path
         try:
             model, engines = await self._in_thread(lambda: self._prepare(folder, name))
             self._service.pipeline.check_ready()
+            if replaces is not None and self.registry.models.get(replaces.name) is not replaces:
+                raise ModelConflict(f"{replaces.name} has been swapped or unloaded meanwhile")
             return Swap(model, self._commit(model, engines))
         except Exception as error:
             # they hold what was loaded so far, and the error lives on in a cycle with the thread's own
@@ -133,7 +155,10 @@ class ModelAdmin:
             raise ModelConflict(
                 f"{model.name!r} is a model for {known.task}, {folder.name} one for {model.task}; choose another name"
             )
-        return model, self._service.registry.load_model(model, self._service.pipeline.check_ready)
+        engines = self._service.registry.load_model(model, self._service.pipeline.check_ready)
+        if folder_state(folder) != model.folder_state:
+            raise ModelRejected(f"the files of {folder.name} have changed while they were read; load it again")
+        return model, engines
 
     def _commit(self, model: Model, engines: dict[Lane, Engine]) -> Model | None:
         """Turn new requests to a loaded model; runs on the event loop without a pause."""

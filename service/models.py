@@ -17,6 +17,7 @@ from q8core.engines.protocol import Engine
 from q8core.errors import CheckpointError, InputError
 from q8core.tasks.classify import encode_text
 from service.batcher import Lane, LoadedModel
+from service.folder_state import FolderState, folder_state
 
 log = logging.getLogger(__name__)
 
@@ -43,12 +44,14 @@ class Model:
     """A verified checkpoint under the name that requests use; ``engines`` fills up while it is loaded.
 
     Attributes:
+        folder_state: the checkpoint's folder before it was read.
         load: counts every opened checkpoint of the process, so that a name's next checkpoint has lanes of its own.
     """
 
     name: str
     checkpoint: Checkpoint
     tokenizer: Tokenizer
+    folder_state: FolderState
     engines: dict[str, LoadedEngine] = field(default_factory=lambda: dict[str, LoadedEngine]())
     load: int = field(default_factory=lambda: next(_loads))
 
@@ -78,6 +81,7 @@ def open_model(path: Path, name: str | None = None) -> Model:
     Raises:
         CheckpointError: the folder is missing, damaged or cannot serve.
     """
+    state = folder_state(path)
     checkpoint = Checkpoint.open(path)
     tokenizer = checkpoint.tokenizer()
     size, rows = tokenizer.get_vocab_size(), checkpoint.config.vocab_size
@@ -87,7 +91,7 @@ def open_model(path: Path, name: str | None = None) -> Model:
         encode_text(tokenizer, "", None, checkpoint.max_length)
     except InputError as error:
         raise CheckpointError(f"{checkpoint.path}: {error}") from error
-    return Model(name or checkpoint.name, checkpoint, tokenizer)
+    return Model(name or checkpoint.name, checkpoint, tokenizer, state)
 
 
 def load_engines(

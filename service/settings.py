@@ -120,6 +120,13 @@ class Settings(BaseSettings):
     model_root: Annotated[tuple[Path, ...], _CommaList] = Field(
         default=(), description="Folder below which /admin may load checkpoints."
     )
+    watch_s: float = Field(
+        default=0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="How often, in seconds, to look whether the served checkpoints' folders have changed, and to swap "
+        "in what passes its self-test; 0: never.",
+    )
     cors_allow_origin: Annotated[tuple[str, ...], _CommaList] = Field(
         default=(), description="Origin whose pages may read answers, such as https://app.example.com, or *."
     )
@@ -176,6 +183,15 @@ class Settings(BaseSettings):
         for name, wanted in (("shadow_rate", self.shadow_rate > 0), ("cascade", self.cascade is not None)):
             if wanted and len(self.backends) < 2:
                 raise ValueError(f"{name} needs the backends fp32 and int8; backends is {','.join(self.backends)}")
+        return self
+
+    @model_validator(mode="after")
+    def _one_worker_where_models_change(self) -> Settings:
+        if self.watch_s and self.workers > 1:
+            raise ValueError(
+                f"watch_s is {self.watch_s:g} and workers is {self.workers}: each worker would swap at a time of its "
+                "own; take one worker, or restart to change models"
+            )
         return self
 
     @property

@@ -48,6 +48,8 @@ def test_empty_variables_count_as_not_set(monkeypatch: pytest.MonkeyPatch) -> No
         ({"model": ["a/b=path"]}, ["--model", "NAME=PATH"]),
         ({"model": ["a="]}, ["--model", "NAME=PATH"]),
         ({"request_timeout_s": 0}, ["--request-timeout-s", "0"]),
+        ({"watch_s": -1}, ["--watch-s", "-1"]),
+        ({"watch_s": 2, "workers": 2}, ["watch_s is 2", "workers is 2", "one worker"]),
     ],
 )
 def test_wrong_values_are_named_with_what_is_allowed(options: dict[str, object], words: list[str]) -> None:
