@@ -46,6 +46,8 @@ class Service:
         """Of one among several worker processes."""
         self.lifecycle = Lifecycle()
         self.metrics: ServiceMetrics = create_metrics(registry.lanes, auto=settings.cascade is not None)
+        self.warmed: Callable[[], None] = lambda: None
+        """Called on the engine thread once all is loaded, before the service is ready."""
         self.exposed: Collector = self.metrics.registry
         """What /metrics shows: of several worker processes, all of them."""
         self.throughput = Throughput(registry.lanes)
@@ -122,6 +124,7 @@ class Service:
         engines = self.registry.load(check_stop)
         for model in self.registry.models.values():
             self.show(model)
+        self.warmed()
         return engines
 
     def _detach(self, model: Model) -> None:

@@ -40,6 +40,7 @@ from service.shadow import Sample, Shadow
 from service.text_threads import TextThreads
 from service.token_bounds import most_proven
 from service.trace import InFlight, RequestTrace
+from service.turns import Turns
 from service.verdict import compare_verdicts
 from service.work import Work
 
@@ -73,6 +74,7 @@ class Pipeline:
         self._encoding_tokens = 0
         self._comparisons = count()
         self._threads = TextThreads()
+        self._turns = Turns()
 
     def check_ready(self) -> None:
         """Raise NotReady, Draining or EngineDead unless requests are taken now."""
@@ -256,6 +258,7 @@ class Pipeline:
 
     async def _finish(self, trace: RequestTrace, work: Work[T], logits: list[Tensor]) -> T:
         """Turn the logits into the answer."""
+        await self._turns.wait()  # a batch ends for many requests at once
         with trace.stage("postprocess"):
             return await self._in_threads(trace, work, partial(work.finish, logits))
 

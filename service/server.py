@@ -17,6 +17,7 @@ from fastapi import FastAPI
 
 from q8core.errors import EngineError, Q8Error
 from service.container import Service
+from service.garbage import FullCollections
 from service.lifecycle import State
 from service.protocol import ConnectionLimits, guarded
 
@@ -39,6 +40,8 @@ class DrainingServer(uvicorn.Server):
         super().__init__(config)
         self._service = service
         self._drain_requested = False
+        self._collections = FullCollections()
+        service.warmed = self._collections.take_over
 
     @property
     def drain_requested(self) -> bool:
@@ -68,13 +71,20 @@ class DrainingServer(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: advance the drain, and leave once nothing is in flight or the engine has failed."""
         service = self._service
+        idle = service.pipeline.in_flight.count() == 0
+        self._collections.tick(idle)
         if self._drain_requested:
             service.drain()
-            if service.pipeline.in_flight.count() == 0:
+            if idle:
                 self.should_exit = True
         if service.lifecycle.state is State.FAILED:
             self.should_exit = True
         return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close the connections, and leave the process as it was."""
+        await super().shutdown(sockets)
+        self._collections.give_back()
 
 
 def server_config(app: FastAPI) -> uvicorn.Config:

@@ -1,4 +1,4 @@
-"""Lets requests into the application a few at a time, so that the event loop gets around to its sockets in between."""
+"""Lets requests begin, and end, a few at a time, so that the event loop gets around to its sockets in between."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import asyncio
 from collections import deque
 
 PER_ROUND = 4
-"""Requests that begin between two looks at the sockets: some milliseconds of work."""
+"""Requests that go on between two looks at the sockets: some milliseconds of work."""
 
 
 class Turns:
     """First come, first served, `PER_ROUND` in each round of the event loop; for one loop.
 
-    All requests that have arrived by the time of a round would otherwise begin in it, and with hundreds of them those
-    that are only refused would wait until all are encoded.
+    All requests that have arrived by the time of a round would otherwise begin in it, and all of a batch would be
+    answered in one: with hundreds of them those that are only refused would wait for that.
     """
 
     def __init__(self) -> None:
@@ -21,7 +21,7 @@ class Turns:
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     async def wait(self) -> None:
-        """Return when it is this caller's turn; at once where no more than a few others begin."""
+        """Return when it is this caller's turn; at once where no more than a few others go on."""
         loop = asyncio.get_running_loop()
         if self._left == PER_ROUND:
             loop.call_soon(self._next_round)
