@@ -13,6 +13,7 @@ export function drawComparison(found, context, reading) {
   summary.className = found.agree ? "agree" : "differ";
   summary.textContent = sentence(found);
   document.getElementById("reading").textContent = readingWords(found.task, reading);
+  document.getElementById("repeats").textContent = repeatsWords(found.comparisons);
   const facts = document.getElementById("facts");
   facts.replaceChildren(...factsOf(found));
   const pair = document.getElementById("pair");
@@ -54,6 +55,12 @@ export function readingWords(task, { tokens, truncated, windows }) {
   const words = `${tokens} ${tokens === 1 ? "token" : "tokens"}${windows > 1 ? ` in ${windows} windows` : ""}.`;
   if (!truncated) return words;
   return `${words} ${task === "qa" ? "The question" : "The text"} is longer than the model reads: its end was cut off.`;
+}
+
+/** How the times came about. */
+export function repeatsWords(comparisons) {
+  if (comparisons > 1) return `Times are medians of ${comparisons} comparisons.`;
+  return "One comparison is a noisy measurement: compare again, or look at the charts.";
 }
 
 function factsOf({ task, delta, speedup, results }) {

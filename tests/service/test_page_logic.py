@@ -6,12 +6,14 @@ import json
 import shutil
 import subprocess
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 
+from service.compare import BACKENDS
 from service.routes.page import FOLDER
 
 NODE = shutil.which("node")
@@ -130,3 +132,48 @@ def test_axes_end_at_round_numbers_above_the_data() -> None:
     assert run("chart.js", "return data.map(m.niceCeiling)", values) == pytest.approx(
         [1, 0.05, 0.2, 1, 2, 10, 100, 200, 20000]
     )
+
+
+def comparison(fp32: float, int8: float) -> dict[str, Any]:
+    results = {
+        backend: {"answer": backend, "queue_ms": ms / 10, "inference_ms": ms}
+        for backend, ms in zip(BACKENDS, (fp32, int8), strict=True)
+    }
+    return {"task": "classify", "agree": True, "speedup": fp32 / int8, "results": results}
+
+
+def test_times_are_medians() -> None:
+    times = [(10, 90), (20, 4), (31, 6), (12, 5), (900, 7)]
+    found = run("repeats.js", "return m.withMedianTimes(data)", [comparison(*pair) for pair in times])
+    fp32, int8 = (median(each) for each in zip(*times, strict=True))
+    assert found == {**comparison(fp32, int8), "comparisons": 5}
+    assert run("repeats.js", "return m.withMedianTimes(data)", [comparison(3, 2), comparison(5, 2)])["speedup"] == 2
+    words = run("results.js", "return data.map((n) => m.repeatsWords(n))", [1, 5])
+    assert words[0].startswith("One comparison is a noisy measurement")
+    assert words[1] == "Times are medians of 5 comparisons."
+
+
+def test_asks_again_unless_refused_or_slow() -> None:
+    script = """
+      let now = 0; performance.now = () => now;
+      const after = [];
+      for (const { ms, answers } of data) {
+        let asked = 0;
+        const found = await m.compareRepeatedly(async (first) => {
+          if (first !== (asked === 0)) throw new Error("first is wrong");
+          now += ms; asked += 1;
+          return asked <= answers.length ? answers[asked - 1] : null;
+        });
+        after.push([asked, found?.comparisons ?? null]);
+      }
+      return after;
+    """
+    some = [comparison(4, 2)] * 9
+    cases = [
+        {"ms": 10, "answers": some},
+        {"ms": 700, "answers": some},
+        {"ms": 2000, "answers": some},
+        {"ms": 10, "answers": some[:2]},
+        {"ms": 10, "answers": []},
+    ]
+    assert run("repeats.js", script, cases) == [[5, 5], [3, 3], [1, 1], [3, 2], [1, None]]
