@@ -352,7 +352,7 @@ def test_memory_of_each_engine_in_its_own_process(tmp_path: Path, monkeypatch: p
     """A real measurement, of a model large enough that what a process allocates anyway is small beside it."""
     monkeypatch.setitem(models._SIZES, "bert-base", {**models._SIZES["minilm-l6"], "num_hidden_layers": 1})
     file = tmp_path / "memory.json"
-    engines = ("transformers", "int8-onednn", "int8-native")
+    engines = ("transformers", "int8-native")
     code, output, error = run("--memory", *(f"--engine={name}" for name in engines), "--json", str(file))
     assert code == 0, error
     assert "MiB added to a fresh process" in output
@@ -361,8 +361,7 @@ def test_memory_of_each_engine_in_its_own_process(tmp_path: Path, monkeypatch: p
     assert all(row["peak_rss"] >= row["loaded_rss"] > 0 for row in rows.values())
     assert all(row["second_used_uss"] > 0 and row["second_load_seconds"] > 0 for row in rows.values())
     weights = 13e6  # 11.7 MB of word embeddings and 1.8 MB of a layer
-    assert all(rows[name]["reported"] > weights for name in engines[1:])
-    assert rows["int8-onednn"]["second_loaded_uss"] > 0.8 * weights
+    assert rows["int8-native"]["reported"] > weights
     assert rows["int8-native"]["second_loaded_uss"] < 0.15 * weights  # shared
 
 
