@@ -65,10 +65,10 @@ def train(
     from q8core.tokenizer import load_tokenizer
     from q8core.training.allocator import keep_freed_memory
     from q8core.training.finetune import finetune
-    from q8core.training.model import model_folder
+    from q8core.training.model import has_head, model_folder
     from q8core.training.processes import joined_processes
     from q8core.training.qat import train_quantized
-    from q8core.training.recipe import recipe
+    from q8core.training.recipe import load_recipe, recipe
 
     if precision not in ("auto", "fp32", "bf16"):
         raise InputError(f"--precision is {precision!r}; allowed: auto, fp32, bf16")
@@ -101,6 +101,8 @@ def train(
         precision=None if precision == "auto" else precision,
         **distillation,
     )
+    if teacher is None and scheme != "fp32" and load_recipe(task, recipes).teacher and has_head(model, work.kind):
+        teacher = model
     keep_freed_memory()
     with joined_processes() as processes:
         if scheme == "fp32":

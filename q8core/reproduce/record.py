@@ -29,7 +29,8 @@ class RunRecord:
         folder: where the run's files lie; ``result.json`` among them.
         task: its name.
         seed: of data order, new head and calibration.
-        identity: everything that decides the scores: base, scheme, data and both recipes, as JSON values.
+        identity: everything that decides the scores: base, scheme, data, both recipes and whether the first result
+            teaches the second, as JSON values.
         scores: method -> metric -> score on the dev set.
         how: method -> what computed its scores.
         seconds: method -> time spent, training included.
@@ -118,7 +119,7 @@ def _completed(identity: Mapping[str, Any]) -> dict[str, Any]:
     seedless = {name: {**defaults, **identity.get(name, {})} for name in _CONFIGS}
     for values in seedless.values():
         values.pop("seed")  # the run's own
-    return {**identity, **seedless}
+    return {"teacher": False, **identity, **seedless}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -33,6 +33,7 @@ class RunSettings:
         scheme: preset or file of the quantization-aware training.
         fp32: recipe of the fine-tuning, with the run's seed.
         qat: recipe of the quantization-aware training, with the run's seed.
+        teacher: whether the latter learns from the former's result instead of the labels.
         keep_float: whether a finished run keeps its float weights.
     """
 
@@ -40,6 +41,7 @@ class RunSettings:
     scheme: str
     fp32: TrainConfig
     qat: TrainConfig
+    teacher: bool
     keep_float: bool
 
 
@@ -97,7 +99,8 @@ def _fine_tune(record: RunRecord, settings: RunSettings, task: Task, output: Pat
 
 
 def _train_quantized(record: RunRecord, settings: RunSettings, task: Task, source: Path, output: Path) -> Scored:
-    how = f"trained with scheme {find_scheme(settings.scheme).name}, executed in int8"
+    taught = ", taught by the fine-tuned model" if settings.teacher else ""
+    how = f"trained with scheme {find_scheme(settings.scheme).name}{taught}, executed in int8"
     if (output / MANIFEST_FILE).is_file():  # written last
         made = Checkpoint.open(output).manifest
         assert made is not None
@@ -105,7 +108,15 @@ def _train_quantized(record: RunRecord, settings: RunSettings, task: Task, sourc
             return Scored(made.scores["int8"], how)
     known = {name: record.scores[name] for name in (FP32, "dynamic") if name in record.scores}
     scores = train_quantized(
-        str(source), task, settings.qat, settings.scheme, output, record.task, settings.keep_float, baselines=known
+        str(source),
+        task,
+        settings.qat,
+        settings.scheme,
+        output,
+        record.task,
+        settings.keep_float,
+        baselines=known,
+        teacher=str(source) if settings.teacher else None,
     )
     return Scored(scores["int8"], how)
 

@@ -132,6 +132,7 @@ def _runs(
     """The runs of a task, each with what an earlier command left of it."""
     data = {"train": facts.train, "dev": facts.dev, "sha256": facts.sha256}
     identity = {**common, "data": data, "fp32": recipe.fp32.to_dict(), "qat": recipe.qat.to_dict()}
+    identity["teacher"] = recipe.teacher
     earlier = {record.seed: record for record in found if record.task == task}
     for record in earlier.values():
         check_same(record, identity)
@@ -140,7 +141,9 @@ def _runs(
         folder = order.output / "runs" / task / f"seed-{seed}"
         record = earlier.get(seed) or RunRecord(folder, task, seed, identity, versions=_versions())
         configs = replace(recipe.fp32, seed=seed), replace(recipe.qat, seed=seed)
-        runs.append(Planned(record, RunSettings(order.model, order.scheme, *configs, order.keep_float), facts))
+        runs.append(
+            Planned(record, RunSettings(order.model, order.scheme, *configs, recipe.teacher, order.keep_float), facts)
+        )
     return runs
 
 

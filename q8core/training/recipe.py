@@ -1,6 +1,7 @@
 """Recipes: the hyperparameters of each task as TOML files that a user can read and change.
 
-A file has the number of `seeds` that `q8bert reproduce` trains, and the tables `[fp32]` and `[qat]` with fields of
+A file has the number of `seeds` that `q8bert reproduce` trains, whether quantization-aware training has the model that
+it continues from as its `teacher`, and the tables `[fp32]` and `[qat]` with fields of
 :class:`~q8core.training.config.TrainConfig`; what a table leaves out has that class' default. ``precision = "auto"``
 is what this CPU computes fastest.
 """
@@ -28,11 +29,13 @@ class Recipe:
         seeds: how many runs `q8bert reproduce` makes.
         fp32: of fine-tuning.
         qat: of the quantization-aware training that continues from it.
+        teacher: whether that learns from the fine-tuned model instead of the labels.
     """
 
     seeds: int
     fp32: TrainConfig
     qat: TrainConfig
+    teacher: bool
 
 
 def recipe(task: str, quantized: bool, folder: Path | None = None, **changes: Any) -> TrainConfig:
@@ -82,11 +85,14 @@ def _read(file: Path) -> Recipe:
         document = tomllib.loads(file.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{file} is not valid TOML: {error}") from error
-    _check_keys(f"{file}", document, ("seeds", *_TABLES))
+    _check_keys(f"{file}", document, ("seeds", "teacher", *_TABLES))
     seeds = document.get("seeds", 1)
     if type(seeds) is not int or seeds < 1:
         raise InputError(f"{file}: seeds is {seeds!r}; a whole number of at least 1")
-    return Recipe(seeds, *(_config(f"{file}, [{name}]", document.get(name)) for name in _TABLES))
+    teacher = document.get("teacher", False)
+    if not isinstance(teacher, bool):
+        raise InputError(f"{file}: teacher is {teacher!r}; true or false")
+    return Recipe(seeds, *(_config(f"{file}, [{name}]", document.get(name)) for name in _TABLES), teacher=teacher)
 
 
 def _config(where: str, table: object) -> TrainConfig:

@@ -57,7 +57,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def recipes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("recipes")
     for task, seeds in (("cola", 2), ("squad", 1)):
-        (folder / f"{task}.toml").write_text(RECIPE.format(seeds=seeds))
+        teacher = "teacher = true\n" if task == "squad" else ""
+        (folder / f"{task}.toml").write_text(teacher + RECIPE.format(seeds=seeds))
     return folder
 
 
@@ -126,6 +127,32 @@ def test_the_table_holds_mean_deviation_and_relative_error_of_the_runs(complete:
     beside = table_line(complete, "Beside the paper", "| CoLA | *paper, BERT-base*")
     assert beside[4:] == ["58.48 (1.54)", "58.48 (1.32)", "0.00 %", "56.74 (0.61)", "\N{MINUS SIGN}2.98 %"]
     assert (complete / "relative_error.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_recipe_makes_the_fine_tuned_model_the_teacher(complete: Path) -> None:
+    taught = {}
+    for made in results(complete)["runs"]:
+        folder = complete / "runs" / made["task"] / f"seed-{made['seed']}" / "qat"
+        training = json.loads((folder / "q8bert.json").read_text())["training"]
+        assert ("taught by" in made["how"]["qat"]) == ("teacher" in training)
+        taught[made["task"]] = training.get("teacher", {}).get("name")
+    assert taught == {"cola": None, "squad": "fp32"}
+
+
+@pytest.mark.parametrize("fine_tuned", [True, False])
+def test_train_takes_the_recipes_teacher_where_there_is_one(
+    run: Command, base: Path, data: Path, recipes: Path, tmp_path: Path, fine_tuned: bool
+) -> None:
+    own = Path(shutil.copytree(recipes, tmp_path / "recipes"))
+    (own / "cola.toml").write_text("teacher = true\n" + RECIPE.format(seeds=1))
+    where = ["--task", "cola", "--data", data / "glue" / "CoLA", "--recipes", own, "--max-steps", "1"]
+    code, _, err = run("train", *where, "--model", base, "--scheme", "fp32", "--output", tmp_path / "fp32")
+    assert code == 0, err
+    source = tmp_path / "fp32" if fine_tuned else base
+    code, _, err = run("train", *where, "--model", source, "--output", tmp_path / "int8")
+    assert code == 0, err
+    training = json.loads((tmp_path / "int8" / "q8bert.json").read_text())["training"]
+    assert training.get("teacher", {}).get("name") == ("fp32" if fine_tuned else None)
 
 
 def test_scores_are_those_of_the_checkpoints_that_are_kept(
@@ -217,11 +244,11 @@ def test_another_recipe_model_or_scheme_is_refused(
     run: Command, command: Command, complete: Path, data: Path, recipes: Path, tmp_path: Path, tiny_classifier: Path
 ) -> None:
     other = Path(shutil.copytree(recipes, tmp_path / "recipes"))
-    changed = (other / "squad.toml").read_text().replace("1e-4", "2e-4")
+    changed = (other / "squad.toml").read_text().replace("1e-4", "2e-4").replace("teacher = true", "")
     (other / "squad.toml").write_text(changed)
     table = (complete / "table.md").read_text()
     for arguments, words in (
-        (["--recipes", other], r"qat.learning_rate was 0.0001 and is 0.0002.*undo the change"),
+        (["--recipes", other], r"teacher was True and is False; qat.learning_rate was 0.0001 and is 0.0002.*undo the"),
         (["--scheme", "q8bert-paper"], "scheme was 'q8bert' and is 'q8bert-paper'"),
         (["--model", tiny_classifier], "base.sha256 was"),
     ):

@@ -99,7 +99,7 @@ def test_a_record_made_before_a_recipe_knew_a_field_is_still_the_same() -> None:
 def test_the_time_left_is_that_of_like_runs_or_scales_with_text_and_epochs() -> None:
     def planned(task: str, seed: int, characters: int) -> tuple[RunRecord, RunSettings, DataFacts]:
         config = TrainConfig(epochs=2.0, seed=seed)
-        settings = RunSettings("base", "q8bert", config, config, keep_float=False)
+        settings = RunSettings("base", "q8bert", config, config, teacher=False, keep_float=False)
         facts = DataFacts(10, 5, "", (characters, 0))
         return RunRecord(Path(task), task, seed, {}), settings, facts
 

@@ -26,8 +26,8 @@ def test_there_is_a_recipe_for_every_task_and_for_nothing_else() -> None:
 
 def test_a_file_says_everything_that_a_config_can_and_defaults_fill_the_rest(tmp_path: Path) -> None:
     lines = "\n".join(f"{name} = {value!r}" for name, value in VALUES.items())
-    loaded = load_recipe("rte", write(tmp_path, f"seeds = 4\n[fp32]\n[qat]\n{lines}\n"))
-    assert loaded.seeds == 4
+    loaded = load_recipe("rte", write(tmp_path, f"seeds = 4\nteacher = true\n[fp32]\n[qat]\n{lines}\n"))
+    assert (loaded.seeds, loaded.teacher) == (4, True)
     assert loaded.qat == TrainConfig(**VALUES)  # pyright: ignore[reportArgumentType]
     assert loaded.fp32 == TrainConfig(precision=best_precision())
     assert recipe("rte", True, tmp_path, epochs=5.0, seed=None).epochs == 5.0
@@ -49,9 +49,10 @@ def test_every_field_can_stand_in_a_file(field, tmp_path: Path) -> None:
     [
         ("[fp32]\n", r"rte.toml, \[qat\]: the table is missing"),
         ("[fp32]\nepoch = 1\n[qat]\n", r"\[fp32\]: unknown key 'epoch'; allowed: epochs, batch_size"),
-        ("[fp32]\n[qat]\n[int8]\n", "unknown key 'int8'; allowed: seeds, fp32, qat"),
+        ("[fp32]\n[qat]\n[int8]\n", "unknown key 'int8'; allowed: seeds, teacher, fp32, qat"),
         ("seeds = 0\n[fp32]\n[qat]\n", "seeds is 0; a whole number of at least 1"),
         ("seeds = true\n[fp32]\n[qat]\n", "seeds is True"),
+        ("teacher = 'fp32'\n[fp32]\n[qat]\n", "teacher is 'fp32'; true or false"),
         ("[fp32]\n[qat]\nepochs = '3'\n", r"\[qat\]: epochs is '3'; allowed: float"),
         ("[fp32]\n[qat]\nepochs = true\n", "epochs is True; allowed: float"),
         ("[fp32]\nbatch_size = 2.5\n[qat]\n", "batch_size is 2.5; allowed: int"),
