@@ -23,7 +23,7 @@ class FullCollections:
     """Full collections of this process, at times that suit it instead of Python's."""
 
     def __init__(self) -> None:
-        self._last = time.monotonic()
+        self._last: float | None = None  # while they are Python's
 
     def take_over(self) -> None:
         """Leave what exists by now out of all further collections, and Python's own full ones to `tick`.
@@ -35,12 +35,13 @@ class FullCollections:
         self._last = time.monotonic()
 
     def tick(self, idle: bool) -> None:
-        """Collect if it is time; `idle`: nobody waits for an answer."""
-        if time.monotonic() - self._last >= (IDLE_S if idle else BUSY_S):
+        """Collect if it is time, once taken over; `idle`: nobody waits for an answer."""
+        if self._last is not None and time.monotonic() - self._last >= (IDLE_S if idle else BUSY_S):
             gc.collect()
             self._last = time.monotonic()
 
     def give_back(self) -> None:
         """Leave everything to Python again."""
+        self._last = None
         gc.set_threshold(*_PYTHONS_OWN)
         gc.unfreeze()

@@ -57,6 +57,14 @@ def test_collects_when_it_is_time(clock: list[float], idle: bool, pause: float) 
         collections.give_back()
 
 
+def test_leaves_start_up_alone(clock: list[float]) -> None:
+    """With all that is being loaded a full collection takes longest, and there is nothing to free."""
+    collections, left = FullCollections(), old_garbage()
+    clock[0] += BUSY_S
+    collections.tick(True)
+    assert left() is not None
+
+
 @pytest.mark.usefixtures("clock")
 def test_python_makes_no_full_collection_meanwhile() -> None:
     full: list[dict[str, int]] = []
