@@ -47,8 +47,11 @@ def test_the_objects(objects: dict[str, Any]) -> None:
 
 
 def test_kubernetes_knows_every_field(objects: dict[str, Any]) -> None:
+    version = kubernetes_validate.latest_version()
     for document in objects.values():
-        kubernetes_validate.validate(document, kubernetes_validate.latest_version(), strict=True)
+        kubernetes_validate.validate(document, version, strict=True)
+        with pytest.raises(kubernetes_validate.ValidationError):  # or the line above could not fail
+            kubernetes_validate.validate({**document, "speck": {}}, version, strict=True)
 
 
 def test_selectors_find_the_pods(objects: dict[str, Any]) -> None:
