@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import os
-from ctypes import POINTER, c_char_p, c_int, c_int64, c_void_p
+from ctypes import POINTER, c_char_p, c_float, c_int, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,8 @@ def load_library() -> Any:
         ("q8_float_workspace_bytes", c_int64, (POINTER(FloatModel), POINTER(Batch), c_int)),
         ("q8_forward_float", None, (c_void_p, POINTER(FloatModel), POINTER(Batch), c_void_p, c_void_p, c_int)),
         ("q8_row_magnitudes", None, (*rows, c_void_p, c_int)),
-        ("q8_to_grid", None, (*rows, c_void_p, c_void_p, c_int, c_void_p, c_int, c_int)),
+        ("q8_row_sides", None, (*rows, c_void_p, c_void_p, c_int)),
+        ("q8_to_grid", None, (*rows, c_void_p, c_float, c_float, c_void_p, c_int, c_void_p, c_int, c_int)),
         ("q8_rescale", None, (*rows, c_void_p, c_void_p, c_int)),
         ("q8_column_sums", None, (*rows, c_void_p, c_int)),
     ):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from q8core.errors import EngineError
 from q8core.native import load_library, variants
-from q8core.quant.arithmetic import quantize
+from q8core.quant.arithmetic import integer_limits, quantize
 
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
 _SINGLE = 2**15
@@ -34,6 +34,20 @@ def row_magnitudes(x: Tensor) -> Tensor:
     return found
 
 
+def row_sides(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return max(-x) and max(x) of each row, at least 0, (..., K) -> two (...) float32.
+
+    Where a row holds NaN, at least one of the two is NaN.
+    """
+    x = x.detach()
+    if not _is_native(x):
+        sides = (-x.amin(dim=-1)).clamp_(min=0), x.amax(dim=-1).clamp_(min=0)
+        return sides[0].to(torch.float32), sides[1].to(torch.float32)
+    low, high = (torch.empty(x.shape[:-1], dtype=torch.float32) for _ in range(2))
+    _call("q8_row_sides", x, low.data_ptr(), high.data_ptr())
+    return low, high
+
+
 def to_grid(x: Tensor, scale: Tensor, dtype: torch.dtype, zero_point: int | None = None) -> Tensor:
     """Return the integers `quantize(x, scale, zero_point)`, (..., K), in a dtype that holds them exactly.
 
@@ -41,11 +55,11 @@ def to_grid(x: Tensor, scale: Tensor, dtype: torch.dtype, zero_point: int | None
         x: what is quantized.
         scale: float32, one element or one for each row (..., 1).
         dtype: of the result.
-        zero_point: of an asymmetric grid, whose passes are torch's.
+        zero_point: of an asymmetric grid.
     """
     x = x.detach()
-    if zero_point is None and _is_native(x, dtype):
-        return _rows_to(x, scale.reciprocal(), None, dtype)
+    if _is_native(x, dtype):
+        return _rows_to(x, scale.reciprocal(), None, dtype, zero_point)
     if x.numel() <= _BLOCK or scale.numel() != 1 or not x.is_contiguous():
         return quantize(x, scale, zero_point).to(dtype)
     # block by block, so that the steps of one block meet in the cache: about half the time
@@ -120,7 +134,7 @@ def _is_native(x: Tensor, result: torch.dtype = torch.float32) -> bool:
     )
 
 
-def _call(name: str, x: Tensor, *arguments: int | None) -> None:
+def _call(name: str, x: Tensor, *arguments: float | None) -> None:
     """Call a function of the library on the rows of `x`; threads come last."""
     library = _library()
     assert library is not None
@@ -130,15 +144,18 @@ def _call(name: str, x: Tensor, *arguments: int | None) -> None:
     function(library[1], x.data_ptr(), _TYPES[x.dtype], x.numel() // columns, columns, *arguments, threads)
 
 
-def _rows_to(x: Tensor, inverse: Tensor | None, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Return x * inverse on integers and times `scale`, where these are given."""
+def _rows_to(
+    x: Tensor, inverse: Tensor | None, scale: Tensor | None, dtype: torch.dtype, zero_point: int | None = None
+) -> Tensor:
+    """Return x * inverse on the integers of a grid and times `scale`, where these are given."""
     result = torch.empty(x.shape, dtype=dtype)
     given = [None if each is None else each.contiguous() for each in (inverse, scale)]
     count = next(each.numel() for each in given if each is not None)
     if count not in (1, x.numel() // x.shape[-1]):
         raise ValueError(f"{count} scales for the rows of a tensor of shape {tuple(x.shape)}")
     places = [None if each is None else each.data_ptr() for each in given]
-    _call("q8_to_grid", x, *places, int(count != 1), result.data_ptr(), _TYPES[dtype])
+    limits = integer_limits(zero_point)
+    _call("q8_to_grid", x, places[0], *limits, places[1], int(count != 1), result.data_ptr(), _TYPES[dtype])
     return result
 
 

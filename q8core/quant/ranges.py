@@ -14,7 +14,7 @@ from torch import Tensor, distributed
 
 from q8core.errors import CalibrationError, InputError
 from q8core.quant.arithmetic import QMAX
-from q8core.quant.passes import row_magnitudes
+from q8core.quant.passes import row_magnitudes, row_sides
 
 CalibrationMethod = Literal["max", "percentile", "mse"]
 
@@ -44,16 +44,14 @@ def abs_max(x: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 def side_maxima(x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Return max(-x) and max(x), each at least 0, as float32 scalars; masked and not finite values as in `abs_max`."""
-    if mask is None or mask.shape != x.shape[:-1]:
-        low, high = torch.aminmax(x.detach())
-    else:
-        # Row extremes first: masking (B, S) values is cheaper than gathering (B, S, H).
-        detached = x.detach()
-        hidden = mask == 0
-        high = detached.amax(dim=-1).masked_fill_(hidden, 0).amax()
-        low = detached.amin(dim=-1).masked_fill_(hidden, 0).amin()
-    return (-low).clamp(min=0).to(torch.float32), high.clamp(min=0).to(torch.float32)
+    """Return max(-x) and max(x), each at least 0, as float32 scalars; masks as in `abs_max`.
+
+    NaN in a counted row makes at least one of them NaN.
+    """
+    sides = row_sides(x)
+    if mask is not None and mask.shape == x.shape[:-1]:
+        sides = tuple(side.masked_fill_(mask == 0, 0) for side in sides)
+    return sides[0].amax(), sides[1].amax()
 
 
 def decay_at(step: int, decay: float, debias: bool) -> float:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from q8core.native import load_library, variants
 from q8core.quant import passes, quantize
-from q8core.quant.passes import column_sums, on_grid, rescale_, row_magnitudes, scaled, to_grid
+from q8core.quant.passes import column_sums, on_grid, rescale_, row_magnitudes, row_sides, scaled, to_grid
 
 SHAPES = [(3, 5), (1, 1), (2, 16), (4, 7, 33), (9, 384), (70, 1536)]
 """Lanes filled in part, exactly, several times; more elements than one thread takes, and than torch takes at once."""
@@ -58,6 +58,17 @@ def test_magnitudes_of_rows(shape: tuple[int, ...], dtype: torch.dtype) -> None:
 
 
 @pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shift", [0, 20, -20])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_sides_of_rows(shape: tuple[int, ...], shift: float, dtype: torch.dtype) -> None:
+    x = random(*shape, dtype=dtype) + shift
+    low, high = row_sides(x)
+    assert same(low, x.float().neg().amax(-1).relu())
+    assert same(high, x.float().amax(-1).relu())
+
+
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("per_row", [False, True])
 @pytest.mark.parametrize("result", DTYPES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -69,6 +80,16 @@ def test_grids(shape: tuple[int, ...], dtype: torch.dtype, result: torch.dtype, 
     assert same(to_grid(x, scale, result), steps.to(result))
     assert same(on_grid(x, scale), (steps * scale).to(dtype))
     assert same(scaled(x, scale, result), (x.float() * scale).to(result))
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("zero_point", [0, 2, 128, 254])
+@pytest.mark.parametrize("result", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_asymmetric_grids(shape: tuple[int, ...], dtype: torch.dtype, result: torch.dtype, zero_point: int) -> None:
+    x, scale = random(*shape, dtype=dtype), torch.tensor([0.031])
+    assert same(to_grid(x, scale, result, zero_point), quantize(x, scale, zero_point).to(result))
 
 
 @pytest.mark.usefixtures("two_threads")
@@ -131,6 +152,8 @@ def test_broken_numbers_are_not_hidden(dtype: torch.dtype, bad: float) -> None:
     else:
         assert all(int(found.isnan().sum()) == 1 for found in kept)
         assert bool(kept[0][1].isnan())
+        sides = torch.stack(row_sides(x))
+        assert sides.isnan().any(0).tolist() == [False, True, False]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -140,7 +163,8 @@ def test_torch_alone_gives_the_same_bits(dtype: torch.dtype, monkeypatch: pytest
     def run() -> list[Tensor]:
         acc = x.clone()
         rescale_(acc, scale, random(1000, seed=2))
-        found = [row_magnitudes(x), acc, on_grid(x, scale), on_grid(x, rows)]
+        found = [row_magnitudes(x), *row_sides(x), acc, on_grid(x, scale), on_grid(x, rows)]
+        found += [to_grid(x, scale, t, 100) for t in DTYPES]
         return found + [each(x, s, t) for each in (to_grid, scaled) for s in (scale, rows) for t in DTYPES]
 
     native = run()

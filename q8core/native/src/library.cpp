@@ -138,9 +138,15 @@ Q8_EXPORT void q8_row_magnitudes(const Variant* variant, const void* x, int type
   variant->passes.row_magnitudes(x, type, rows, columns, to, threads);
 }
 
+Q8_EXPORT void q8_row_sides(const Variant* variant, const void* x, int type, int64_t rows, int64_t columns, float* lows,
+                            float* highs, int threads) {
+  variant->passes.row_sides(x, type, rows, columns, lows, highs, threads);
+}
+
 Q8_EXPORT void q8_to_grid(const Variant* variant, const void* x, int type, int64_t rows, int64_t columns,
-                          const float* inverse, const float* scale, int per_row, void* to, int to_type, int threads) {
-  variant->passes.to_grid(x, type, rows, columns, inverse, scale, per_row, to, to_type, threads);
+                          const float* inverse, float low, float high, const float* scale, int per_row, void* to,
+                          int to_type, int threads) {
+  variant->passes.to_grid(x, type, rows, columns, inverse, low, high, scale, per_row, to, to_type, threads);
 }
 
 Q8_EXPORT void q8_rescale(const Variant* variant, void* y, int type, int64_t rows, int64_t columns, const float* r,

@@ -66,8 +66,9 @@ struct FloatModel;  // float_model.h
 // The passes of training over rows of float32 (type 0) or bfloat16 (type 1), see passes.h.
 struct Passes {
   void (*row_magnitudes)(const void* x, int type, int64_t rows, int64_t columns, float* to, int threads);
-  void (*to_grid)(const void* x, int type, int64_t rows, int64_t columns, const float* inverse, const float* scale,
-                  int per_row, void* to, int to_type, int threads);
+  void (*row_sides)(const void* x, int type, int64_t rows, int64_t columns, float* lows, float* highs, int threads);
+  void (*to_grid)(const void* x, int type, int64_t rows, int64_t columns, const float* inverse, float low, float high,
+                  const float* scale, int per_row, void* to, int to_type, int threads);
   void (*rescale)(void* y, int type, int64_t rows, int64_t columns, const float* r, const float* bias, int threads);
   void (*column_sums)(const void* x, int type, int64_t rows, int64_t columns, float* to, int threads);
 };

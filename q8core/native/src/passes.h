@@ -69,16 +69,39 @@ inline void row_magnitudes(const From* x, int64_t rows, int64_t columns, float* 
   }
 }
 
-// clamp(round_half_even(x), -127, 127); NaN stays NaN.
-inline Floats to_steps(Floats x) {
-  return greatest(all(-127.f), least(all(127.f), x)) + 0x1.8p23f - 0x1.8p23f;
+// lows[row] = max(0, max -x[row]) and highs[row] = max(0, max x[row]); a NaN is found in one of them. As integers the
+// bits of negative numbers are below 0.
+template <class From>
+inline void row_sides(const From* x, int64_t rows, int64_t columns, float* lows, float* highs, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t row = 0; row < rows; row++) {
+    Ints low{}, high{};
+    by_lanes(columns, [&](int64_t column, auto load_some, auto) {
+      const Ints bits = reinterpret_cast<Ints>(load_some(x + row * columns + column));
+      low = greatest(bits ^ INT32_MIN, low);
+      high = greatest(bits, high);
+    });
+    const int32_t found[] = {maximum(low), maximum(high)};
+    std::memcpy(lows + row, found, sizeof *found);
+    std::memcpy(highs + row, found + 1, sizeof *found);
+  }
+}
+
+// The smallest and the largest integer of a grid.
+struct Limits {
+  float low, high;
+};
+
+// clamp(round_half_even(x), low, high); NaN stays NaN.
+inline Floats to_steps(Floats x, Limits limits) {
+  return greatest(all(limits.low), least(all(limits.high), x)) + 0x1.8p23f - 0x1.8p23f;
 }
 
 // to = steps(x * inverse) * scale; without `inverse` or without `scale` that step is left out. Both hold one number, or
 // one for each row.
 template <class From, class To>
-inline void to_grid(const From* x, int64_t rows, int64_t columns, const float* inverse, const float* scale, int per_row,
-                    To* to, int threads) {
+inline void to_grid(const From* x, int64_t rows, int64_t columns, const float* inverse, Limits limits,
+                    const float* scale, int per_row, To* to, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t row = 0; row < rows; row++) {
     const int64_t place = per_row ? row : 0;
@@ -89,11 +112,11 @@ inline void to_grid(const From* x, int64_t rows, int64_t columns, const float* i
       by_lanes(columns, [&](int64_t c, auto load_some, auto store_some) { store_some(target + c, load_some(from + c) * s); });
     else if (!scale)
       by_lanes(columns, [&](int64_t c, auto load_some, auto store_some) {
-        store_some(target + c, to_steps(load_some(from + c) * i));
+        store_some(target + c, to_steps(load_some(from + c) * i, limits));
       });
     else
       by_lanes(columns, [&](int64_t c, auto load_some, auto store_some) {
-        store_some(target + c, to_steps(load_some(from + c) * i) * s);
+        store_some(target + c, to_steps(load_some(from + c) * i, limits) * s);
       });
   }
 }
@@ -134,10 +157,17 @@ struct Run {
       ::row_magnitudes(static_cast<const float*>(x), rows, columns, to, threads);
   }
 
-  static void to_grid(const void* x, int type, int64_t rows, int64_t columns, const float* inverse, const float* scale,
-                      int per_row, void* to, int to_type, int threads) {
+  static void row_sides(const void* x, int type, int64_t rows, int64_t columns, float* lows, float* highs, int threads) {
+    if (type)
+      ::row_sides(static_cast<const Bfloat*>(x), rows, columns, lows, highs, threads);
+    else
+      ::row_sides(static_cast<const float*>(x), rows, columns, lows, highs, threads);
+  }
+
+  static void to_grid(const void* x, int type, int64_t rows, int64_t columns, const float* inverse, float low,
+                      float high, const float* scale, int per_row, void* to, int to_type, int threads) {
     const auto pass = [=](auto* from, auto* target) {
-      ::to_grid(from, rows, columns, inverse, scale, per_row, target, threads);
+      ::to_grid(from, rows, columns, inverse, {low, high}, scale, per_row, target, threads);
     };
     const auto from = [=](auto* target) {
       type ? pass(static_cast<const Bfloat*>(x), target) : pass(static_cast<const float*>(x), target);
