@@ -68,7 +68,7 @@ def train(
     from q8core.training.model import has_head, model_folder
     from q8core.training.processes import joined_processes
     from q8core.training.qat import train_quantized
-    from q8core.training.recipe import load_recipe, recipe
+    from q8core.training.recipe import load_recipe
 
     if precision not in ("auto", "fp32", "bf16"):
         raise InputError(f"--precision is {precision!r}; allowed: auto, fp32, bf16")
@@ -79,17 +79,13 @@ def train(
         "distill_attention": distill_attention,
         "distill_temperature": distill_temperature,
     }
-    if teacher is None:
-        for name, value in distillation.items():
-            if value is not None:
-                raise InputError(f"--{name.replace('_', '-')} is {value}, but it needs --teacher")
     options = DataOptions(task, data, train_file, dev_file, text_column, pair_column, label_column, max_length)
     folder = model_folder(model)
     work = options.read(load_tokenizer(folder), with_train=True)
-    config = recipe(
-        task,
-        quantized=scheme != "fp32",
-        folder=recipes,
+    quantized = scheme != "fp32"
+    recipe = load_recipe(task, recipes)
+    config = recipe.config(
+        quantized,
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=learning_rate,
@@ -101,11 +97,15 @@ def train(
         precision=None if precision == "auto" else precision,
         **distillation,
     )
-    if teacher is None and scheme != "fp32" and load_recipe(task, recipes).teacher and has_head(model, work.kind):
+    if teacher is None and quantized and recipe.teacher and has_head(model, work.kind):
         teacher = model
+    if teacher is None:
+        for name, value in distillation.items():
+            if value is not None:
+                raise InputError(f"--{name.replace('_', '-')} is {value}, but it needs --teacher")
     keep_freed_memory()
     with joined_processes() as processes:
-        if scheme == "fp32":
+        if not quantized:
             scores = finetune(model, work, config, output, options.description, teacher=teacher)
         else:
             scores = train_quantized(

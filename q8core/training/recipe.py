@@ -37,12 +37,14 @@ class Recipe:
     qat: TrainConfig
     teacher: bool
 
+    def config(self, quantized: bool, **changes: Any) -> TrainConfig:
+        """Hyperparameters of one of both trainings, with every change that is not None.
 
-def recipe(task: str, quantized: bool, folder: Path | None = None, **changes: Any) -> TrainConfig:
-    """The recipe of a task with every change that is not None; arguments as for :func:`load_recipe`."""
-    loaded = load_recipe(task, folder)
-    wanted = {name: value for name, value in changes.items() if value is not None}
-    return replace(loaded.qat if quantized else loaded.fp32, **wanted)
+        Raises:
+            InputError: a change is out of its range.
+        """
+        wanted = {name: value for name, value in changes.items() if value is not None}
+        return replace(self.qat if quantized else self.fp32, **wanted)
 
 
 def load_recipe(task: str, folder: Path | None = None) -> Recipe:

@@ -149,10 +149,15 @@ def test_train_takes_the_recipes_teacher_where_there_is_one(
     code, _, err = run("train", *where, "--model", base, "--scheme", "fp32", "--output", tmp_path / "fp32")
     assert code == 0, err
     source = tmp_path / "fp32" if fine_tuned else base
-    code, _, err = run("train", *where, "--model", source, "--output", tmp_path / "int8")
+    train = ["train", *where, "--model", source, "--output", tmp_path / "int8"]
+    code, _, err = run(*train, "--distill-labels", "0.5")
+    if not fine_tuned:
+        assert (code, err) == (2, "error: --distill-labels is 0.5, but it needs --teacher\n")
+        code, _, err = run(*train)
     assert code == 0, err
     training = json.loads((tmp_path / "int8" / "q8bert.json").read_text())["training"]
     assert training.get("teacher", {}).get("name") == ("fp32" if fine_tuned else None)
+    assert training["config"]["distill_labels"] == (0.5 if fine_tuned else 0.0)
 
 
 def test_scores_are_those_of_the_checkpoints_that_are_kept(

@@ -27,7 +27,7 @@ from q8core.training.finetune import finetune
 from q8core.training.loop import Interrupted, Trainer
 from q8core.training.model import BertModel, load_bert
 from q8core.training.qat import train_quantized
-from q8core.training.recipe import recipe
+from q8core.training.recipe import load_recipe
 from q8core.training.score import model_logits
 from tests.conftest import save_tiny, tiny_config
 from tests.training.test_loop import CONFIG, make_task
@@ -311,4 +311,4 @@ def test_generic_labels_teach_any_names(tiny_classifier: Path, tmp_path: Path) -
 def test_impossible_weights_are_named() -> None:
     for name, value in (("distill_hidden", -1.0), ("distill_logits", float("nan")), ("distill_temperature", 0.0)):
         with pytest.raises(InputError, match=f"{name} is {value}"):
-            recipe("sst2", True, **{name: value})
+            load_recipe("sst2").config(True, **{name: value})

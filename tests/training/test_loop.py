@@ -20,7 +20,7 @@ from q8core.training.batches import collate, epoch_batches, sorted_batches
 from q8core.training.config import Precision, TrainConfig
 from q8core.training.loop import Interrupted, Trainer, schedule
 from q8core.training.model import load_bert
-from q8core.training.recipe import recipe
+from q8core.training.recipe import load_recipe
 from q8core.training.score import model_logits
 from q8core.training.state import STATE_FILE
 
@@ -164,6 +164,6 @@ def test_collate_pads_with_a_mask(tiny_classifier: Path) -> None:
 
 def test_impossible_settings_are_named() -> None:
     with pytest.raises(InputError, match="learning_rate is -1"):
-        recipe("sst2", False, learning_rate=-1.0)
+        load_recipe("sst2").config(False, learning_rate=-1.0)
     with pytest.raises(InputError, match="batch_size is 0"):
-        recipe("sst2", True, batch_size=0)
+        load_recipe("sst2").config(True, batch_size=0)

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, BertForSequenceClassification
 from q8core.errors import InputError
 from q8core.tasks.glue import GLUE
 from q8core.training.model import load_bert
-from q8core.training.recipe import recipe
+from q8core.training.recipe import load_recipe
 
 CLASSES, NUMBER = ("no", "yes"), ("LABEL_0",)
 
@@ -37,4 +37,4 @@ def test_a_head_for_other_labels_is_named(tiny_classifier: Path) -> None:
 
 @pytest.mark.parametrize("task", [*GLUE, "squad", "classify"])
 def test_every_task_has_recipes(task: str) -> None:
-    assert recipe(task, quantized=True, seed=3).seed == recipe(task, quantized=False, seed=3).seed == 3
+    assert load_recipe(task).config(True, seed=3).seed == load_recipe(task).config(False, seed=3).seed == 3

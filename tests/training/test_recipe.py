@@ -10,7 +10,7 @@ import pytest
 from q8core.errors import InputError
 from q8core.tasks.glue import GLUE
 from q8core.training.config import TrainConfig, best_precision
-from q8core.training.recipe import PACKAGED, known_tasks, load_recipe, recipe
+from q8core.training.recipe import PACKAGED, known_tasks, load_recipe
 
 VALUES = {"epochs": 2, "batch_size": 7, "learning_rate": 1e-3, "precision": "bf16", "max_steps": 9}
 
@@ -30,7 +30,7 @@ def test_a_file_says_everything_that_a_config_can_and_defaults_fill_the_rest(tmp
     assert (loaded.seeds, loaded.teacher) == (4, True)
     assert loaded.qat == TrainConfig(**VALUES)  # pyright: ignore[reportArgumentType]
     assert loaded.fp32 == TrainConfig(precision=best_precision())
-    assert recipe("rte", True, tmp_path, epochs=5.0, seed=None).epochs == 5.0
+    assert load_recipe("rte", tmp_path).config(True, epochs=5.0, seed=None).epochs == 5.0
     assert load_recipe("cola", tmp_path) == load_recipe("cola")  # no file of the user's: the packaged one
 
 
