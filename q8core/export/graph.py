@@ -28,7 +28,7 @@ class GraphBuilder:
         self._arrays: Any = import_module("onnx.numpy_helper")
         self._nodes: list[Any] = []
         self._constants: dict[str, Any] = {}
-        self._quantized: dict[tuple[str, float], tuple[str, str, str]] = {}
+        self._quantized: dict[tuple[str, float, int | None], tuple[str, str, str]] = {}
 
     def constant(self, name: str, value: Array) -> str:
         """Add a tensor of the model."""
@@ -50,21 +50,24 @@ class GraphBuilder:
         values = scale.reshape(()) if scale.size == 1 else scale
         return self.node("DequantizeLinear", name, q, self.constant(f"{name}.scale", values), axis=axis)
 
-    def quantize(self, name: str, x: str, scale: float) -> str:
-        """Put x on our grid of -127 to 127 steps and return it as the float32 numbers that the grid has.
+    def quantize(self, name: str, x: str, scale: float, zero_point: int | None = None) -> str:
+        """Put x on our grid and return it as the float32 numbers that the grid has.
 
-        The integers are u8 with zero point 128: onnxruntime on x86 computes products of u8 and int8 in integers, those
-        of int8 and int8 in floats. QuantizeLinear rounds half to even, as we do, but saturates at -128: what is below
-        -127 steps is cut before. A tensor that several layers read on the same grid is quantized once; each has a
-        DequantizeLinear of its own, because onnxruntime fuses no shared one.
+        The integers are u8: onnxruntime on x86 computes products of u8 and int8 in integers, those of int8 and int8 in
+        floats. QuantizeLinear rounds half to even, as we do. It saturates where an asymmetric grid ends, and with the
+        128 that a symmetric one of -127 to 127 steps gets as its zero point, at -128: what is below -127 steps is cut
+        before. A tensor that several layers read on the same grid is quantized once; each has a DequantizeLinear of
+        its own, because onnxruntime fuses no shared one.
         """
-        if (x, scale) not in self._quantized:
+        key = (x, scale, zero_point)
+        if key not in self._quantized:
             step = self.constant(f"{name}.scale", np.array(scale, np.float32))
-            zero = self.constant(f"{name}.zero", np.array(128, np.uint8))
-            lowest = self.constant(f"{name}.lowest", np.array(-QMAX * scale, np.float32))
-            q = self.node("QuantizeLinear", f"{name}.q", self.node("Clip", f"{name}.cut", x, lowest), step, zero)
-            self._quantized[x, scale] = (q, step, zero)
-        return self.node("DequantizeLinear", name, *self._quantized[x, scale])
+            zero = self.constant(f"{name}.zero", np.array(128 if zero_point is None else zero_point, np.uint8))
+            if zero_point is None:
+                lowest = self.constant(f"{name}.lowest", np.array(-QMAX * scale, np.float32))
+                x = self.node("Clip", f"{name}.cut", x, lowest)
+            self._quantized[key] = (self.node("QuantizeLinear", f"{name}.q", x, step, zero), step, zero)
+        return self.node("DequantizeLinear", name, *self._quantized[key])
 
     def model(
         self,

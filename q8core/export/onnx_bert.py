@@ -194,7 +194,7 @@ class _Bert:
         bias = g.constant(f"{path}.bias", _array(tensors.bias))
         if tensors.input_scale is not None and tensors.weight_scale is not None:
             r = rescale_factor(tensors.input_scale, tensors.weight_scale)
-            x = g.quantize(f"{path}.input", x, float(tensors.input_scale))
+            x = g.quantize(f"{path}.input", x, float(tensors.input_scale), tensors.zero_point)
             weight = g.dequantize(f"{path}.weight_f", weight, _array(tensors.weight_scale), axis=1)
             bias = g.dequantize(f"{path}.bias_f", bias, _array(r))
         y = g.node("Add", path, g.node("MatMul", f"{path}.product", x, weight), bias)

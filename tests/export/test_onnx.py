@@ -18,7 +18,9 @@ from q8core.engines import TokenBatch, load_engine
 from q8core.errors import CheckpointError, InputError, SchemeError
 from q8core.export import onnx_bert
 from q8core.export.onnx_bert import export_onnx
+from q8core.quant import preset
 from q8core.tasks.classify import encode_text
+from tests.quant.test_asymmetric import asymmetric
 from tests.service.tiny_checkpoints import make_checkpoint
 
 BUNDLED = Path(__file__).parents[2] / "service" / "checkpoints"
@@ -66,9 +68,11 @@ def exported(tmp_path: Path) -> Callable[[Path], tuple[Checkpoint, Path]]:
     return export
 
 
+@pytest.mark.parametrize("scheme", ["static", "asymmetric"])
 @pytest.mark.parametrize("task", ["classify", "qa"])
-def test_tiny_models_give_our_logits(task: str, exported: Callable[[Path], Any], tmp_path: Path) -> None:
-    checkpoint, file = exported(make_checkpoint(tmp_path / "tiny", task, seed=3))
+def test_tiny_models_give_our_logits(task: str, scheme: str, exported: Callable[[Path], Any], tmp_path: Path) -> None:
+    rules = asymmetric("static") if scheme == "asymmetric" else preset(scheme)
+    checkpoint, file = exported(make_checkpoint(tmp_path / "tiny", task, scheme=rules, seed=3))
     batch = TokenBatch.pack(sequences(checkpoint))
     ours = batch.split(load_engine(checkpoint, "int8", "fbgemm", 1).infer(batch))
     found = session(file).run(None, inputs_of(batch))
@@ -138,7 +142,7 @@ def test_weights_are_int8_as_stored_and_products_are_integers(
 @pytest.mark.parametrize(("name", "words"), [("dynamic", "dynamic scheme"), ("static-attention", "attention_products")])
 def test_what_onnx_cannot_say_is_refused(name: str, words: str, tmp_path: Path) -> None:
     pytest.importorskip("onnx", reason="onnx is not installed")
-    checkpoint = Checkpoint.open(make_checkpoint(tmp_path / "model", "classify", scheme_name=name))
+    checkpoint = Checkpoint.open(make_checkpoint(tmp_path / "model", "classify", scheme=preset(name)))
     with pytest.raises(SchemeError, match=words):
         export_onnx(checkpoint, tmp_path / "model.onnx")
     assert not (tmp_path / "model.onnx").exists()

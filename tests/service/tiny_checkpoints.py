@@ -14,7 +14,7 @@ from transformers import BertConfig, BertForQuestionAnswering, BertForSequenceCl
 from q8core.checkpoint import GoldenExample, write_checkpoint
 from q8core.checkpoint.manifest import FLOAT_FILE
 from q8core.engines import TokenBatch, build_engine
-from q8core.quant import calibrate, convert, master_weights, prepare, preset
+from q8core.quant import PRESETS, Scheme, calibrate, convert, master_weights, prepare
 
 WORDS = [
     "the",
@@ -55,7 +55,7 @@ def make_tokenizer(folder: Path) -> None:
 
 
 def make_checkpoint(
-    folder: Path, task: str, *, seed: int = 0, golden_shift: float = 0.0, scheme_name: str = "static"
+    folder: Path, task: str, *, seed: int = 0, golden_shift: float = 0.0, scheme: Scheme = PRESETS["static"]
 ) -> Path:
     """Write a calibrated int8 checkpoint with float weights and golden outputs; a shift makes the latter wrong."""
     make_tokenizer(folder)
@@ -74,7 +74,6 @@ def make_checkpoint(
     )
     model_class: Any = BertForSequenceClassification if task == "classify" else BertForQuestionAnswering
     config.architectures = [model_class.__name__]
-    scheme = preset(scheme_name)
     prepared = prepare(model_class(config).eval(), scheme)
     ids = torch.randint(5, config.vocab_size, (16, 32))
     calibrate(prepared, [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}])
