@@ -20,7 +20,7 @@ LABELS = 2
 _WEIGHT_STD = 0.02  # BERT's initialisation, and about what training leaves
 _UNIFORM_STD = 127 / 3**0.5  # of integers spread evenly over +-127
 _WEIGHT_SCALE = _WEIGHT_STD / _UNIFORM_STD
-_INPUT_SCALE, _QKV_SCALE = 5 / 127, 4 / 127
+_INPUT_SCALE, _INPUT_ZERO_POINT, _QKV_SCALE = 10 / 255, 128, 4 / 127
 
 
 class _Made(Mapping[str, Tensor]):
@@ -56,6 +56,7 @@ class RandomInt8(_Made):
             makers[f"{path}.weight"] = _integers(out, columns)
             makers[f"{path}.weight_scale"] = _constant(_WEIGHT_SCALE, out)
             makers[f"{path}.input_scale"] = _constant(_INPUT_SCALE, 1)
+            makers[f"{path}.input_zero_point"] = _constant(_INPUT_ZERO_POINT, 1)
             makers[f"{path}.bias"] = _biases(out)
             if path.endswith(requantized):
                 makers[f"{path}.output_scale"] = _constant(_QKV_SCALE, 1)
@@ -83,7 +84,8 @@ def _norms(config: BertConfig) -> dict[str, Callable[[torch.Generator], Tensor]]
 
 
 def _constant(value: float, size: int) -> Callable[[torch.Generator], Tensor]:
-    return lambda _: torch.full((size,), value)
+    dtype = torch.int32 if isinstance(value, int) else torch.float32
+    return lambda _: torch.full((size,), value, dtype=dtype)
 
 
 def _normal(rows: int, columns: int) -> Callable[[torch.Generator], Tensor]:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from q8core.errors import CalibrationError, InputError, SchemeError
+from q8core.errors import CalibrationError, SchemeError
 from q8core.quant.context import ForwardContext
 from q8core.quant.layers import QATEmbedding, QATLinear, RangeName
-from q8core.quant.ranges import CalibrationMethod, create_collector
+from q8core.quant.ranges import CalibrationMethod, MseCollector, create_collector, mse_sides
 from q8core.quant.scheme import ATTENTION_PRODUCTS, Scheme, SlotScheme
 
 if TYPE_CHECKING:
@@ -104,13 +104,10 @@ def calibrate(
 
     Raises:
         CalibrationError: if there is no batch, or an activation is infinite or NaN.
-        InputError: if method or percentile is not allowed, or "mse" is to find the range of an asymmetric input.
+        InputError: if method or percentile is not allowed.
         SchemeError: if the model was not prepared.
     """
     linears, embeddings = quantized_layers(prepared)
-    asymmetric = [path for path, layer in linears.items() if layer.slot.input_grid == "asymmetric"]
-    if method == "mse" and asymmetric:
-        raise InputError(f"calibration by mse finds symmetric ranges, and {asymmetric[0]} is asymmetric: use max")
     training = prepared.training
     prepared.eval()
     try:
@@ -158,12 +155,16 @@ def master_weights(prepared: nn.Module) -> dict[str, Tensor]:
 
 def _collected(layer: QATLinear) -> dict[RangeName, Tensor]:
     """Return the thresholds that the layer's collectors found."""
-    thresholds: dict[RangeName, Tensor] = {
-        name: collector.threshold() for name, collector in (layer.collectors or {}).items()
-    }
+    collectors = layer.collectors or {}
+    thresholds: dict[RangeName, Tensor] = {name: collector.threshold() for name, collector in collectors.items()}
+    low, high = collectors.get("input_low"), collectors.get("input_high")
+    if isinstance(low, MseCollector) and isinstance(high, MseCollector):
+        thresholds["input_low"], thresholds["input_high"] = mse_sides(low.histogram, high.histogram)
     for name, threshold in thresholds.items():
         if not bool(torch.isfinite(threshold)):
-            raise CalibrationError(f"{layer.path}: the {name} of this layer is infinite or NaN on calibration data")
+            raise CalibrationError(
+                f"{layer.path}: the {name.split('_')[0]} of this layer is infinite or NaN on calibration data"
+            )
     return thresholds
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, distributed
 
 from q8core.errors import CalibrationError, InputError
-from q8core.quant.arithmetic import QMAX
+from q8core.quant.arithmetic import QMAX, U8_MAX
 from q8core.quant.passes import row_magnitudes, row_sides
 
 CalibrationMethod = Literal["max", "percentile", "mse"]
@@ -150,6 +150,13 @@ class Histogram:
         upper = torch.arange(1, self.BINS + 1, dtype=torch.float64) * self.width
         return upper.clamp(max=self.max)
 
+    def squared_errors(self, steps: Tensor, limits: Tensor) -> Tensor:
+        """Return the sums (N,) of squared differences that each step (N,) makes, beyond `limits` (N,) or () clamped."""
+        centres = (torch.arange(self.BINS, dtype=torch.float64) + 0.5) * self.width
+        columns = steps.unsqueeze(1)
+        rounded = (centres / columns).round_().minimum((limits / steps).round().unsqueeze(1)) * columns  # (N, BINS)
+        return (rounded - centres).square_() @ self.counts
+
 
 class PercentileCollector:
     """The threshold that covers a share of all magnitudes; the rest is clipped."""
@@ -185,15 +192,39 @@ class MseCollector:
 
     def threshold(self) -> Tensor:
         """Return the best of 128 thresholds between max|x| / 128 and max|x|; the largest of equals."""
-        counts, top = self.histogram.counts, self.histogram.max
+        top = self.histogram.max
         if top == 0.0:
             return torch.zeros(())
-        centres = (torch.arange(Histogram.BINS, dtype=torch.float64) + 0.5) * self.histogram.width
         candidates = top * torch.arange(self.CANDIDATES, 0, -1, dtype=torch.float64) / self.CANDIDATES
-        steps = (candidates / QMAX).unsqueeze(1)  # (candidates, 1)
-        rounded = (centres / steps).round_().clamp_(max=QMAX) * steps  # (candidates, BINS)
-        errors = ((rounded - centres).square_() * counts).sum(1)
+        errors = self.histogram.squared_errors(candidates / QMAX, candidates)
         return candidates[int(errors.argmin())].to(torch.float32)
+
+
+def mse_sides(low: Histogram, high: Histogram) -> tuple[Tensor, Tensor]:
+    """Return both ends of the 256 steps with the least squared difference between values and their quantized copies.
+
+    Both share the step, so they are chosen together: the best of 41 x 41 pairs, each between the side's largest
+    magnitude and a 32nd of it in equal ratios.
+
+    Args:
+        low: of max(-x, 0).
+        high: of max(x, 0).
+
+    Returns:
+        float32 scalars of at least 0, for `asymmetric_grid`.
+    """
+    shares = 2 ** -(torch.arange(41, dtype=torch.float64) / 8)
+    lows, highs = low.max * shares, high.max * shares
+    if low.max + high.max == 0.0:
+        return torch.zeros(()), torch.zeros(())
+    best, chosen = math.inf, (lows[0], highs[0])
+    for end in lows[:1] if low.max == 0.0 else lows:
+        steps = (end + highs) / U8_MAX  # (41,)
+        errors = low.squared_errors(steps, end) + high.squared_errors(steps, highs)
+        place = int(errors.argmin())
+        if float(errors[place]) < best:
+            best, chosen = float(errors[place]), (end, highs[place])
+    return chosen[0].to(torch.float32), chosen[1].to(torch.float32)
 
 
 def create_collector(method: CalibrationMethod, percentile: float = 99.99) -> RangeCollector:

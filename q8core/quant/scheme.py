@@ -68,7 +68,9 @@ class SlotScheme:
             raise SchemeError(f"start_step must be an integer of at least 0, not {self.start_step!r}")
         _check_choice("input_grid", self.input_grid, get_args(InputGrid))
         if self.input_grid == "asymmetric" and self.activation != "ema":
-            raise SchemeError(f"input_grid 'asymmetric' needs activation 'ema', not {self.activation!r}")
+            raise SchemeError(
+                f"input_grid 'asymmetric' needs activation 'ema', not {self.activation!r}: set it to 'symmetric'"
+            )
         if self.requantize_output and self.activation != "ema":
             raise SchemeError(f"requantize_output needs activation 'ema', not {self.activation!r}")
 
@@ -244,11 +246,16 @@ _FLOAT_PRODUCTS = SlotScheme(enabled=False, activation="none")
 
 
 def _slots(
-    weight: Granularity, activation: ActivationRange, *, requantize: bool, products: bool = False
+    weight: Granularity,
+    activation: ActivationRange,
+    *,
+    requantize: bool,
+    input_grid: InputGrid = "symmetric",
+    products: bool = False,
 ) -> dict[str, SlotScheme]:
     """Return the paper's slots: all tables but token types, all linears, Q and K requantized; or the products too."""
     table = SlotScheme(weight=weight, activation="none")
-    linear = SlotScheme(weight=weight, activation=activation)
+    linear = SlotScheme(weight=weight, activation=activation, input_grid=input_grid)
     slots = {slot: linear if slot in LINEAR_SLOTS else table for slot in SLOTS}
     slots["token_type_embeddings"] = replace(table, enabled=False)  # two rows: nothing to gain (as the paper)
     slots[ATTENTION_PRODUCTS] = replace(table, enabled=products)
@@ -258,8 +265,9 @@ def _slots(
 
 
 _PAPER_SLOTS = _slots("per_tensor", "ema", requantize=True)
-_DEFAULT_SLOTS = _slots("per_channel", "ema", requantize=True)
-_ATTENTION_SLOTS = _slots("per_channel", "ema", requantize=True, products=True)
+# A zero point costs the engine nothing, and of a symmetric grid GELU's outputs, almost all above 0, use half.
+_DEFAULT_SLOTS = _slots("per_channel", "ema", requantize=True, input_grid="asymmetric")
+_ATTENTION_SLOTS = _slots("per_channel", "ema", requantize=True, input_grid="asymmetric", products=True)
 
 PRESETS: Mapping[str, Scheme] = {
     "q8bert": Scheme("q8bert", _DEFAULT_SLOTS),

@@ -26,14 +26,14 @@ from q8core.engines.source import TensorSource
 from q8core.errors import CheckpointError
 from q8core.evaluate import engine_logits
 from q8core.native import variants
-from q8core.quant import Scheme, preset
+from q8core.quant import Scheme
 from q8core.quant.arithmetic import quantize
 from q8core.training.qat import train_quantized
 from tests.engines.conftest import KERNELS, TASKS, largest_difference, random_sequences, reference_logits, simulate
 from tests.engines.conftest import engine_logits as logits_of
 from tests.engines.test_kernels import EACH_KERNEL, ONE
 from tests.engines.test_native import SIZES
-from tests.quant.test_asymmetric import asymmetric
+from tests.quant.test_asymmetric import asymmetric, symmetric
 from tests.training.test_loop import CONFIG, make_task
 
 ZERO_POINTS = (0, 6, 128, 254)
@@ -191,7 +191,7 @@ def test_zero_points_are_there_where_the_scheme_says_and_nowhere_else(tmp_path: 
 
     check(simulated.tensors, scheme)
     with pytest.raises(CheckpointError, match=rf"tensors that no part of the model uses: .*{name}"):
-        check(simulated.tensors, preset("static"))
+        check(simulated.tensors, symmetric("static"))
     without = {key: tensor for key, tensor in simulated.tensors.items() if key != name}
     with pytest.raises(CheckpointError, match=f"lacks the tensor {name}"):
         check(without, scheme)

@@ -39,7 +39,7 @@ ODD_PATHS: dict[str, dict[str, object]] = {
     "bert.encoder.layer.0.attention.self.query": {"requantize_output": False},
     "bert.encoder.layer.0.intermediate.dense": {"enabled": False},
     "bert.encoder.layer.1.attention.self.value": {"enabled": False},
-    "bert.encoder.layer.1.output.dense": {"activation": "dynamic"},
+    "bert.encoder.layer.1.output.dense": {"activation": "dynamic", "input_grid": "symmetric"},
     "classifier": {"enabled": False},
     "qa_outputs": {"weight": "per_tensor"},
     "bert.embeddings.word_embeddings": {"enabled": False},

@@ -135,7 +135,10 @@ def test_the_number_of_threads_does_not_matter(answerer: Simulated, threads: int
 @pytest.mark.parametrize(
     ("overrides", "reason"),
     [
-        ({"*.layer.1.output.dense": {"activation": "dynamic"}}, r"layer\.1\.output\.dense has no input_scale"),
+        (
+            {"*.layer.1.output.dense": {"activation": "dynamic", "input_grid": "symmetric"}},
+            r"layer\.1\.output\.dense has no input_scale",
+        ),
         ({"classifier": {"enabled": False}}, "classifier has no input_scale"),
         ({"*.layer.0.attention.self.key": {"requantize_output": False}}, r"self\.key has no output_scale"),
     ],

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from q8core.quant import SlotScheme, dequantize, prepare, preset, quantize
+from q8core.quant import SlotScheme, dequantize, prepare, quantize
 from q8core.quant.layers import weight_scale
 from tests.quant.conftest import make_batch, make_classifier
+from tests.quant.test_asymmetric import symmetric
 from tests.quant.test_layers import SLOT_KINDS, make_linear, random, reference_linear
 
 ROUNDING = 2.0**-8
@@ -64,7 +65,7 @@ def test_a_models_gradient_moves_less_than_by_quantizing(seed: int) -> None:
     def gradient(*, quantized: bool, bf16: bool) -> Tensor:
         model = make_classifier(seed, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
         if quantized:
-            prepare(model, preset("q8bert"))
+            prepare(model, symmetric())
         model.train()
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             loss = model(**make_batch(seed), labels=torch.arange(6) % 3).loss

@@ -27,6 +27,7 @@ from q8core.quant import (
 )
 from q8core.quant import layers as layers_module
 from tests.quant.conftest import Batch, make_batch, make_classifier, make_qa, tiny_config
+from tests.quant.test_asymmetric import symmetric
 
 
 def linear(model: nn.Module, path: str) -> QATLinear:
@@ -127,7 +128,8 @@ def test_padding_does_not_widen_ranges() -> None:
                 model.bert.embeddings.word_embeddings.weight[99, 3] = 200.0  # an outlier, if token 99 is seen
             prepare(model, preset(name)).train()
             model(**inputs)
-            found.append([float(b) for n, b in model.named_buffers() if n.endswith("query.input_threshold")])
+            found.append([float(b) for n, b in model.named_buffers() if "query.input_" in n])
+            assert found[-1]
         assert (found[0] != found[1]) == counts_padding
 
 
@@ -174,7 +176,7 @@ def test_shared_input_range(batch: Batch, spy: Callable[[object, str], list[tupl
         ]
         assert torch.equal(scales[0], scales[1])
         assert torch.equal(scales[0], scales[2])
-    assert "input_threshold" not in dict(linear(model, KEY).named_buffers())
+    assert not any(name.startswith("input_") for name, _ in linear(model, KEY).named_buffers())
 
 
 def test_shared_and_separate_ranges_agree(batch: Batch) -> None:
@@ -237,12 +239,12 @@ def test_a_training_state_resumes_exactly() -> None:
 
 def test_loading_a_state_with_missing_ranges_is_an_error(batch: Batch) -> None:
     """The original only logged missing keys: half a model at random loaded without an error."""
-    trained = prepare(make_classifier(), preset("q8bert")).train()
+    trained = prepare(make_classifier(), symmetric("q8bert")).train()
     trained(**batch)
     state = trained.state_dict()
     del state[f"{QUERY}.input_threshold"]
     with pytest.raises(RuntimeError, match=r"query\.input_threshold"):
-        prepare(make_classifier(), preset("q8bert")).load_state_dict(state)
+        prepare(make_classifier(), symmetric("q8bert")).load_state_dict(state)
 
 
 def test_calibration_is_the_maximum_over_batches() -> None:
@@ -255,7 +257,7 @@ def test_calibration_is_the_maximum_over_batches() -> None:
         model(**batch)
         expected = max(expected, float(inputs[-1].detach()[batch["attention_mask"] == 1].abs().max()))
     hook.remove()
-    prepare(model, preset("static")).train()
+    prepare(model, symmetric("static")).train()
     calibrate(model, iter(batches))
     layer = linear(model, "bert.encoder.layer.1.intermediate.dense")
     assert float(layer.get_buffer("input_threshold")) == pytest.approx(expected, rel=1e-6)
@@ -289,7 +291,7 @@ def test_calibration_needs_data(classifier: BertForSequenceClassification, batch
 
 
 def test_calibration_replaces_ranges_and_training_goes_on(batch: Batch) -> None:
-    model = prepare(make_classifier(), preset("q8bert")).train()
+    model = prepare(make_classifier(), symmetric("q8bert")).train()
     for _ in range(3):
         model(**batch)
     calibrate(model, [batch, batch])
@@ -362,7 +364,7 @@ def test_unknown_modules_are_refused() -> None:
 
 
 def test_ema_thresholds_follow_the_scheme() -> None:
-    scheme: Scheme = replace(preset("q8bert"), ema_decay=0.5, ema_debias=False)
+    scheme: Scheme = replace(symmetric("q8bert"), ema_decay=0.5, ema_debias=False)
     model = prepare(make_classifier(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0), scheme).train()
     layer = linear(model, QUERY)
     inputs: list[Tensor] = []
