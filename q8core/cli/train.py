@@ -62,10 +62,14 @@ def train(
     int8_only: Int8Only = False,
 ) -> None:
     """Fine-tune in fp32, or train with quantization into an int8 checkpoint."""
+    import torch
+
+    from q8core.quant import passes
     from q8core.tokenizer import load_tokenizer
     from q8core.training.allocator import keep_freed_memory
+    from q8core.training.distillation import can_teach_itself
     from q8core.training.finetune import finetune
-    from q8core.training.model import has_head, model_folder
+    from q8core.training.model import model_folder
     from q8core.training.processes import joined_processes
     from q8core.training.qat import train_quantized
     from q8core.training.recipe import load_recipe
@@ -97,13 +101,19 @@ def train(
         precision=None if precision == "auto" else precision,
         **distillation,
     )
-    if teacher is None and quantized and recipe.teacher and has_head(model, work.kind):
+    if teacher is None and quantized and recipe.teacher and can_teach_itself(model, work):
         teacher = model
     if teacher is None:
         for name, value in distillation.items():
             if value is not None:
                 raise InputError(f"--{name.replace('_', '-')} is {value}, but it needs --teacher")
     keep_freed_memory()
+    if quantized and not passes.available() and not torch.cuda.is_available():
+        typer.echo(
+            "note: the native library is not there (it is compiled by g++ when q8bert is installed), so this training "
+            "takes torch's slower passes",
+            err=True,
+        )
     with joined_processes() as processes:
         if not quantized:
             scores = finetune(model, work, config, output, options.description, teacher=teacher)

@@ -24,6 +24,11 @@ _BLOCK = 2**17
 """Elements that torch's operators take at a time: 512 KiB of float32, the size of a core's cache."""
 
 
+def available() -> bool:
+    """Return whether the library is there, so that a CPU's tensors take its passes and not torch's slower ones."""
+    return _library() is not None
+
+
 def row_magnitudes(x: Tensor) -> Tensor:
     """Return max|x| of each row, (..., K) -> (...) float32; NaN where a row holds one."""
     x = x.detach()

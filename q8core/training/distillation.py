@@ -206,6 +206,11 @@ def training_loss(
     return Distillation(student, model, config), {"teacher": identity}
 
 
+def can_teach_itself(source: str, task: Task) -> bool:
+    """Whether a training that starts from `source` can have it as its teacher too: it knows the task's labels."""
+    return has_head(source, task.kind) and not _foreign_labels(model_folder(source), task)
+
+
 def _check_teacher(teacher: str, folder: Path, model: BertModel, task: Task) -> None:
     """Refuse a teacher that answers another question than the student is asked.
 
@@ -216,11 +221,9 @@ def _check_teacher(teacher: str, folder: Path, model: BertModel, task: Task) -> 
         raise InputError(
             f"the teacher {teacher!r} was not fine-tuned for this task: it has no head of a {type(model).__name__}"
         )
-    if task.kind == "classify" and not is_regression(task.labels):
-        labels = model_labels(str(folder))
-        named = not all(re.fullmatch(r"LABEL_\d+", label) for label in labels)
-        if named and _folded(labels) != _folded(task.labels):
-            raise InputError(f"the teacher {teacher!r} has the labels {labels}, the data has {task.labels}")
+    labels = _foreign_labels(folder, task)
+    if labels:
+        raise InputError(f"the teacher {teacher!r} has the labels {labels}, the data has {task.labels}")
     if load_tokenizer(folder).get_vocab() != task.tokenizer.get_vocab():
         raise InputError(f"the teacher {teacher!r} has another vocabulary than the student: it would read other words")
     if model.config.max_position_embeddings < task.max_length:
@@ -228,6 +231,15 @@ def _check_teacher(teacher: str, folder: Path, model: BertModel, task: Task) -> 
             f"the teacher {teacher!r} reads {model.config.max_position_embeddings} tokens at most, and the task's "
             f"max_length is {task.max_length}"
         )
+
+
+def _foreign_labels(folder: Path, task: Task) -> tuple[str, ...]:
+    """The labels of a fine-tuned model where they are not the task's; generic ones may stand for as many others."""
+    if task.kind != "classify" or is_regression(task.labels):
+        return ()
+    labels = model_labels(str(folder))
+    generic = len(labels) == len(task.labels) and all(re.fullmatch(r"LABEL_\d+", label) for label in labels)
+    return () if generic or _folded(labels) == _folded(task.labels) else labels
 
 
 def _folded(labels: Sequence[str]) -> list[str]:

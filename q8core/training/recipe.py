@@ -1,9 +1,9 @@
 """Recipes: the hyperparameters of each task as TOML files that a user can read and change.
 
 A file has the number of `seeds` that `q8bert reproduce` trains, whether quantization-aware training has the model that
-it continues from as its `teacher`, and the tables `[fp32]` and `[qat]` with fields of
-:class:`~q8core.training.config.TrainConfig`; what a table leaves out has that class' default. ``precision = "auto"``
-is what this CPU computes fastest.
+it continues from as its `teacher` where that was fine-tuned for the same labels, and the tables `[fp32]` and
+`[qat]` with fields of :class:`~q8core.training.config.TrainConfig`; what a table leaves out has that class' default.
+``precision = "auto"`` is what this CPU computes fastest.
 """
 
 from __future__ import annotations

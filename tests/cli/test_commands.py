@@ -12,6 +12,7 @@ from fastapi.testclient import TestClient
 
 from q8core.checkpoint.manifest import INT8_FILE
 from q8core.errors import EngineError
+from q8core.quant import passes
 from service.app import create_app
 from service.lifecycle import State
 from service.registry import ModelRegistry
@@ -140,6 +141,17 @@ def test_squad_from_training_to_scores(run, tiny_qa: Path, tmp_path: Path) -> No
     code, out, err = run("evaluate", "--checkpoint", tmp_path / "int8", *squad)
     assert code == 0, err
     assert "exact_match 100.0000" in out
+
+
+def test_training_says_that_it_goes_without_the_native_library(
+    run, data: Path, tiny_classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = ["train", "--model", tiny_classifier, *own_data(data), "--max-steps", "1", "--precision", "fp32"]
+    assert "slower passes" not in run(*train, "--output", tmp_path / "native")[2]
+    monkeypatch.setattr(passes, "_library", lambda: None)
+    code, _, err = run(*train, "--output", tmp_path / "torch")
+    assert code == 0
+    assert "note: the native library is not there" in err
 
 
 def test_wrong_arguments_are_one_sentence_and_a_code(run, data: Path, tiny_classifier: Path, tmp_path: Path) -> None:

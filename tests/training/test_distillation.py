@@ -22,7 +22,14 @@ from q8core.tasks.examples import QAExample
 from q8core.tasks.task import ClassifyTask, QATask, Task
 from q8core.tokenizer import load_tokenizer
 from q8core.training.config import TrainConfig
-from q8core.training.distillation import Distillation, logits_loss, soft_cross_entropy, training_loss, visible_mse
+from q8core.training.distillation import (
+    Distillation,
+    can_teach_itself,
+    logits_loss,
+    soft_cross_entropy,
+    training_loss,
+    visible_mse,
+)
 from q8core.training.finetune import finetune
 from q8core.training.loop import Interrupted, Trainer
 from q8core.training.model import BertModel, load_bert
@@ -306,6 +313,19 @@ def test_generic_labels_teach_any_names(tiny_classifier: Path, tmp_path: Path) -
     loss, identity = training_loss(str(generic), student, make_task(tiny_classifier), CONFIG)
     assert isinstance(loss, Distillation)
     assert identity["teacher"]["name"] == "generic"
+
+
+def test_a_model_teaches_itself_only_what_it_was_trained_for(tiny_classifier: Path, tmp_path: Path) -> None:
+    task = make_task(tiny_classifier)
+    assert can_teach_itself(str(tiny_classifier), task)
+    for labels, can in (
+        (("LABEL_0", "LABEL_1"), True),
+        (("LABEL_0", "LABEL_1", "LABEL_2"), False),
+        (("a", "b"), False),
+    ):
+        source = save_tiny(tmp_path / "-".join(labels), "classify", labels=labels)
+        assert can_teach_itself(str(source), task) == can
+    assert not can_teach_itself(str(save_tiny(tmp_path / "qa", "qa")), task)
 
 
 def test_impossible_weights_are_named() -> None:
