@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,18 @@ import torch
 from transformers import BertConfig, BertForQuestionAnswering, BertForSequenceClassification, BertTokenizerFast
 
 from q8core.cache import CACHE_VARIABLE
+
+
+@pytest.fixture(autouse=True)
+def no_left_over_log_handlers() -> Iterator[None]:
+    """A command's handler writes to what was stderr then: pytest closes that, and a later test gets the complaints."""
+    root = logging.getLogger()
+    before = list(root.handlers)
+    yield
+    for handler in list(root.handlers):
+        if type(handler) is logging.StreamHandler and handler not in before:  # pytest's own are of other classes
+            root.removeHandler(handler)
+
 
 _TEXT = """
 a an the is was not in on of and to by very good bad great awful boring funny film movie plot actor story who what
