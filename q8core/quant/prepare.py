@@ -156,10 +156,11 @@ def master_weights(prepared: nn.Module) -> dict[str, Tensor]:
 def _collected(layer: QATLinear) -> dict[RangeName, Tensor]:
     """Return the thresholds that the layer's collectors found."""
     collectors = layer.collectors or {}
-    thresholds: dict[RangeName, Tensor] = {name: collector.threshold() for name, collector in collectors.items()}
+    thresholds: dict[RangeName, Tensor] = {}
     low, high = collectors.get("input_low"), collectors.get("input_high")
     if isinstance(low, MseCollector) and isinstance(high, MseCollector):
         thresholds["input_low"], thresholds["input_high"] = mse_sides(low.histogram, high.histogram)
+    thresholds |= {name: each.threshold() for name, each in collectors.items() if name not in thresholds}
     for name, threshold in thresholds.items():
         if not bool(torch.isfinite(threshold)):
             raise CalibrationError(
