@@ -32,8 +32,9 @@ from tests.engines.conftest import (
     simulate,
 )
 from tests.engines.reachable import reachable_tensors
+from tests.quant.test_asymmetric import symmetric
 
-NATIVE_SCHEMES = ("q8bert", "q8bert-paper", "q8bert-attention", "static", "static-attention")
+NATIVE_SCHEMES = ("symmetric", "q8bert", "q8bert-paper", "q8bert-attention", "static", "static-attention")
 LENGTHS = [5, 12, 12, 1, 90, 3]
 ODD_PATHS: dict[str, dict[str, object]] = {
     "bert.encoder.layer.0.attention.self.query": {"requantize_output": False},
@@ -53,13 +54,15 @@ def odd_scheme(task: str) -> Scheme:
 
 
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("scheme", [*PRESETS, "odd"])
+@pytest.mark.parametrize("scheme", [*PRESETS, "symmetric", "odd"])
 def test_logits_equal_the_simulation(task: str, scheme: str) -> None:
     """Sequence by sequence, so that attention adds up in the same order and only rounding of floats is left.
 
     Every integer agrees; one that did not would move a logit by thousandths.
     """
-    simulated = simulate(task, odd_scheme(task) if scheme == "odd" else preset(scheme))
+    # symmetric: as in checkpoints from before there were zero points
+    own = {"odd": odd_scheme(task), "symmetric": symmetric()}
+    simulated = simulate(task, own[scheme] if scheme in own else preset(scheme))
     sequences = random_sequences(LENGTHS)
     expected = [reference_logits(task, simulated.model, [sequence])[0] for sequence in sequences]
     assert max(float(logits.abs().max()) for logits in expected) > 0.1
