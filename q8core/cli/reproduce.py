@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from q8core.cli.before_training import prepare_training
 from q8core.cli.options import RecipeFolder
 from q8core.errors import InputError
 
@@ -34,7 +35,6 @@ def reproduce(
     """
     from q8core.reproduce.plot import check_plot
     from q8core.reproduce.series import Order, reproduce
-    from q8core.training.allocator import keep_freed_memory
 
     if plot:
         check_plot()
@@ -42,7 +42,7 @@ def reproduce(
         raise InputError(f"--output {output} is a file; name a folder")
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     order = Order(model, data, names, output, seeds, scheme, recipes, keep_float, plot)
-    keep_freed_memory()
+    prepare_training(quantized=True)
     complete = reproduce(order, lambda line: typer.echo(line))
     typer.echo(f"{output / 'table.md'}")
     if not complete:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from q8core.cli.before_training import prepare_training
 from q8core.cli.data import DataOptions, echo_scores
 from q8core.cli.options import (
     DataFolder,
@@ -62,11 +63,7 @@ def train(
     int8_only: Int8Only = False,
 ) -> None:
     """Fine-tune in fp32, or train with quantization into an int8 checkpoint."""
-    import torch
-
-    from q8core.quant import passes
     from q8core.tokenizer import load_tokenizer
-    from q8core.training.allocator import keep_freed_memory
     from q8core.training.distillation import can_teach_itself
     from q8core.training.finetune import finetune
     from q8core.training.model import model_folder
@@ -107,13 +104,7 @@ def train(
         for name, value in distillation.items():
             if value is not None:
                 raise InputError(f"--{name.replace('_', '-')} is {value}, but it needs --teacher")
-    keep_freed_memory()
-    if quantized and not passes.available() and not torch.cuda.is_available():
-        typer.echo(
-            "note: the native library is not there (it is compiled by g++ when q8bert is installed), so this training "
-            "takes torch's slower passes",
-            err=True,
-        )
+    prepare_training(quantized)
     with joined_processes() as processes:
         if not quantized:
             scores = finetune(model, work, config, output, options.description, teacher=teacher)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from q8core.quant import passes
 from q8core.reproduce import methods
 from q8core.reproduce import run as run_module
 from q8core.reproduce.methods import BASELINES, Scored
@@ -196,6 +197,16 @@ def test_what_is_finished_is_not_repeated(command: Command, complete: Path, monk
     code, out, err = command(complete, "--seeds", 1, tasks="squad")
     assert code == 0, err
     assert len(results(complete)["runs"]) == 3  # the table is of all runs in the folder
+
+
+def test_it_says_that_it_goes_without_the_native_library(
+    command: Command, complete: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "slower passes" not in command(complete)[2]
+    monkeypatch.setattr(passes, "_library", lambda: None)
+    code, _, err = command(complete)
+    assert code == 0
+    assert "note: the native library is not there" in err
 
 
 def test_an_interrupted_run_goes_on_and_ends_the_same(
