@@ -20,6 +20,7 @@ import service as package
 from q8core.errors import InputError
 from service.auth import AuthMiddleware, load_keys
 from service.container import Service
+from service.cors import CrossOrigin
 from service.errors import ServiceError, describe_error
 from service.metrics import COMPARE
 from service.middleware import BodyMiddleware, RequestMiddleware
@@ -43,7 +44,7 @@ from service.routes import (
     vllm,
 )
 from service.settings import Settings
-from service.trace import EXPOSED_HEADERS, RequestTrace
+from service.trace import RequestTrace
 from service.tracing import NO_TELEMETRY_LOGS, create_tracing
 from service.watcher import watching
 
@@ -119,10 +120,11 @@ def create_app(settings: Settings, registry: ModelRegistry) -> FastAPI:
         app.add_middleware(AuthMiddleware, keys=keys, protect_metrics=settings.protect_metrics)
     recorder = RequestRecorder(TASK_PATHS, service.metrics, observers)
     app.add_middleware(RequestMiddleware, recorder=recorder)
-    if settings.cors_allow_origin:
-        app.add_middleware(CORSMiddleware, **_cors(settings))
+    cross_origin = CrossOrigin(settings.cors_allow_origin) if settings.cors_allow_origin else None
+    if cross_origin is not None:
+        app.add_middleware(CORSMiddleware, **cross_origin.middleware())
     limit = settings.max_queue_requests + BEING_SERVED
-    app.state.overload = Overload(limit, TASK_PATHS, service.queue, recorder)
+    app.state.overload = Overload(limit, TASK_PATHS, service.queue, recorder, cross_origin)
     return app
 
 
@@ -133,17 +135,6 @@ def _shows_lock(scheme: str) -> list[Any]:
 
 def _without_docs(**options: Any) -> FastAPI:
     return FastAPI(docs_url=None, openapi_url=None, **options)
-
-
-def _cors(settings: Settings) -> dict[str, Any]:
-    """What pages of other origins may send and read; no cookies, because nothing here reads any."""
-    return {
-        "allow_origins": settings.cors_allow_origin,
-        "allow_methods": ["GET", "POST"],
-        "allow_headers": ["authorization", "content-type", "x-q8bert-backend", "x-request-id"],
-        "expose_headers": EXPOSED_HEADERS,
-        "max_age": 600,
-    }
 
 
 async def _answer_error(request: Request, error: Exception) -> JSONResponse:

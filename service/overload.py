@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping
 
 from service.batcher import BatchQueue
+from service.cors import CrossOrigin
 from service.errors import ERROR_KINDS, ErrorAnswer, QueueFull, describe_error
 from service.recorder import RequestRecorder
 from service.trace import RequestTrace, request_id
@@ -30,19 +31,32 @@ class Overload:
         tasks: path -> task, of the inference routes; all others are always let in.
         queue: knows when there will be room.
         recorder: is told of the refused.
+        cross_origin: which pages may read the refusal, as they may every other answer.
     """
 
-    def __init__(self, limit: int, tasks: Mapping[str, str], queue: BatchQueue, recorder: RequestRecorder) -> None:
+    def __init__(
+        self,
+        limit: int,
+        tasks: Mapping[str, str],
+        queue: BatchQueue,
+        recorder: RequestRecorder,
+        cross_origin: CrossOrigin | None = None,
+    ) -> None:
         self._limit = limit
         self._tasks = {path.encode(): (path, task) for path, task in tasks.items()}
         self._queue = queue
         self._recorder = recorder
+        self._cross_origin = cross_origin
         self._answer = ErrorAnswer(ERROR_KINDS[QueueFull], "", {})
         self._good_until = 0.0
 
-    def refuses(self, target: bytes, under_way: int) -> bool:
-        """Whether to refuse a request for this target (path and query as sent), with so many others under way."""
-        return under_way >= self._limit and target.partition(b"?")[0] in self._tasks
+    def refuses(self, method: bytes, target: bytes, under_way: int) -> bool:
+        """Whether to refuse a request for this target (path and query as sent), with so many others under way.
+
+        A browser's question whether it may ask costs next to nothing, and without its answer a page would not see
+        the refusal that follows.
+        """
+        return under_way >= self._limit and method != b"OPTIONS" and target.partition(b"?")[0] in self._tasks
 
     def answer(
         self, method: str, target: bytes, headers: list[tuple[bytes, bytes]]
@@ -53,6 +67,9 @@ class Overload:
         trace = RequestTrace(request_id(headers), task=task, error_type=answer.kind.error_type)
         body = json.dumps(answer.body(trace.request_id)).encode()
         named = {"content-type": "application/json", "content-length": str(len(body)), **answer.headers}
+        if self._cross_origin is not None:
+            origin = dict(headers).get(b"origin")
+            named |= self._cross_origin.headers(None if origin is None else origin.decode("latin-1"))
         self._recorder.record(method, path, trace, answer.kind.status)
         return body, [*((name.encode(), value.encode()) for name, value in named.items()), *trace.headers()]
 

@@ -97,12 +97,13 @@ class GuardedProtocol(HttpToolsProtocol):
         if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > self.limits.header_bytes:
             self._too_large = True
             raise ValueError("headers too large")  # the parser stops, and send_400_response answers
+        assert self.parser is not None
         # behind an unfinished answer, or with a client that waits to be asked for its body, it takes the usual way
         self._refusing = (
             self.overload is not None
             and not self._answering
             and not self.expect_100_continue
-            and self.overload.refuses(self.url, len(self.tasks))
+            and self.overload.refuses(self.parser.get_method(), self.url, len(self.tasks))
         )
         if not self._refusing:
             super().on_headers_complete()

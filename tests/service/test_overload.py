@@ -115,3 +115,37 @@ def test_pipelined_requests_are_answered_in_their_order(url: str) -> None:
         answers = [read_answer(connection) for _ in ids]
     assert [answer[1]["x-request-id"].encode() for answer in answers] == ids
     assert [answer[0][9:12] for answer in answers] == [b"429", b"200", b"400", b"200"]
+
+
+@pytest.fixture(scope="module", params=["https://a.example", "*"])
+def cross_origin_url(request: pytest.FixtureRequest, classify_folder: Path) -> Iterator[str]:
+    """The same with an origin whose pages may read answers; /tokenize is not refused there."""
+    app = create_app(Settings(threads=1, cors_allow_origin=(request.param,)), open_registry(classify_folder))
+    app.state.overload._limit = 0
+    with running_server(app) as url:
+        yield url
+
+
+@pytest.mark.parametrize("origin", ["https://a.example", "https://b.example", None])
+def test_pages_of_other_origins_may_read_the_refusal_as_any_answer(cross_origin_url: str, origin: str | None) -> None:
+    headers = {} if origin is None else {"origin": origin}
+    refused = httpx.post(f"{cross_origin_url}/classify", json={"inputs": "good"}, headers=headers)
+    answered = httpx.post(f"{cross_origin_url}/tokenize", json={"inputs": "good"}, headers=headers)
+    assert (refused.status_code, answered.status_code) == (429, 200)
+    assert "origin" in refused.headers["vary"].lower()
+    names = ["access-control-allow-origin"]
+    if "access-control-allow-origin" in answered.headers:
+        names.append("access-control-expose-headers")
+    for name in names:
+        assert refused.headers.get(name) == answered.headers.get(name), name
+
+
+def test_a_browser_may_ask_whether_it_may_ask(cross_origin_url: str) -> None:
+    asks = {
+        "origin": "https://a.example",
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "content-type",
+    }
+    answer = httpx.options(f"{cross_origin_url}/classify", headers=asks)
+    assert answer.status_code == 200
+    assert answer.headers["access-control-allow-origin"] in ("https://a.example", "*")
