@@ -135,6 +135,9 @@ def test_squad_from_training_to_scores(run, tiny_qa: Path, tmp_path: Path) -> No
         (tmp_path / f"{name}-v1.1.json").write_text(json.dumps(document))
     squad = ["--task", "squad", "--data", tmp_path, "--max-length", 40]
     train = ["--batch-size", 2, "--epochs", 3, "--learning-rate", 2e-3, "--precision", "fp32"]
+    # a source with random weights has nothing to teach, as it would by the bundled recipe
+    (tmp_path / "squad.toml").write_text("[fp32]\nepochs = 3.0\n[qat]\nepochs = 3.0\nevals = 2\n")
+    train += ["--recipes", tmp_path]
     code, out, err = run("train", "--model", tiny_qa, "--output", tmp_path / "int8", *squad, *train)
     assert code == 0, err
     assert "f1 100.0000" in out

@@ -57,6 +57,10 @@ def simulation(checkpoint: Checkpoint) -> torch.nn.Module:
     for path, layer in prepared.named_modules():
         if isinstance(layer, QATLinear):
             layer.observed_steps.fill_(1)
+            if hasattr(layer, "input_low_threshold"):
+                scale, zero_point = tensors[f"{path}.input_scale"][0], int(tensors[f"{path}.input_zero_point"])
+                layer.get_buffer("input_low_threshold").copy_(scale * zero_point)
+                layer.get_buffer("input_high_threshold").copy_(scale * (255 - zero_point))
             for name in ("input", "output"):
                 if hasattr(layer, f"{name}_threshold"):
                     layer.get_buffer(f"{name}_threshold").copy_(tensors[f"{path}.{name}_scale"][0] * 127)
