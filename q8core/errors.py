@@ -4,6 +4,7 @@ Q8Error
  ├── InputError         a text, file or argument from the user is wrong
  ├── SchemeError        a quantization scheme names something that does not exist
  ├── CalibrationError   a range was needed that no data ever set
+ ├── TrainingError      training came to nothing
  ├── CheckpointError    a checkpoint is damaged, incomplete or of the wrong kind
  └── EngineError        a kernel is missing on this CPU, or computes something else
 """
@@ -31,6 +32,10 @@ class SchemeError(Q8Error):
 
 class CalibrationError(Q8Error):
     """Raised when a quantizer has no usable range."""
+
+
+class TrainingError(Q8Error):
+    """Raised when a training cannot go on: what it would make is no model."""
 
 
 class CheckpointError(Q8Error):

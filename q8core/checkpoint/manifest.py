@@ -16,6 +16,8 @@ FORMAT_VERSION = 1
 MANIFEST_FILE = "q8bert.json"
 INT8_FILE = "model.int8.safetensors"
 FLOAT_FILE = "model.safetensors"
+CLASS_OF_TASK: dict[TaskKind, str] = {"classify": "BertForSequenceClassification", "qa": "BertForQuestionAnswering"}
+"""What config.json calls a model with the head of a task."""
 # A manifest is a few kilobytes; anything far larger is not one, and is not parsed.
 MAX_MANIFEST_BYTES = 4_000_000
 

@@ -13,7 +13,15 @@ from tokenizers import Tokenizer
 from transformers import BertConfig
 
 from q8core.checkpoint.layout import check_float_layout, check_int8_layout
-from q8core.checkpoint.manifest import FLOAT_FILE, INT8_FILE, MANIFEST_FILE, GoldenExample, Manifest, verify_files
+from q8core.checkpoint.manifest import (
+    CLASS_OF_TASK,
+    FLOAT_FILE,
+    INT8_FILE,
+    MANIFEST_FILE,
+    GoldenExample,
+    Manifest,
+    verify_files,
+)
 from q8core.checkpoint.tensors import TensorFile
 from q8core.errors import CheckpointError
 from q8core.quant import Scheme, dequantized_tensors
@@ -22,10 +30,7 @@ from q8core.tasks.task import TaskKind
 from q8core.tokenizer import load_tokenizer
 
 PICKLE_ENDINGS = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_TASK_OF_CLASS: dict[str, TaskKind] = {
-    "BertForSequenceClassification": "classify",
-    "BertForQuestionAnswering": "qa",
-}
+_TASK_OF_CLASS: dict[str, TaskKind] = {name: task for task, name in CLASS_OF_TASK.items()}
 
 
 class Checkpoint:
@@ -53,7 +58,7 @@ class Checkpoint:
 
     @classmethod
     def open(cls, path: Path) -> Checkpoint:
-        """Open a folder after checking hashes, names, shapes, types and finiteness.
+        """Open a folder after checking hashes, names, shapes and types, and int8 tensors' values.
 
         Raises:
             CheckpointError: with the reason and, where there is one, the way out.
@@ -116,9 +121,15 @@ class Checkpoint:
         return self._int8
 
     def float_tensors(self) -> tuple[Mapping[str, torch.Tensor], bool]:
-        """The float tensors under Hugging Face's names, and whether they are dequantized int8 weights."""
+        """The float tensors under Hugging Face's names, and whether they are dequantized int8 weights.
+
+        Raises:
+            CheckpointError: they hold NaN or infinite values.
+        """
         if (self.path / FLOAT_FILE).is_file():
-            return TensorFile(self.path / FLOAT_FILE), False
+            floats = TensorFile(self.path / FLOAT_FILE)
+            _check_finite(floats)  # not when the folder is opened: int8 alone never reads them
+            return floats, False
         return dequantized_tensors(self.int8_tensors()), True
 
     def tokenizer(self) -> Tokenizer:
@@ -191,10 +202,15 @@ def _check_facts(path: Path, config: BertConfig, task: TaskKind, labels: tuple[s
 
 def _check_values(file: TensorFile) -> None:
     """Finite floats, positive scales, and no -128, which the symmetric scheme never produces."""
+    _check_finite(file)
     for name in file:
-        if file.dtype(name) == "F32" and not bool(torch.isfinite(file[name]).all()):
-            raise CheckpointError(f"{file.path}: {name} holds NaN or infinite values")
         if name.endswith("_scale") and not bool((file[name] > 0).all()):
             raise CheckpointError(f"{file.path}: {name} holds a scale that is not positive")
         if file.dtype(name) == "I8" and int(file[name].min()) < -127:
             raise CheckpointError(f"{file.path}: {name} holds -128, outside the symmetric range -127..127")
+
+
+def _check_finite(file: TensorFile) -> None:
+    for name in file:
+        if file.dtype(name) in ("F32", "F16", "BF16") and not bool(torch.isfinite(file[name]).all()):
+            raise CheckpointError(f"{file.path}: {name} holds NaN or infinite values")

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import BertConfig
 
-from q8core.checkpoint.manifest import FLOAT_FILE, INT8_FILE, MANIFEST_FILE, GoldenExample, Manifest, file_entry
+from q8core.checkpoint.manifest import (
+    CLASS_OF_TASK,
+    FLOAT_FILE,
+    INT8_FILE,
+    MANIFEST_FILE,
+    GoldenExample,
+    Manifest,
+    file_entry,
+)
 from q8core.checkpoint.tensors import write_tensors
 from q8core.quant import Scheme
 from q8core.tasks.task import TaskKind
@@ -34,11 +43,14 @@ def write_checkpoint(
 ) -> None:
     """Write ``model.int8.safetensors``, ``config.json``, the tokenizer and ``q8bert.json``.
 
-    A float ``model.safetensors`` that already lies in the folder becomes part of the checkpoint.
+    A float ``model.safetensors`` that already lies in the folder becomes part of the checkpoint. The config names the
+    task's class, whatever the config of the base named.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST_FILE).unlink(missing_ok=True)
     copy_tokenizer(tokenizer_folder, folder)
+    config = deepcopy(config)
+    config.architectures = [CLASS_OF_TASK[task]]
     config.save_pretrained(folder)
     write_tensors(folder / INT8_FILE, tensors)
     names = [INT8_FILE, FLOAT_FILE, "config.json", *TOKENIZER_FILES]

@@ -37,29 +37,36 @@ class DataOptions:
             return self.task
         return ", ".join(file.name for file in (self.train_file, self.dev_file) if file)
 
-    def read(self, tokenizer: Tokenizer, with_train: bool, labels: tuple[str, ...] | None = None) -> Task:
+    def read(
+        self, tokenizer: Tokenizer, positions: int, with_train: bool, labels: tuple[str, ...] | None = None
+    ) -> Task:
         """Read and check everything before any time is spent.
+
+        Args:
+            tokenizer: the model's.
+            positions: the longest input that it can take.
+            with_train: whether training data is needed.
+            labels: names of the classes by index, for the user's own files; None for those of the training data.
 
         Raises:
             InputError: an option is missing or does not fit the task, or the data is wrong.
         """
         from q8core.tasks.examples import is_regression
         from q8core.tasks.tabular import Columns, read_classify
-        from q8core.tasks.task import ClassifyTask, read_task
+        from q8core.tasks.task import TEXT_LENGTH, ClassifyTask, longest_input, read_task
 
-        if self.max_length is not None and self.max_length < 8:
-            raise InputError(f"--max-length is {self.max_length}; at least 8")
         if self.task != "classify":
             if self.data is None:
                 raise InputError(f"--task {self.task} needs --data FOLDER with its official files")
-            return read_task(self.task, self.data, tokenizer, self.max_length, with_train)
+            return read_task(self.task, self.data, tokenizer, self.max_length, positions, with_train=with_train)
         if self.dev_file is None or (with_train and self.train_file is None):
             raise InputError("--task classify needs " + ("--train-file and " if with_train else "") + "--dev-file")
         if labels is not None and is_regression(labels):
             raise InputError("the model predicts a number, which --task classify cannot score; allowed: stsb")
+        length = longest_input(self.max_length, TEXT_LENGTH, positions)
         columns = Columns(self.text_column, self.pair_column, self.label_column)
         train = self.train_file if with_train else None
-        return ClassifyTask(read_classify(train, self.dev_file, columns, labels), tokenizer, self.max_length or 128)
+        return ClassifyTask(read_classify(train, self.dev_file, columns, labels), tokenizer, length)
 
 
 def echo_scores(output: Path, scores: Mapping[str, Mapping[str, float]]) -> None:

@@ -48,7 +48,8 @@ def evaluate(
         task, data, None, dev_file, text_column, pair_column, label_column, max_length or opened.max_length
     )
     labels = opened.labels if task == "classify" else None
-    work = options.read(opened.tokenizer(), with_train=False, labels=labels)
+    positions = opened.config.max_position_embeddings
+    work = options.read(opened.tokenizer(), positions, with_train=False, labels=labels)
     if work.labels != opened.labels:
         raise InputError(f"{checkpoint} has the labels {opened.labels}, the data has {work.labels}")
     results: dict[str, Any] = {}

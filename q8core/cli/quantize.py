@@ -44,7 +44,8 @@ def quantize(
     """Quantize a fine-tuned model without training it again, and score the result."""
     from q8core.quant import PRESETS, find_scheme
     from q8core.tokenizer import load_tokenizer
-    from q8core.training.model import model_folder, model_labels
+    from q8core.training.head import has_head, model_labels
+    from q8core.training.model import bert_config, model_folder
     from q8core.training.qat import quantize_trained
 
     if scheme in PRESETS and scheme not in ("static", "static-attention", "dynamic"):
@@ -55,8 +56,9 @@ def quantize(
         raise InputError(f"--calibration is {calibration!r}; allowed: max, percentile, mse")
     options = DataOptions(task, data, train_file, dev_file, text_column, pair_column, label_column, max_length)
     folder = model_folder(model)
-    labels = None if task != "classify" else model_labels(model)
-    work = options.read(load_tokenizer(folder), with_train=calibrated, labels=labels)
+    positions = bert_config(model).max_position_embeddings
+    labels = model_labels(model) if task == "classify" and has_head(model, "classify") else None
+    work = options.read(load_tokenizer(folder), positions, with_train=calibrated, labels=labels)
     scores = quantize_trained(
         model,
         work,

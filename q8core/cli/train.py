@@ -64,9 +64,9 @@ def train(
 ) -> None:
     """Fine-tune in fp32, or train with quantization into an int8 checkpoint."""
     from q8core.tokenizer import load_tokenizer
-    from q8core.training.distillation import can_teach_itself
+    from q8core.training.distillation import why_not_itself
     from q8core.training.finetune import finetune
-    from q8core.training.model import model_folder
+    from q8core.training.model import bert_config, model_folder
     from q8core.training.processes import joined_processes
     from q8core.training.qat import train_quantized
     from q8core.training.recipe import load_recipe
@@ -82,7 +82,8 @@ def train(
     }
     options = DataOptions(task, data, train_file, dev_file, text_column, pair_column, label_column, max_length)
     folder = model_folder(model)
-    work = options.read(load_tokenizer(folder), with_train=True)
+    positions = bert_config(model).max_position_embeddings
+    work = options.read(load_tokenizer(folder), positions, with_train=True)
     quantized = scheme != "fp32"
     recipe = load_recipe(task, recipes)
     config = recipe.config(
@@ -98,12 +99,16 @@ def train(
         precision=None if precision == "auto" else precision,
         **distillation,
     )
-    if teacher is None and quantized and recipe.teacher and can_teach_itself(model, work):
+    self_taught = teacher is None and quantized and recipe.teacher
+    reason = why_not_itself(model, work) if self_taught else ""
+    if self_taught and not reason:
         teacher = model
     if teacher is None:
         for name, value in distillation.items():
             if value is not None:
                 raise InputError(f"--{name.replace('_', '-')} is {value}, but it needs --teacher")
+    if reason:
+        typer.echo(f"note: {reason}; so it is no teacher, and training goes by the labels", err=True)
     prepare_training(quantized)
     with joined_processes() as processes:
         if not quantized:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
 from q8core.errors import InputError
+from q8core.tasks.digest import examples_digest
 from q8core.tasks.glue import GLUE
 from q8core.tasks.task import Task, read_task
 
@@ -100,8 +100,7 @@ class DataSource:
         Raises:
             InputError: with file and line.
         """
-        read = read_task(task, find_folder(self.root, task), self.tokenizer, None, with_train=True)
-        return read if read.max_length <= self.positions else replace(read, max_length=self.positions)
+        return read_task(task, find_folder(self.root, task), self.tokenizer, None, self.positions, with_train=True)
 
     def facts(self, tasks: Sequence[str]) -> dict[str, DataFacts]:
         """Read all tasks' files, one after the other, and keep only what is known about them.
@@ -137,15 +136,9 @@ def check_tasks(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _facts(task: Task) -> DataFacts:
-    parts = (task.train_examples, task.dev_examples)
-    digest = hashlib.sha256()
-    characters = [0, 0]
-    for place, examples in enumerate(parts):
-        for example in examples:
-            text = repr(example)
-            characters[place] += len(text)
-            digest.update(text.encode())
-    return DataFacts(len(parts[0]), len(parts[1]), digest.hexdigest(), (characters[0], characters[1]))
+    train, dev = task.train_examples, task.dev_examples
+    characters = tuple(sum(len(repr(example)) for example in examples) for examples in (train, dev))
+    return DataFacts(len(train), len(dev), examples_digest(train, dev), (characters[0], characters[1]))
 
 
 def _folders(parent: Path) -> list[Path]:

@@ -114,12 +114,13 @@ def check_same(record: RunRecord, identity: Mapping[str, Any]) -> None:
 
 
 def _completed(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Add the defaults of what a recipe could not say yet when the run was made."""
+    """Add the defaults of what a recipe could not say yet when the run was made; leave out what changes no score."""
     defaults = TrainConfig().to_dict()
     seedless = {name: {**defaults, **identity.get(name, {})} for name in _CONFIGS}
     for values in seedless.values():
         values.pop("seed")  # the run's own
-    return {"teacher": False, **identity, **seedless}
+    base = {name: value for name, value in identity.get("base", {}).items() if name != "name"}  # the digest decides
+    return {"teacher": False, **identity, "base": base, **seedless}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

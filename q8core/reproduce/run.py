@@ -55,6 +55,7 @@ def execute(record: RunRecord, settings: RunSettings, task: Task, changed: Calla
         changed: is told the method whose scores or error were just noted.
     """
     record.errors.clear()
+    record.save()  # before anything else is written there: a later command has to know what the run was asked for
     (record.folder / ERROR_FILE).unlink(missing_ok=True)
     float_folder, checkpoint = record.folder / "fp32", record.folder / "qat"
     if not (float_folder / FLOAT_FILE).is_file() and not record.complete:

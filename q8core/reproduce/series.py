@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from q8core.bench.environment import environment
-from q8core.checkpoint.manifest import FLOAT_FILE
 from q8core.errors import InputError
 from q8core.quant import PRESETS, Scheme, find_scheme
 from q8core.reproduce.data import TITLES, DataFacts, DataSource, check_tasks
@@ -25,6 +23,7 @@ from q8core.tasks.examples import REGRESSION_LABELS
 from q8core.tasks.glue import GLUE
 from q8core.tasks.task import Task
 from q8core.tokenizer import load_tokenizer
+from q8core.training.identity import weights_digest
 from q8core.training.model import load_bert, model_folder
 from q8core.training.recipe import Recipe, load_recipe
 
@@ -114,7 +113,7 @@ def plan(order: Order) -> tuple[DataSource, list[Planned]]:
     if order.seeds is not None and order.seeds < 1:
         raise InputError(f"--seeds is {order.seeds}; at least 1")
     recipes = {task: load_recipe(task, order.recipes) for task in tasks}
-    base = {"name": base_name(order.model), "sha256": _weights_digest(order.model)}
+    base = {"name": base_name(order.model), "sha256": weights_digest(order.model)}
     common = {"base": base, "scheme": _scheme_identity(scheme), "calibration_examples": CALIBRATION_EXAMPLES}
     found = load_records(order.output / "runs")
     for record in found:
@@ -181,15 +180,6 @@ def _left(runs: Sequence[Planned], todo: Sequence[Planned]) -> str:
 def base_name(model: str) -> str:
     """What tables call the base model."""
     return Path(model).absolute().name if Path(model).is_dir() else model
-
-
-def _weights_digest(model: str) -> str:
-    """Digest of the base model's weights: others under the same name make other runs."""
-    weights = model_folder(model) / FLOAT_FILE
-    if not weights.is_file():
-        raise InputError(f"--model {model}: no {FLOAT_FILE}")
-    with weights.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _versions() -> dict[str, Any]:

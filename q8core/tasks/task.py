@@ -24,6 +24,9 @@ TaskKind = Literal["classify", "qa"]
 # Answers longer than this many tokens are cut in SQuAD's usual evaluation (Devlin et al. 2018).
 SQUAD_MAX_ANSWER_LEN = 30
 SQUAD_DOC_STRIDE = 128
+TEXT_LENGTH, SQUAD_LENGTH = 128, 384
+"""Tokens of the longest input where nobody asks for another (Devlin et al. 2018)."""
+SHORTEST_INPUT = 8
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class ClassifyTask:
 
     data: ClassifyData
     tokenizer: Tokenizer
-    max_length: int = 128
+    max_length: int = TEXT_LENGTH
     metrics: tuple[str, ...] = ("accuracy",)
     kind: TaskKind = field(default="classify", init=False)
 
@@ -110,7 +113,7 @@ class QATask:
     train: list[QAExample]
     dev: list[QAExample]
     tokenizer: Tokenizer
-    max_length: int = 384
+    max_length: int = SQUAD_LENGTH
     kind: TaskKind = field(default="qa", init=False)
     metric: str = field(default="f1", init=False)
     labels: tuple[str, ...] = field(default=(), init=False)
@@ -178,11 +181,38 @@ def answer_positions(window: Window, example: QAExample) -> tuple[int, int]:
     return (inside[0], inside[-1]) if left[0] <= first and right[1] >= last else (0, 0)
 
 
-def read_task(name: str, folder: Path, tokenizer: Tokenizer, max_length: int | None, with_train: bool) -> Task:
-    """Read a public data set from its official files: a task of :data:`GLUE`, or ``squad``."""
+def longest_input(asked: int | None, usual: int, positions: int) -> int:
+    """Return how many tokens of an input are read: as many as asked for, else as is usual or the positions allow.
+
+    Raises:
+        InputError: more were asked for than the model has positions, or too few for a text.
+    """
+    if asked is not None and not SHORTEST_INPUT <= asked <= positions:
+        raise InputError(f"--max-length is {asked}; allowed: {SHORTEST_INPUT} to {positions} (the model's positions)")
+    return asked or min(usual, positions)
+
+
+def read_task(
+    name: str, folder: Path, tokenizer: Tokenizer, max_length: int | None, positions: int, *, with_train: bool
+) -> Task:
+    """Read a public data set from its official files: a task of :data:`GLUE`, or ``squad``.
+
+    Args:
+        name: of the task.
+        folder: with its files.
+        tokenizer: the model's.
+        max_length: how many tokens of an input to read; None for as many as is usual.
+        positions: how many the model has.
+        with_train: whether to read the training data too.
+
+    Raises:
+        InputError: with file and line; or a length that the model cannot read.
+    """
     if name in GLUE:
-        return ClassifyTask(read_glue(name, folder, with_train), tokenizer, max_length or 128, GLUE[name].metrics)
+        length = longest_input(max_length, TEXT_LENGTH, positions)
+        return ClassifyTask(read_glue(name, folder, with_train), tokenizer, length, GLUE[name].metrics)
     if name == "squad":
+        length = longest_input(max_length, SQUAD_LENGTH, positions)
         train = read_squad(official_file(folder, "train-v1.1.json")) if with_train else []
-        return QATask(train, read_squad(official_file(folder, "dev-v1.1.json")), tokenizer, max_length or 384)
+        return QATask(train, read_squad(official_file(folder, "dev-v1.1.json")), tokenizer, length)
     raise InputError(f"unknown task {name!r}; allowed: {', '.join(GLUE)}, squad, or classify for your own files")

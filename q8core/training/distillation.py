@@ -4,14 +4,14 @@
 
 with H_l the hidden states of layer l (0: the embeddings) and A_l the attention scores Q K^T / sqrt(head size) before
 the softmax, as TernaryBERT (Zhang et al., 2020) and KDLSQ-BERT (2021) have it, after TinyBERT (Jiao et al., 2019). Two
-things differ: padding counts nowhere, neither in the sums nor in what they are divided by, and L_logits is the cross
-entropy less the teacher's own entropy (Kullback-Leibler), which has the same gradient and is 0 for a perfect student.
+things differ: padding counts nowhere, neither in the sums nor in what they are divided by, and each row of a batch
+counts the same, as in L_task; and L_logits is the cross entropy less the teacher's own entropy (Kullback-Leibler),
+which has the same gradient and is 0 for a perfect student.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,12 +24,12 @@ from torch import Tensor, nn
 
 from q8core.checkpoint.manifest import FLOAT_FILE, file_entry
 from q8core.errors import InputError
-from q8core.tasks.examples import is_regression
 from q8core.tasks.task import Task
 from q8core.tokenizer import load_tokenizer
 from q8core.training.config import TrainConfig
+from q8core.training.head import BertModel, foreign_labels, has_head
 from q8core.training.loop import Loss, task_loss
-from q8core.training.model import BertModel, has_head, load_bert, model_folder, model_labels
+from q8core.training.model import load_bert, model_folder
 
 _TARGETS = ("labels", "start_positions", "end_positions")
 
@@ -53,10 +53,19 @@ def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float, vis
 
 
 def visible_mse(student: Tensor, teacher: Tensor, visible: Tensor) -> Tensor:
-    """Return the mean squared difference where `visible`, a bool tensor that broadcasts against both, is True."""
-    difference = (student.float() - teacher.float()).masked_fill(~visible, 0)
-    counted = visible.sum() * (difference.numel() // visible.numel())
-    return difference.square().sum() / counted
+    """Return the mean squared difference where something is visible, as the mean over the rows of each row's own.
+
+    A mean over the rows of a batch is what processes that share it can add up.
+
+    Args:
+        student: (rows, ...).
+        teacher: likewise.
+        visible: bool, with as many dimensions; broadcasts against both. In each row something is True.
+    """
+    squares = (student.float() - teacher.float()).masked_fill(~visible, 0).square()
+    each = squares[0].numel() // visible[0].numel()
+    counted = visible.flatten(1).sum(dim=1) * each
+    return (squares.flatten(1).sum(dim=1) / counted).mean()
 
 
 def logits_loss(student: Any, teacher: Any, mask: Tensor, temperature: float) -> Tensor:
@@ -206,9 +215,12 @@ def training_loss(
     return Distillation(student, model, config), {"teacher": identity}
 
 
-def can_teach_itself(source: str, task: Task) -> bool:
-    """Whether a training that starts from `source` can have it as its teacher too: it knows the task's labels."""
-    return has_head(source, task.kind) and not _foreign_labels(model_folder(source), task)
+def why_not_itself(source: str, task: Task) -> str:
+    """Say why a training that starts from `source` cannot have it as its teacher too; empty where it can."""
+    if not has_head(source, task.kind):
+        return f"{source} was not fine-tuned for this task"
+    labels = foreign_labels(source, task)
+    return f"{source} answers {', '.join(labels)}, and the data has {', '.join(task.labels)}" if labels else ""
 
 
 def _check_teacher(teacher: str, folder: Path, model: BertModel, task: Task) -> None:
@@ -221,7 +233,7 @@ def _check_teacher(teacher: str, folder: Path, model: BertModel, task: Task) -> 
         raise InputError(
             f"the teacher {teacher!r} was not fine-tuned for this task: it has no head of a {type(model).__name__}"
         )
-    labels = _foreign_labels(folder, task)
+    labels = foreign_labels(teacher, task)
     if labels:
         raise InputError(f"the teacher {teacher!r} has the labels {labels}, the data has {task.labels}")
     if load_tokenizer(folder).get_vocab() != task.tokenizer.get_vocab():
@@ -231,19 +243,6 @@ def _check_teacher(teacher: str, folder: Path, model: BertModel, task: Task) -> 
             f"the teacher {teacher!r} reads {model.config.max_position_embeddings} tokens at most, and the task's "
             f"max_length is {task.max_length}"
         )
-
-
-def _foreign_labels(folder: Path, task: Task) -> tuple[str, ...]:
-    """The labels of a fine-tuned model where they are not the task's; generic ones may stand for as many others."""
-    if task.kind != "classify" or is_regression(task.labels):
-        return ()
-    labels = model_labels(str(folder))
-    generic = len(labels) == len(task.labels) and all(re.fullmatch(r"LABEL_\d+", label) for label in labels)
-    return () if generic or _folded(labels) == _folded(task.labels) else labels
-
-
-def _folded(labels: Sequence[str]) -> list[str]:
-    return [label.casefold() for label in labels]
 
 
 @contextmanager

@@ -9,17 +9,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from q8core.checkpoint.manifest import FLOAT_FILE
+from q8core.checkpoint.manifest import FLOAT_FILE, MANIFEST_FILE
 from q8core.checkpoint.tensors import give_ordinary_permissions
 from q8core.engines import build_engine
+from q8core.errors import InputError
 from q8core.evaluate import evaluate_engine
 from q8core.quant import master_weights
 from q8core.tasks.task import Task
 from q8core.tokenizer import copy_tokenizer
 from q8core.training.config import TrainConfig
 from q8core.training.distillation import training_loss
+from q8core.training.head import BertModel
+from q8core.training.identity import run_identity, weights_digest
 from q8core.training.loop import Trainer
-from q8core.training.model import BertModel, load_bert, model_folder
+from q8core.training.model import load_bert, model_folder
 
 RECORD_FILE = "training.json"
 
@@ -38,7 +41,12 @@ def finetune(
         output: folder for the result.
         data: what the record says about the data.
         teacher: a fine-tuned model to learn from, a folder or hub id.
+
+    Raises:
+        InputError: the output is an int8 checkpoint, or holds a run with other settings.
     """
+    if (output / MANIFEST_FILE).is_file():
+        raise InputError(f"{output} holds an int8 checkpoint, which fp32 training would spoil; choose another --output")
     torch.manual_seed(config.seed)  # the new head's weights
     model = load_bert(source, task.kind, task.labels, config.dropout)
 
@@ -47,7 +55,7 @@ def finetune(
         return evaluate_engine(build_engine(model.config, task.kind, floats, "fp32"), task, limit)
 
     loss, taught_by = training_loss(teacher, model, task, config)
-    identity: dict[str, Any] = {"base": Path(source).name, "scheme": "fp32", "data": data, **taught_by}
+    identity = {**run_identity(source, task, data, "fp32"), **taught_by}
     trainer = Trainer(model, task, score, config, output, identity, loss)
     progress = trainer.run(task.train_features())
     if not trainer.processes.is_first:
@@ -61,6 +69,7 @@ def finetune(
         "steps": progress.step,
         "kept_step": progress.best_step,
         "seconds": round(progress.seconds),
+        "weights_sha256": weights_digest(str(output)),
         "scores": scores,
     }
     (output / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n")

@@ -6,29 +6,35 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
-from transformers import (
-    AutoConfig,
-    BertConfig,
-    BertForQuestionAnswering,
-    BertForSequenceClassification,
-    PretrainedConfig,
-)
+from transformers import AutoConfig, BertConfig, PretrainedConfig
 from transformers.utils import logging as hf_logging
 
 from q8core.errors import InputError
 from q8core.tasks.examples import is_regression
 from q8core.tasks.task import TaskKind
 from q8core.training.attention import ATTENTION
+from q8core.training.head import HEAD_CLASSES, BertModel, check_outputs, put_in_order
 
-BertModel = BertForSequenceClassification | BertForQuestionAnswering
-HEAD_CLASSES: dict[TaskKind, type[BertForSequenceClassification] | type[BertForQuestionAnswering]] = {
-    "classify": BertForSequenceClassification,
-    "qa": BertForQuestionAnswering,
-}
+
+def bert_config(source: str) -> BertConfig:
+    """The config of a folder or hub id.
+
+    Raises:
+        InputError: not there, or not a BERT.
+    """
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise InputError(f"no model at {source!r}: {str(error).splitlines()[0]}") from error
+    if not isinstance(config, BertConfig):
+        raise InputError(f"{source!r} is a {config.model_type!r} model; only 'bert' is supported")
+    return config
 
 
 def load_bert(source: str, kind: TaskKind, labels: tuple[str, ...] = (), dropout: float = 0.0) -> BertModel:
     """Load a BERT with the task's head, which starts at random where the source has none.
+
+    A head for the same classes in another order is put into that of `labels`.
 
     Args:
         source: a folder in Hugging Face's layout (safetensors) or a hub id.
@@ -39,14 +45,9 @@ def load_bert(source: str, kind: TaskKind, labels: tuple[str, ...] = (), dropout
     Raises:
         InputError: not there, not a BERT, without safetensors weights, or with a head for other labels.
     """
-    try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise InputError(f"no model at {source!r}: {str(error).splitlines()[0]}") from error
-    if not isinstance(config, BertConfig):
-        raise InputError(f"{source!r} is a {config.model_type!r} model; only 'bert' is supported")
+    config = bert_config(source)
     if kind == "classify" and labels:
-        _check_head(source, config, len(labels))
+        check_outputs(source, config, len(labels))
     changes: dict[str, Any] = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
     if kind == "classify" and labels:
         changes["id2label"] = dict(enumerate(labels))
@@ -62,26 +63,13 @@ def load_bert(source: str, kind: TaskKind, labels: tuple[str, ...] = (), dropout
     hf_logging.set_verbosity_error()  # a new head is expected, not worth a table of warnings
     hf_logging.disable_progress_bar()
     try:
-        return model_class.from_pretrained(source, use_safetensors=True, **changes)
+        model = model_class.from_pretrained(source, use_safetensors=True, **changes)
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"{source!r} cannot be loaded as {model_class.__name__}: {error}") from error
     finally:
         hf_logging.set_verbosity(level)
-
-
-def _check_head(source: str, config: BertConfig, outputs: int) -> None:
-    fine_tuned = BertForSequenceClassification.__name__ in (config.architectures or [])
-    if fine_tuned and config.num_labels != outputs:
-        raise InputError(
-            f"{source!r} has a head with {config.num_labels} outputs, this task needs {outputs}; "
-            "start from the pretrained model that it was made from"
-        )
-
-
-def has_head(source: str, kind: TaskKind) -> bool:
-    """Whether the source was fine-tuned for this kind of task."""
-    config = AutoConfig.from_pretrained(source)
-    return HEAD_CLASSES[kind].__name__ in (config.architectures or [])
+    put_in_order(model, config, labels)
+    return model
 
 
 def model_folder(source: str) -> Path:
@@ -93,9 +81,3 @@ def model_folder(source: str) -> Path:
         return Path(snapshot_download(source, allow_patterns=["*.json", "*.txt", "model.safetensors"]))
     except Exception as error:  # the hub client raises many kinds; all mean: not to be had
         raise InputError(f"{source!r} is neither a folder nor reachable on the hub: {error}") from error
-
-
-def model_labels(source: str) -> tuple[str, ...]:
-    """Class names of a fine-tuned classifier, by index."""
-    names = BertConfig.from_pretrained(source).id2label or {}
-    return tuple(str(name) for _, name in sorted((int(index), name) for index, name in names.items()))

@@ -20,8 +20,10 @@ from q8core.training.batches import collate
 from q8core.training.config import TrainConfig
 from q8core.training.distillation import training_loss
 from q8core.training.finetune import RECORD_FILE
+from q8core.training.head import BertModel, check_quantizable, has_head
+from q8core.training.identity import dev_identity, run_identity, weights_digest
 from q8core.training.loop import Trainer
-from q8core.training.model import BertModel, has_head, load_bert, model_folder
+from q8core.training.model import load_bert, model_folder
 from q8core.training.publish import Origin, publish
 
 CALIBRATION_BATCH = 16
@@ -60,7 +62,7 @@ def train_quantized(
         return evaluate_engine(build_engine(model.config, task.kind, tensors, "int8"), task, limit)
 
     loss, taught_by = training_loss(teacher, prepared, task, config)
-    identity: dict[str, Any] = {"base": Path(source).name, "scheme": scheme.name, "data": data, **taught_by}
+    identity = {**run_identity(source, task, data, scheme.name), **taught_by}
     rules = {"scheme": scheme.to_dict()}
     trainer = Trainer(prepared, task, score, config, output, {**identity, **rules}, loss)
     progress = trainer.run(task.train_features())
@@ -75,7 +77,7 @@ def train_quantized(
         "base_record": base_record(source),
     }
     if baselines is None:
-        baselines = baseline_scores(source, task, data, ("fp32", "dynamic"))
+        baselines = baseline_scores(source, task, ("fp32", "dynamic"))
     origin = Origin(output.name, model_folder(source), record, baselines)
     scores = publish(prepared, model.config, scheme, task, origin, output, keep_float)
     trainer.discard_state()
@@ -97,12 +99,16 @@ def quantize_trained(
     """Post-training quantization of a fine-tuned model: ``dynamic``, or ``static`` schemes with calibration.
 
     Calibration reads training examples only: the dev set stays unseen.
+
+    Raises:
+        InputError: the source does not know the task.
     """
+    check_quantizable(source, task)
     scheme = find_scheme(scheme_name)
     prepared, facts = quantized_model(source, task, scheme, calibration_examples, method, seed)
-    record = {"base": Path(source).name, "scheme": scheme.name, "data": data}
-    record |= {"method": "post-training quantization", "base_record": base_record(source), **facts}
-    origin = Origin(output.name, model_folder(source), record, baseline_scores(source, task, data, ("fp32",)))
+    record = {**run_identity(source, task, data, scheme.name), "method": "post-training quantization"}
+    record |= {"base_record": base_record(source), **facts}
+    origin = Origin(output.name, model_folder(source), record, baseline_scores(source, task, ("fp32",)))
     return publish(prepared, prepared.config, scheme, task, origin, output, keep_float)
 
 
@@ -118,17 +124,20 @@ def quantized_model(
     return prepared, {"calibration": {"examples": len(features), "method": method, "seed": seed}}
 
 
-def baseline_scores(source: str, task: Task, data: str, names: tuple[str, ...]) -> dict[str, dict[str, float]]:
+def baseline_scores(source: str, task: Task, names: tuple[str, ...]) -> dict[str, dict[str, float]]:
     """Scores of a fine-tuned source on our engines: ``fp32``, or ``dynamic`` int8; none for a source without head.
 
-    A source that `q8bert train` made on this data has its fp32 score in its record; it is not computed again.
+    A source that `q8bert train` made has its fp32 score in its record. Where weights, dev examples and the longest
+    input are still those, it is not computed again.
     """
     if not has_head(source, task.kind):
         return {}
     scores: dict[str, dict[str, float]] = {}
     record = base_record(source)
+    scored = {"weights_sha256": weights_digest(source), **dev_identity(task)}
+    known = all(record.get(key) == value for key, value in scored.items())
     for name in names:
-        if name == "fp32" and record.get("data") == data and "scores" in record:
+        if name == "fp32" and known and "scores" in record:
             scores[name] = record["scores"]
             continue
         model = load_bert(source, task.kind, task.labels)

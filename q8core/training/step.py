@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from q8core.errors import TrainingError
 from q8core.training.config import TrainConfig
 from q8core.training.processes import ALONE, Processes
 
@@ -26,14 +28,20 @@ def training_step(
         optimizer: fused, of the parameters that the loss depends on; they have no gradients before and afterwards.
         config: precision and clipping.
         processes: who takes part: gradients and losses are summed.
+
+    Raises:
+        TrainingError: if the loss is NaN or infinite; the parameters are as before.
     """
     with torch.autocast(processes.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
         loss = loss_of()
     loss.backward()
     processes.sum_gradients(p for group in optimizer.param_groups for p in group["params"])
+    total = processes.total(loss.item())
+    if not math.isfinite(total):
+        raise TrainingError(f"the loss is {total}: training diverged; try a lower --learning-rate")
     clipped_update(optimizer, config.grad_clip)
     optimizer.zero_grad()
-    return processes.total(loss.item())
+    return total
 
 
 def clipped_update(optimizer: torch.optim.AdamW, max_norm: float) -> None:

@@ -117,6 +117,15 @@ def test_wrong_tensors(copy: Path, change: Callable[[dict[str, torch.Tensor]], o
         Checkpoint.open(copy)
 
 
+def test_float_weights_that_are_no_numbers(tiny_classifier: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_classifier, tmp_path / "float"))
+    tensors = load_file(folder / FLOAT_FILE)
+    tensors["classifier.weight"][0, 0] = torch.inf
+    save_file(tensors, folder / FLOAT_FILE, {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"classifier\.weight holds NaN or infinite"):
+        Checkpoint.open(folder).float_tensors()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
+from transformers import BertForSequenceClassification
 
 from q8core.checkpoint.manifest import INT8_FILE
 from q8core.errors import EngineError
@@ -159,6 +160,8 @@ def test_training_says_that_it_goes_without_the_native_library(
 
 def test_wrong_arguments_are_one_sentence_and_a_code(run, data: Path, tiny_classifier: Path, tmp_path: Path) -> None:
     here = ["--model", tiny_classifier, "--output", tmp_path / "x"]
+    headless = Path(shutil.copytree(tiny_classifier, tmp_path / "headless"))
+    BertForSequenceClassification.from_pretrained(tiny_classifier).bert.save_pretrained(headless)
     for arguments, words in (
         (["train", *here, "--task", "sst3", "--data", data], "unknown task 'sst3'; allowed: cola, mrpc"),
         (["train", *here, "--task", "sst2"], "needs --data"),
@@ -171,6 +174,9 @@ def test_wrong_arguments_are_one_sentence_and_a_code(run, data: Path, tiny_class
         (["train", *here, *own_data(data), "--scheme", "no.toml"], "no.toml cannot be read as a scheme"),
         (["train", *here, *own_data(data), "--distill-hidden", "0"], "--distill-hidden is 0.0, but it needs --teacher"),
         (["train", *here, *own_data(data), "--teacher", tiny_classifier], "has the labels"),
+        (["train", *here, *own_data(data), "--max-length", "129"], "--max-length is 129; allowed: 8 to 128"),
+        (["quantize", *here, *own_data(data), "--max-length", "7"], "--max-length is 7; allowed: 8 to 128"),
+        (["quantize", "--model", headless, "--output", tmp_path / "x", *own_data(data)], "it has no head of a BertFor"),
         (["quantize", *here, *own_data(data), "--scheme", "no.json"], "no.json cannot be read as a scheme"),
         (["train", "--model", "no/such-model", "--output", tmp_path / "x", *own_data(data)], "no/such-model"),
         (["quantize", *here, *own_data(data), "--scheme", "q8bert"], "allowed: static, static-attention, dynamic"),

@@ -18,6 +18,7 @@ from q8core.reproduce import run as run_module
 from q8core.reproduce.methods import BASELINES, Scored
 from q8core.reproduce.record import METHODS
 from q8core.tasks.task import Task
+from q8core.training.config import TrainConfig
 from tests.tasks.glue_files import write_glue
 
 RECIPE = """
@@ -254,6 +255,35 @@ def test_a_failure_is_reported_and_the_other_runs_go_on(
     assert code == 0, err
     assert not (tmp_path / "out" / "relative_error.png").exists()
     assert "Failed" not in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_a_run_says_what_it_was_asked_for_before_it_trains(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever ends a run then, a command with other data finds it; and a failure has a place to be noted at."""
+    seen: list[str] = []
+
+    def fail(_source: str, _task: Task, _config: TrainConfig, output: Path, _data: str) -> None:
+        seen.append(json.loads((output.parent / "result.json").read_text())["identity"]["data"]["sha256"])
+        raise RuntimeError("the lights went out")
+
+    monkeypatch.setattr(run_module, "finetune", fail)
+    code, out, err = command(tmp_path / "out", "--no-plot", tasks="cola")
+    assert code == 1, err
+    assert out.count("FAILED, RuntimeError: the lights went out") == 2
+    assert len(seen) == 2
+    assert seen == [run["identity"]["data"]["sha256"] for run in results(tmp_path / "out")["runs"]]
+
+
+def test_the_same_model_under_another_name_goes_on(
+    command: Command, complete: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forbid(monkeypatch, "finetune", "train_quantized")
+    code, out, err = command(complete, "--model", shutil.copytree(base, tmp_path / "renamed"))
+    assert code == 0, err
+    assert "3 of them finished before" in out
+    code, _, err = command(complete)  # the report names the model of the last command
+    assert code == 0, err
 
 
 def test_another_recipe_model_or_scheme_is_refused(

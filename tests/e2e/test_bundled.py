@@ -114,7 +114,7 @@ def test_the_int8_engine_equals_its_simulation(bundled: Checkpoint, kernel: str)
 
 def test_labels_of_sst2_dev_agree_between_simulation_and_engine(shared_data: Path) -> None:
     bundled = Checkpoint.open(BUNDLED / NAMES[0])
-    task = read_task("sst2", shared_data / "glue" / "SST-2", bundled.tokenizer(), None, with_train=False)
+    task = read_task("sst2", shared_data / "glue" / "SST-2", bundled.tokenizer(), None, 512, with_train=False)
     features = task.dev_features()
     simulated = torch.stack(model_logits(simulation(bundled), features, "classify")).argmax(1)
     executed = torch.stack(engine_logits(load_engine(bundled, "int8"), features)).argmax(1)
@@ -129,7 +129,7 @@ def test_labels_of_sst2_dev_agree_between_simulation_and_engine(shared_data: Pat
 
 def test_hugging_face_agrees_on_sst2_dev(shared_data: Path) -> None:
     bundled = Checkpoint.open(BUNDLED / NAMES[0])
-    task = read_task("sst2", shared_data / "glue" / "SST-2", bundled.tokenizer(), None, with_train=False)
+    task = read_task("sst2", shared_data / "glue" / "SST-2", bundled.tokenizer(), None, 512, with_train=False)
     features = task.dev_features(200)
     model = float_model(bundled)
     with torch.inference_mode():

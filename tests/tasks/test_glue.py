@@ -123,7 +123,7 @@ def test_the_metrics_of_each_task(tiny_classifier: Path, tmp_path: Path) -> None
     tokenizer = load_tokenizer(tiny_classifier)
     for name in GLUE:
         folder = write_glue(tmp_path / name, name, rows_of(name))
-        task = read_task(name, folder, tokenizer, None, with_train=True)
+        task = read_task(name, folder, tokenizer, None, 512, with_train=True)
         assert (task.metric, getattr(task, "metrics", None)) == (expected[name][0], expected[name])
 
 

@@ -24,15 +24,17 @@ from q8core.tokenizer import load_tokenizer
 from q8core.training.config import TrainConfig
 from q8core.training.distillation import (
     Distillation,
-    can_teach_itself,
     logits_loss,
     soft_cross_entropy,
     training_loss,
     visible_mse,
+    why_not_itself,
 )
 from q8core.training.finetune import finetune
+from q8core.training.head import BertModel
 from q8core.training.loop import Interrupted, Trainer
-from q8core.training.model import BertModel, load_bert
+from q8core.training.model import load_bert
+from q8core.training.processes import Processes
 from q8core.training.qat import train_quantized
 from q8core.training.recipe import load_recipe
 from q8core.training.score import model_logits
@@ -85,8 +87,10 @@ def test_soft_cross_entropy_is_that_of_float64(temperature: float) -> None:
 def test_visible_mse_counts_only_what_is_visible() -> None:
     student, teacher = (torch.randn(2, 4, 3, 3, generator=GENERATOR) for _ in range(2))
     visible = torch.rand(2, 1, 3, 3, generator=GENERATOR) < 0.5
+    visible[:, 0, 0, 0] = True
     everywhere = visible.expand_as(student).numpy()
-    expected = ((student.double() - teacher.double()).numpy()[everywhere] ** 2).mean()
+    squares = (student.double() - teacher.double()).numpy() ** 2
+    expected = np.mean([row[seen].mean() for row, seen in zip(squares, everywhere, strict=True)])
     assert float(visible_mse(student, teacher, visible)) == pytest.approx(expected, rel=1e-6)
 
 
@@ -104,7 +108,7 @@ def reference(student: BertModel, teacher: BertModel, batch: dict[str, Tensor], 
     total = 0.0
     if name == "distill_hidden":
         for a, b in zip(ours.hidden_states, theirs.hidden_states, strict=True):
-            total += float(((a.double() - b.double()).numpy()[seen] ** 2).mean())
+            total += rows_mean((a.double() - b.double()).numpy(), seen)
         return total
     for layer in range(student.config.num_hidden_layers):
         scores: list[np.ndarray] = []
@@ -119,8 +123,12 @@ def reference(student: BertModel, teacher: BertModel, batch: dict[str, Tensor], 
             )
             scores.append(np.einsum("bihd,bjhd->bhij", q, k) / np.sqrt(q.shape[-1]))
         pairs = np.broadcast_to((seen[:, :, None] & seen[:, None, :])[:, None], scores[0].shape)
-        total += float(((scores[0] - scores[1])[pairs] ** 2).mean())
+        total += rows_mean(scores[0] - scores[1], pairs)
     return total
+
+
+def rows_mean(difference: np.ndarray, seen: np.ndarray) -> float:
+    return float(np.mean([(row[where] ** 2).mean() for row, where in zip(difference, seen, strict=True)]))
 
 
 @pytest.mark.parametrize("name", ["distill_hidden", "distill_attention"])
@@ -282,7 +290,7 @@ def test_wrong_teachers_are_refused_before_training(
     refused("neither a folder nor reachable", tmp_path / "nothing")
     refused("was not fine-tuned for this task", tiny_qa)
     refused("was not fine-tuned for this task", teacher, qa_task(tiny_qa))
-    refused("has the labels .*positive.*negative", save_tiny(tmp_path / "swapped", "classify", labels=LABELS[::-1]))
+    refused("has the labels .*ham.*spam", save_tiny(tmp_path / "other", "classify", labels=("ham", "spam")))
     refused("a head with 3 outputs", save_tiny(tmp_path / "three", "classify", labels=("a", "b", "c")))
     refused("all are 0", teacher, distill_logits=0, distill_hidden=0, distill_attention=0)
     other = tmp_path / "words"
@@ -317,15 +325,28 @@ def test_generic_labels_teach_any_names(tiny_classifier: Path, tmp_path: Path) -
 
 def test_a_model_teaches_itself_only_what_it_was_trained_for(tiny_classifier: Path, tmp_path: Path) -> None:
     task = make_task(tiny_classifier)
-    assert can_teach_itself(str(tiny_classifier), task)
-    for labels, can in (
-        (("LABEL_0", "LABEL_1"), True),
-        (("LABEL_0", "LABEL_1", "LABEL_2"), False),
-        (("a", "b"), False),
+    assert not why_not_itself(str(tiny_classifier), task)
+    for labels, reason in (
+        (("LABEL_0", "LABEL_1"), ""),
+        (("Positive", "negative"), ""),
+        (("LABEL_0", "LABEL_1", "LABEL_2"), "answers LABEL_0, LABEL_1, LABEL_2, and the data has negative, positive"),
+        (("a", "b"), "answers a, b, and the data has negative, positive"),
     ):
         source = save_tiny(tmp_path / "-".join(labels), "classify", labels=labels)
-        assert can_teach_itself(str(source), task) == can
-    assert not can_teach_itself(str(save_tiny(tmp_path / "qa", "qa")), task)
+        assert why_not_itself(str(source), task) == (f"{source} {reason}" if reason else "")
+    assert "was not fine-tuned for this task" in why_not_itself(str(save_tiny(tmp_path / "qa", "qa")), task)
+
+
+@pytest.mark.parametrize("name", ["distill_logits", "distill_hidden", "distill_attention"])
+def test_the_losses_of_shared_batches_add_up_to_that_of_the_whole(
+    tiny_classifier: Path, teacher: Path, name: str
+) -> None:
+    """Rows of different lengths, dealt out to two processes that weigh their loss by their share of the rows."""
+    student, master = pair_of(tiny_classifier, teacher)
+    loss, batch = Distillation(student, master, only(name)), batch_of()
+    whole = loss(student, batch).item()
+    shares = [Processes(rank, 2).share(batch) for rank in range(2)]
+    assert sum(loss(student, part).item() * share for part, share in shares) == pytest.approx(whole, rel=1e-5)
 
 
 def test_impossible_weights_are_named() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from q8core.errors import CheckpointError, InputError
+from q8core.errors import CheckpointError, InputError, TrainingError
 from q8core.quant import prepare, preset
 from q8core.tasks.examples import ClassifyData, TextExample
 from q8core.tasks.task import ClassifyTask
@@ -97,6 +97,17 @@ def test_the_same_seed_gives_the_same_weights(
         assert trainer.run(trainer.task.train_features()).step == 50
         states.append(trainer.model.state_dict())
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+def test_a_training_that_diverges_is_an_error(tiny_classifier: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(tiny_classifier, tmp_path, None)
+    with torch.no_grad():
+        trainer.model.classifier.bias[0] = torch.nan  # pyright: ignore
+    words: torch.Tensor = trainer.model.bert.embeddings.word_embeddings.weight  # pyright: ignore
+    before = words.detach().clone()
+    with pytest.raises(TrainingError, match="the loss is nan: training diverged"):
+        trainer.run(trainer.task.train_features())
+    assert torch.equal(words, before)
 
 
 def test_the_best_weights_are_kept(tiny_classifier: Path, tmp_path: Path) -> None:

@@ -4,12 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import AutoTokenizer, BertForSequenceClassification
 
 from q8core.errors import InputError
 from q8core.tasks.glue import GLUE
 from q8core.training.model import load_bert
 from q8core.training.recipe import load_recipe
+from tests.conftest import save_tiny
 
 CLASSES, NUMBER = ("no", "yes"), ("LABEL_0",)
 
@@ -33,6 +35,21 @@ def test_a_head_for_other_labels_is_named(tiny_classifier: Path) -> None:
     for labels in (NUMBER, ("a", "b", "c")):
         with pytest.raises(InputError, match=f"a head with 2 outputs, this task needs {len(labels)}"):
             load_bert(str(tiny_classifier), "classify", labels)
+
+
+def test_a_head_is_put_into_the_order_of_the_tasks_labels(tmp_path: Path) -> None:
+    names = ("Neutral", "contradiction", "entailment")
+    source = save_tiny(tmp_path / "other", "classify", labels=names)
+    wanted = ("entailment", "neutral", "contradiction")
+    inputs = {"input_ids": torch.tensor([[2, 60, 61, 62, 3]])}
+    with torch.no_grad():
+        theirs = BertForSequenceClassification.from_pretrained(source).eval()(**inputs).logits[0]
+        ours = load_bert(str(source), "classify", wanted).eval()(**inputs).logits[0]
+    by_name = {name.lower(): value.item() for name, value in zip(names, theirs, strict=True)}
+    assert [value.item() for value in ours] == pytest.approx([by_name[name] for name in wanted], abs=1e-5)
+    with torch.no_grad():  # other classes stand where they stood
+        kept = load_bert(str(source), "classify", ("a", "b", "c")).eval()(**inputs).logits[0]
+    assert torch.allclose(kept, theirs, atol=1e-5)
 
 
 @pytest.mark.parametrize("task", [*GLUE, "squad", "classify"])

@@ -1,0 +1,17 @@
+"""A digest of a data set's examples, by which runs on other data are told apart."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from q8core.tasks.examples import QAExample, TextExample
+
+
+def examples_digest(*parts: Sequence[TextExample] | Sequence[QAExample]) -> str:
+    """Return the SHA-256 of all examples in their order, whatever files they came in."""
+    digest = hashlib.sha256()
+    for examples in parts:
+        for example in examples:
+            digest.update(repr(example).encode())
+    return digest.hexdigest()

@@ -1,0 +1,55 @@
+"""What a run is made from: by this it is told from other runs, when it goes on and when its scores are taken over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from q8core.checkpoint.manifest import FLOAT_FILE, file_entry
+from q8core.errors import InputError
+from q8core.tasks.digest import examples_digest
+from q8core.tasks.task import Task
+from q8core.training.model import model_folder
+
+
+def run_identity(source: str, task: Task, data: str, scheme: str) -> dict[str, Any]:
+    """Return names for people and digests for comparison, as JSON values.
+
+    Args:
+        source: the model to start from, a folder or hub id.
+        task: the data, as read.
+        data: what the record says about it.
+        scheme: its name.
+
+    Raises:
+        InputError: the source has no safetensors weights.
+    """
+    return {
+        "base": Path(source).name,
+        "base_sha256": weights_digest(source),
+        "scheme": scheme,
+        "data": data,
+        **data_identity(task),
+    }
+
+
+def data_identity(task: Task) -> dict[str, Any]:
+    """Return the digests of a task's examples and how many tokens of each are read."""
+    return {"train_sha256": examples_digest(task.train_examples), **dev_identity(task)}
+
+
+def dev_identity(task: Task) -> dict[str, Any]:
+    """Return what scores depend on beside the model: the digest of the dev examples and the longest input."""
+    return {"dev_sha256": examples_digest(task.dev_examples), "max_length": task.max_length}
+
+
+def weights_digest(source: str) -> str:
+    """Return the SHA-256 of a model's float weights: others under the same name make other runs.
+
+    Raises:
+        InputError: there are none in safetensors' format.
+    """
+    weights = model_folder(source) / FLOAT_FILE
+    if not weights.is_file():
+        raise InputError(f"{source!r} has no {FLOAT_FILE}")
+    return str(file_entry(weights)["sha256"])
