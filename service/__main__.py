@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from q8core.cli import app
+from q8core.cli import add_commands, app
 from q8core.errors import Q8Error
 from q8core.waiting import spin_briefly
 from service.cli import serve
@@ -14,10 +14,7 @@ from service.compare_cli import compare
 from service.key_command import hash_key
 from service.loadtest.command import loadtest
 
-app.command()(serve)
-app.command()(compare)
-app.command()(loadtest)
-app.command()(hash_key)
+add_commands(serve, compare, loadtest, hash_key)
 
 
 def main() -> None:

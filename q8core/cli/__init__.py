@@ -6,6 +6,7 @@ command, such as ``serve``, shall wait for them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import Annotated
 
@@ -24,6 +25,7 @@ app = typer.Typer(
     help="BERT on CPUs in 8 bits: train with quantization, run on int8 kernels, serve and compare.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # rich takes [default: 1] for markup and leaves it out
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -43,5 +45,10 @@ def _options(
     """Take the options that belong to no command."""
 
 
-for command in (train, quantize, evaluate, reproduce, bench, info, export):
-    app.command()(command)
+def add_commands(*commands: Callable[..., None]) -> None:
+    """Add commands to the app, each with the first line of its docstring, uncut, in the list of all."""
+    for command in commands:
+        app.command(short_help=(command.__doc__ or "").partition("\n")[0])(command)
+
+
+add_commands(train, quantize, evaluate, reproduce, bench, info, export)

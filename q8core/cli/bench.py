@@ -51,7 +51,7 @@ def bench(
         typer.Option(
             "--peers",
             help="Also ONNX Runtime, OpenVINO, CTranslate2 and torch's dynamic quantization: pip install "
-            "'q8bert\\[peers]' first.",
+            "'q8bert[peers]' first.",
         ),
     ] = False,
     task: Annotated[
@@ -77,7 +77,7 @@ def bench(
         ),
     ] = False,
     plot: Annotated[
-        Path | None, typer.Option(help="Also draw the speeds into this PNG: pip install 'q8bert\\[plot]' first.")
+        Path | None, typer.Option(help="Also draw the speeds into this PNG: pip install 'q8bert[plot]' first.")
     ] = None,
     json_file: JsonFile = None,
 ) -> None:

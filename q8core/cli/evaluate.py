@@ -25,7 +25,7 @@ from q8core.errors import InputError
 def evaluate(
     task: TaskName,
     checkpoint: Annotated[Path, typer.Option(help="Checkpoint folder; a float Hugging Face folder has fp32 only.")],
-    backend: Annotated[list[str] | None, typer.Option(help="fp32, int8; repeat for both [default: int8].")] = None,
+    backend: Annotated[list[str] | None, typer.Option(help="fp32, int8; repeat for both. [default: int8]")] = None,
     kernel: Annotated[str, typer.Option(help="int8 kernel: auto, native, onednn or fbgemm.")] = "auto",
     data: DataFolder = None,
     dev_file: DevFile = None,

@@ -10,7 +10,7 @@ import typer
 
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder with a static int8 model.")],
-    onnx: Annotated[Path, typer.Option(help="File to write: pip install 'q8bert\\[export]' first.")],
+    onnx: Annotated[Path, typer.Option(help="File to write: pip install 'q8bert[export]' first.")],
 ) -> None:
     """Write a QDQ ONNX model with the checkpoint's int8 weights and scales, which onnxruntime runs in integers."""
     from q8core.checkpoint import Checkpoint

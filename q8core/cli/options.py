@@ -16,7 +16,7 @@ DevFile = Annotated[Path | None, typer.Option(help="Your own data to score on, s
 TextColumn = Annotated[str, typer.Option(help="Column of the text.")]
 PairColumn = Annotated[str | None, typer.Option(help="Column of a second text, for pairs.")]
 LabelColumn = Annotated[str, typer.Option(help="Column of the label.")]
-MaxLength = Annotated[int | None, typer.Option(help="Longest input in tokens [default: 128; squad 384].")]
+MaxLength = Annotated[int | None, typer.Option(help="Longest input in tokens. [default: 128; squad 384]")]
 Int8Only = Annotated[bool, typer.Option(help="Leave the float weights out of the int8 checkpoint.")]
 RecipeFolder = Annotated[
     Path | None,

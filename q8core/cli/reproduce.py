@@ -19,15 +19,13 @@ def reproduce(
     data: Annotated[Path, typer.Option(help="Folder with the tasks' folders: SST-2, glue/SST-2, squad, ...")],
     output: Annotated[Path, typer.Option(help="Folder for runs, table.md and results.json; what is finished stays.")],
     tasks: Annotated[str, typer.Option(help="Names with commas.")] = PAPER_TASKS,
-    seeds: Annotated[int | None, typer.Option(help="Runs a task [default: as its recipe says].")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Runs a task. [default: as its recipe says]")] = None,
     scheme: Annotated[str, typer.Option(help="Of QAT: q8bert, q8bert-attention or q8bert-paper.")] = "q8bert",
     recipes: RecipeFolder = None,
     keep_float: Annotated[
         bool, typer.Option("--keep-float", help="Finished runs keep their float weights too, not only int8.")
     ] = False,
-    plot: Annotated[
-        bool, typer.Option(help="Also draw relative_error.png: pip install 'q8bert\\[plot]' first.")
-    ] = True,
+    plot: Annotated[bool, typer.Option(help="Also draw relative_error.png: pip install 'q8bert[plot]' first.")] = True,
 ) -> None:
     """Fine-tune, quantize in every way and train with quantization, over tasks and seeds, into one table.
 

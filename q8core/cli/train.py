@@ -50,14 +50,20 @@ def train(
         str | None, typer.Option(help="Fine-tuned float model of the same task to learn from: a folder or a hub id.")
     ] = None,
     distill_labels: Annotated[
-        float | None, typer.Option(help="Beside a teacher, weight of the labels' own loss [default: 0].")
+        float | None, typer.Option(help="Beside a teacher, weight of the labels' own loss. [default: the recipe's]")
     ] = None,
-    distill_logits: Annotated[float | None, typer.Option(help="Weight of the teacher's answers [default: 1].")] = None,
-    distill_hidden: Annotated[float | None, typer.Option(help="Weight of its hidden states [default: 1].")] = None,
+    distill_logits: Annotated[
+        float | None, typer.Option(help="Weight of the teacher's answers. [default: the recipe's]")
+    ] = None,
+    distill_hidden: Annotated[
+        float | None, typer.Option(help="Weight of its hidden states. [default: the recipe's]")
+    ] = None,
     distill_attention: Annotated[
-        float | None, typer.Option(help="Weight of its attention scores [default: 1].")
+        float | None, typer.Option(help="Weight of its attention scores. [default: the recipe's]")
     ] = None,
-    distill_temperature: Annotated[float | None, typer.Option(help="Softens the answers [default: 1].")] = None,
+    distill_temperature: Annotated[
+        float | None, typer.Option(help="Softens the answers. [default: the recipe's]")
+    ] = None,
     precision: Annotated[str, typer.Option(help="auto (the recipe's), fp32, or bf16 mixed precision.")] = "auto",
     recipes: RecipeFolder = None,
     int8_only: Int8Only = False,

@@ -46,7 +46,7 @@ def loadtest(
         ),
     ] = False,
     plot: Annotated[
-        Path | None, typer.Option(help="Also draw latencies into this PNG: pip install 'q8bert\\[plot]' first.")
+        Path | None, typer.Option(help="Also draw latencies into this PNG: pip install 'q8bert[plot]' first.")
     ] = None,
     json_file: JsonFile = None,
 ) -> None:
