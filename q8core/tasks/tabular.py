@@ -5,12 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from q8core.errors import InputError
 from q8core.tasks.examples import ClassifyData, TextExample, open_text
+
+log = logging.getLogger(__name__)
 
 Row = tuple[int, dict[str, str]]
 
@@ -26,6 +30,8 @@ class Columns:
     """The columns of a .csv or .tsv file that does not name them in its first line."""
     empty_texts: bool = False
     """Whether a text may be empty."""
+    short_rows: float = 0.0
+    """The largest share of rows with too few cells that are skipped, which is logged; with more the file is refused."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +52,11 @@ def read_table(path: Path, columns: Columns) -> list[TableRow]:
 
     Raises:
         InputError: with file and line, for an unknown ending, a missing column, a broken line, an
-            empty text or label, or a file without rows.
+            empty text or label, a file without rows, or more short rows than the columns allow.
     """
     rows: list[TableRow] = []
     wanted = [columns.text, columns.label] + ([columns.text_pair] if columns.text_pair else [])
-    for line, row in _rows(path, columns.header):
+    for line, row in _rows(path, columns):
         for name in wanted:
             if name not in row:
                 raise InputError(f"{path}, line {line}: no column {name!r}; there are: {', '.join(row) or 'none'}")
@@ -65,30 +71,49 @@ def read_table(path: Path, columns: Columns) -> list[TableRow]:
     return rows
 
 
-def _rows(path: Path, header: Sequence[str] | None) -> Iterator[Row]:
+def _rows(path: Path, columns: Columns) -> Iterator[Row]:
     endings = [ending for ending in path.suffixes if ending != ".gz"]
     ending = endings[-1].lower() if endings else ""
     if ending not in (".csv", ".tsv", ".jsonl"):
         raise InputError(f"{path}: unknown kind of table; allowed endings: .csv, .tsv, .jsonl (also with .gz)")
     text = open_text(path)
-    return _json_rows(path, text) if ending == ".jsonl" else _separated_rows(path, text, ending == ".tsv", header)
+    return _json_rows(path, text) if ending == ".jsonl" else _separated_rows(path, text, ending == ".tsv", columns)
 
 
-def _separated_rows(path: Path, text: str, tabs: bool, header: Sequence[str] | None) -> Iterator[Row]:
+def _separated_rows(path: Path, text: str, tabs: bool, columns: Columns) -> Iterator[Row]:
     stream = io.StringIO(text, newline="")
     reader = csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.reader(stream, strict=True)
+    header = columns.header
     expected = f"it needs {len(header)}: {', '.join(header)}" if header else ""
+    rows, short = 0, list[tuple[int, str]]()
     try:
         names = header or next(reader)
         for cells in reader:
             if not cells:
                 continue
+            rows += 1
             if len(cells) != len(names):
                 expected = expected or f"the header has {len(names)}"
-                raise InputError(f"{path}, line {reader.line_num}: {len(cells)} cells, but {expected}")
+                problem = f"{path}, line {reader.line_num}: {len(cells)} cells, but {expected}"
+                if len(cells) > len(names) or not columns.short_rows:
+                    raise InputError(problem)
+                short.append((reader.line_num, problem))
+                continue
             yield reader.line_num, dict(zip(names, cells, strict=True))
     except csv.Error as error:
         raise InputError(f"{path}, line {reader.line_num}: broken line: {error}") from error
+    if short:
+        line, problem = short[0]
+        if len(short) > columns.short_rows * rows:
+            share = f"{len(short)} of {rows} rows have too few"
+            raise InputError(f"{problem}; {share}, and only up to {columns.short_rows:.0%} are skipped")
+        _say_skipped(path, len(short), line)
+
+
+@cache
+def _say_skipped(path: Path, rows: int, line: int) -> None:
+    """Say it once, however often a process reads the file."""
+    log.warning("rows with too few cells skipped: file=%s rows=%d first_line=%d", path, rows, line)
 
 
 def _json_rows(path: Path, text: str) -> Iterator[Row]:

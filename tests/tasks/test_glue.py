@@ -62,6 +62,46 @@ def test_a_question_of_qqp_may_be_empty(tmp_path: Path) -> None:
     assert [(e.text, e.text_pair) for e in data.train] == [("", "why?"), ("why?", "")]
 
 
+def cut_in_two(folder: Path, task: str, good: int) -> Path:
+    """Files with so many good rows and, before the last of them, one that a line break cuts as QQP's are cut."""
+    file = write_glue(folder, task, [(QUOTED, f"ünï {i}", WRITTEN[task][0]) for i in range(good)]) / "train.tsv"
+    lines = file.read_text(encoding="utf-8").splitlines()
+    cells = lines[1].split("\t")
+    pieces = ["\t".join(cells[:-1]), f'"\t{cells[-1]}']
+    file.write_text("\n".join([*lines[:-1], *pieces, lines[-1]]) + "\n", encoding="utf-8")
+    return file
+
+
+def test_rows_of_qqp_that_are_cut_in_two_are_skipped_and_that_is_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = cut_in_two(tmp_path, "qqp", good=198)
+    data = read_glue("qqp", tmp_path)
+    assert read_glue("qqp", tmp_path) == data
+    assert [example.text_pair for example in data.train] == [f"ünï {i}" for i in range(198)]
+    assert data.dev == data.train
+    assert caplog.messages == [f"rows with too few cells skipped: file={file} rows=2 first_line=199"]
+
+
+def test_more_than_one_percent_of_such_rows_is_another_kind_of_file(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = cut_in_two(tmp_path, "qqp", good=197)
+    with pytest.raises(InputError) as caught:
+        read_glue("qqp", tmp_path)
+    problem = f"{file}, line 198: 5 cells, but the header has 6"
+    assert str(caught.value) == f"{problem}; 2 of 199 rows have too few, and only up to 1% are skipped"
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("task", [task for task in GLUE if task != "qqp"])
+def test_no_other_task_skips_rows(task: str, tmp_path: Path) -> None:
+    file = write_glue(tmp_path, task, [(QUOTED, "ünï", WRITTEN[task][0])] * 300) / "train.tsv"
+    file.write_text(file.read_text(encoding="utf-8") + "just one cell\n", encoding="utf-8")
+    with pytest.raises(InputError, match="1 cells, but "):
+        read_glue(task, tmp_path)
+
+
 @pytest.mark.parametrize("task", GLUE)
 @pytest.mark.parametrize("split", ["train", "dev"])
 def test_bad_files_are_one_sentence_with_file_and_line(task: str, split: str, tmp_path: Path) -> None:

@@ -71,6 +71,14 @@ def test_bad_tables_are_named_with_file_and_line(tmp_path: Path, name: str, cont
     assert name in str(caught.value)
 
 
+@pytest.mark.parametrize(("name", "comma"), [("a.csv", ","), ("a.tsv", "\t")])
+def test_no_row_of_a_users_own_file_is_skipped(tmp_path: Path, name: str, comma: str) -> None:
+    rows = [("text", "label"), *[("x", "1")] * 300, ("y",), ("z", "0")]
+    (tmp_path / name).write_text("".join(comma.join(row) + "\n" for row in rows))
+    with pytest.raises(InputError, match=r"line 302: 1 cells, but the header has 2$"):
+        read_table(tmp_path / name, Columns())
+
+
 def test_a_dev_label_that_train_lacks_is_named(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text("text,label\nx,cat\ny,dog\n")
     (tmp_path / "dev.csv").write_text("text,label\nx,cat\ny,cow\n")
