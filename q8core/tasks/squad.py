@@ -16,7 +16,7 @@ def read_squad(path: Path) -> list[QAExample]:
     An ``answer_start`` that points elsewhere is moved to the nearest occurrence of the same text.
 
     Raises:
-        InputError: not the SQuAD layout, or an answer does not occur in its context.
+        InputError: not the SQuAD layout, an empty question, or an answer that does not occur in its context.
     """
     text = open_text(path)
     try:
@@ -39,6 +39,9 @@ def read_squad(path: Path) -> list[QAExample]:
 
 
 def _example(path: Path, context: str, qa: dict[str, Any]) -> QAExample:
+    question = str(qa["question"])
+    if not question.strip():
+        raise InputError(f"{path}, question {qa['id']}: the question is empty")
     answers = tuple(str(answer["text"]) for answer in qa["answers"])
     if not answers:
         raise InputError(f"{path}, question {qa['id']}: no answer; only SQuAD v1.1 (all answerable) is supported")
@@ -47,7 +50,7 @@ def _example(path: Path, context: str, qa: dict[str, Any]) -> QAExample:
         start = _nearest(context, answers[0], start)
         if start < 0:
             raise InputError(f"{path}, question {qa['id']}: answer {answers[0]!r} is not in its context")
-    return QAExample(str(qa["id"]), str(qa["question"]), context, answers, start)
+    return QAExample(str(qa["id"]), question, context, answers, start)
 
 
 def _nearest(context: str, answer: str, start: int) -> int:

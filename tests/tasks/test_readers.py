@@ -114,6 +114,15 @@ def test_bad_squad_files_are_named(tmp_path: Path) -> None:
         read_squad(tmp_path / "x.json")
 
 
+@pytest.mark.parametrize("question", ["", " \t\n", "\u00a0"])
+def test_an_empty_question_is_named_with_its_file_and_id(tmp_path: Path, question: str) -> None:
+    file = squad_file(tmp_path, "a cat", "cat", 2)
+    file.write_text(file.read_text().replace('"who?"', json.dumps(question)))
+    with pytest.raises(InputError) as caught:
+        read_squad(file)
+    assert str(caught.value) == f"{file}, question q1: the question is empty"
+
+
 def test_targets_point_at_the_answer_or_at_cls(tiny_qa: Path, tmp_path: Path) -> None:
     context = "the cat sat on the mat. " * 12 + "paris built it. " + "the dog sat. " * 12
     example = read_squad(squad_file(tmp_path, context, "paris", context.index("paris")))[0]
