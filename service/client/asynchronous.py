@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from types import TracebackType
-from typing import TypeVar, Unpack
+from typing import Any, TypeVar, Unpack
 
 import httpx
 
 from service.client import calls
 from service.client.calls import Call, ClassifyOptions, QAOptions, Text
 from service.client.results import Answer, Classification, Comparison, Info, parse
-from service.client.retries import Attempts, Retry
+from service.client.retries import Attempts, Retry, operation_limits, too_slow
 
 T = TypeVar("T")
 
@@ -27,7 +27,7 @@ class AsyncClient:
         url: the service's address, such as ``http://127.0.0.1:8000``.
         api_key: sent as ``Authorization: Bearer``.
         backend: of requests that name none; None: the server's default.
-        timeout_s: longest time for one attempt's connecting, sending, and waiting.
+        timeout_s: longest time for one attempt, from connecting to the answer's last byte.
         retry: how patient it is.
         transport: httpx's transport, for tests and proxies.
     """
@@ -126,12 +126,9 @@ class AsyncClient:
 
     async def _call(self, call: Call[T]) -> T:
         attempts = Attempts(self._retry)
-        method = "GET" if call.body is None else "POST"
         while True:
             try:
-                response = await self._http.request(
-                    method, call.path, json=call.body, timeout=attempts.begin(self._timeout_s)
-                )
+                response = await self._send(call, attempts.begin(self._timeout_s))
             except httpx.TransportError as error:
                 pause = attempts.after_failure(error)
             else:
@@ -139,3 +136,16 @@ class AsyncClient:
                     return parse(response, call.build)
                 pause = attempts.after_answer(response)
             await asyncio.sleep(pause)
+
+    async def _send(self, call: Call[Any], limit_s: float) -> httpx.Response:
+        """Make one attempt.
+
+        Raises:
+            httpx.TransportError: no answer, or not all of it within the limit.
+        """
+        timeout = operation_limits(limit_s)
+        try:
+            async with asyncio.timeout(limit_s):  # httpx's limits begin anew with every byte
+                return await self._http.request(call.method, call.path, json=call.body, timeout=timeout)
+        except TimeoutError as error:
+            raise too_slow(limit_s) from error

@@ -42,6 +42,11 @@ class Call(Generic[T]):
     body: Mapping[str, Any] | None
     build: Callable[[Any, Meta], T]
 
+    @property
+    def method(self) -> str:
+        """GET or POST."""
+        return "GET" if self.body is None else "POST"
+
 
 def classify(text: Text, backend: str | None, model: str | None, options: ClassifyOptions) -> Call[Classification]:
     """Classify one text or pair."""

@@ -60,10 +60,10 @@ class Attempts:
         self._end = clock() + policy.deadline_s
         self._made = 0
 
-    def begin(self, timeout_s: float) -> httpx.Timeout:
-        """Count an attempt and return its time limit: none outlasts the deadline."""
+    def begin(self, timeout_s: float) -> float:
+        """Count an attempt and return its time limit in seconds: none outlasts the deadline."""
         self._made += 1
-        return httpx.Timeout(max(0.001, min(timeout_s, self._end - self._clock())))
+        return max(0.001, min(timeout_s, self._end - self._clock()))
 
     def after_failure(self, error: httpx.TransportError) -> float:
         """Return the pause after a request without an answer.
@@ -90,6 +90,19 @@ class Attempts:
         if self._clock() + pause >= self._end:  # would wait for nothing
             raise error
         return pause
+
+
+def operation_limits(limit_s: float) -> httpx.Timeout:
+    """What one operation of an attempt may take.
+
+    Connecting gets less than the attempt has: only a connection that did not come is tried again, and it must be known.
+    """
+    return httpx.Timeout(limit_s, connect=0.95 * limit_s)
+
+
+def too_slow(limit_s: float) -> httpx.ReadTimeout:
+    """The error of an attempt that is not done within its limit."""
+    return httpx.ReadTimeout(f"not complete after {limit_s:.3g} s")
 
 
 def _is_timeout(error: httpx.TransportError) -> bool:

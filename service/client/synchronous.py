@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import TypeVar, Unpack
+from typing import Any, TypeVar, Unpack
 
 import httpx
 
 from service.client import calls
 from service.client.calls import Call, ClassifyOptions, QAOptions, Text
 from service.client.results import Answer, Classification, Comparison, Info, parse
-from service.client.retries import Attempts, Retry
+from service.client.retries import Attempts, Retry, operation_limits, too_slow
 
 T = TypeVar("T")
 
@@ -27,7 +27,8 @@ class Client:
         url: the service's address, such as ``http://127.0.0.1:8000``.
         api_key: sent as ``Authorization: Bearer``.
         backend: of requests that name none; None: the server's default.
-        timeout_s: longest time for one attempt's connecting, sending, and waiting.
+        timeout_s: longest time for one attempt, looked at with each piece of the answer's body; before the body, and
+            between its pieces, longest time without a byte.
         retry: how patient it is.
         transport: httpx's transport, for tests and proxies.
     """
@@ -126,12 +127,9 @@ class Client:
 
     def _call(self, call: Call[T]) -> T:
         attempts = Attempts(self._retry)
-        method = "GET" if call.body is None else "POST"
         while True:
             try:
-                response = self._http.request(
-                    method, call.path, json=call.body, timeout=attempts.begin(self._timeout_s)
-                )
+                response = self._send(call, attempts.begin(self._timeout_s))
             except httpx.TransportError as error:
                 pause = attempts.after_failure(error)
             else:
@@ -139,3 +137,34 @@ class Client:
                     return parse(response, call.build)
                 pause = attempts.after_answer(response)
             time.sleep(pause)
+
+    def _send(self, call: Call[Any], limit_s: float) -> httpx.Response:
+        """Make one attempt.
+
+        Raises:
+            httpx.TransportError: no answer, or not all of it within the limit.
+        """
+        end, timeout = time.monotonic() + limit_s, operation_limits(limit_s)
+        with self._http.stream(call.method, call.path, json=call.body, timeout=timeout) as response:
+            assert isinstance(response.stream, httpx.SyncByteStream)
+            response.stream = _TimedStream(response.stream, end, limit_s)
+            response.read()
+        return response
+
+
+class _TimedStream(httpx.SyncByteStream):
+    """An answer's body, which must be there in time: httpx's limits begin anew with every byte."""
+
+    def __init__(self, stream: httpx.SyncByteStream, end: float, limit_s: float) -> None:
+        self._stream = stream
+        self._end = end
+        self._limit_s = limit_s
+
+    def __iter__(self) -> Iterator[bytes]:
+        for piece in self._stream:
+            if time.monotonic() > self._end:
+                raise too_slow(self._limit_s)
+            yield piece
+
+    def close(self) -> None:
+        self._stream.close()

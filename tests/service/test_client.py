@@ -153,11 +153,11 @@ def test_pauses_double_up_to_the_cap_and_no_attempt_outlasts_the_deadline() -> N
     attempts = Attempts(Retry(attempts=9, deadline_s=20, base_s=1, cap_s=6), lambda: now[0], lambda low, high: high)
     found = []
     for _ in range(4):
-        found.append(attempts.begin(timeout_s=15).read)
+        found.append(attempts.begin(timeout_s=15))
         now[0] += attempts.after_failure(httpx.ConnectError("refused"))
     assert now[0] == 2 + 4 + 6 + 6
     assert found == [15, 15, 14, 8]
-    assert attempts.begin(15).read == 2
+    assert attempts.begin(15) == 2
     with pytest.raises(ClientError):
         attempts.after_failure(httpx.ConnectError("refused"))
 
