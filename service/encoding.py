@@ -36,15 +36,33 @@ class EncodedRequest:
     windows: int | None = None
 
 
+@dataclass(frozen=True)
+class BodyWords:
+    """What a route's body calls its fields, for what an error says of them."""
+
+    inputs: str = "inputs"
+    truncate: str = "parameters.truncation to true"
+    """What lets a text be cut, after "set"."""
+
+
+OWN_WORDS = BodyWords()
+"""Those of /classify."""
+
+
 class ClassifyWork:
-    """One /classify request."""
+    """One request to classify, of any route."""
 
     def __init__(
-        self, model: Model, items: Sequence[tuple[str, str | None]], parameters: schemas.ClassifyParameters
+        self,
+        model: Model,
+        items: Sequence[tuple[str, str | None]],
+        parameters: schemas.ClassifyParameters,
+        words: BodyWords = OWN_WORDS,
     ) -> None:
         self._model = model
         self._items = items
         self._parameters = parameters
+        self._words = words
         self.task = model.checkpoint.task
         self.model = model
         self.inputs = len(items)
@@ -99,9 +117,9 @@ class ClassifyWork:
     def _too_long(self, place: int, limit: int) -> InputTooLong:
         text, pair = self._items[place]
         tokens = len(encode_text(self._model.tokenizer, text, pair, max_length=2**31).input_ids)
+        name = self._words.inputs if len(self._items) == 1 else f"{self._words.inputs}[{place}]"
         return InputTooLong(
-            f"inputs[{place}] has {tokens} tokens, the model takes at most {limit}; "
-            "shorten it or set parameters.truncation to true"
+            f"{name} has {tokens} tokens, the model takes at most {limit}; shorten it or set {self._words.truncate}"
         )
 
 

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 
 from q8core.tasks.classify import special_token_id
 from service import schemas
+from service.encoding import BodyWords
 from service.errors import UNION_MARK, EmptyInput, TooManyTokens
 from service.routes.dependencies import INFERENCE_ERRORS, BackendHeader, ServiceDep, TraceDep, error_responses
 from service.routes.naming import named_model
@@ -17,6 +18,7 @@ from service.routes.texts import Texts, listed
 
 router = APIRouter(tags=["other servers' APIs"])
 
+_WORDS = BodyWords(truncate="truncate to true")
 _Pair = Annotated[list[schemas.Text], Field(min_length=1, max_length=2)]
 
 
@@ -81,7 +83,7 @@ async def predict(
         function_to_apply="none" if body.raw_scores else None, truncation=body.truncate
     )
     request = schemas.ClassifyRequest(inputs=inputs, parameters=parameters)
-    rows = await service.pipeline.classify(request, backend, trace)
+    rows = await service.pipeline.classify(request, backend, trace, _WORDS)
     return rows if body.several else rows[0]
 
 

@@ -9,13 +9,15 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from service import schemas
-from service.encoding import default_function
+from service.encoding import BodyWords, default_function
 from service.errors import EmptyInput
 from service.routes.dependencies import INFERENCE_ERRORS, BackendHeader, ServiceDep, TraceDep, error_responses
 from service.routes.naming import named_model
 from service.routes.texts import Texts, listed
 
 router = APIRouter(tags=["other servers' APIs"])
+
+_WORDS = BodyWords(inputs="input", truncate="truncate_prompt_tokens to -1")
 
 
 class VllmRequest(schemas.StrictModel):
@@ -72,7 +74,7 @@ async def classify(
     )
     inputs: list[schemas.ClassifyInput] = [*listed(body.input)]
     rows = await service.pipeline.classify(
-        schemas.ClassifyRequest(inputs=inputs, parameters=parameters, model=model.name), backend, trace
+        schemas.ClassifyRequest(inputs=inputs, parameters=parameters, model=model.name), backend, trace, _WORDS
     )
     order = {label: place for place, label in enumerate(model.checkpoint.labels)}
     tokens = trace.tokens or 0

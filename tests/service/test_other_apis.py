@@ -80,6 +80,27 @@ def test_teis_options(client: TestClient) -> None:
     assert cut.headers["x-q8bert-truncated"] == "1"
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "message"),
+    [
+        ("/v1/classify", {"input": LONG}, "input has 102 tokens"),
+        ("/v1/classify", {"input": [TEXT, LONG]}, "input[1] has 102 tokens"),
+        ("/predict", {"inputs": LONG}, "inputs has 102 tokens"),
+        ("/predict", {"inputs": [TEXT, LONG]}, "inputs has 107 tokens"),
+        ("/predict", {"inputs": [[TEXT], [LONG]]}, "inputs[1] has 102 tokens"),
+    ],
+)
+def test_a_text_that_is_too_long_is_told_in_the_routes_own_words(
+    client: TestClient, path: str, body: dict[str, Any], message: str
+) -> None:
+    field, value = {"/v1/classify": ("truncate_prompt_tokens", -1), "/predict": ("truncate", True)}[path]
+    answer = client.post(path, json=body)
+    assert (answer.status_code, answer.json()["error_type"]) == (422, "input_too_long")
+    assert answer.json()["error"].startswith(f"{message}, the model takes at most 64;")
+    assert answer.json()["error"].endswith(f"set {field} to {json.dumps(value)}")
+    assert client.post(path, json={**body, field: value}).status_code == 200
+
+
 def test_tokenize(client: TestClient, service: Service) -> None:
     text = "Good 😀 films!"
     answer = client.post("/tokenize", json={"inputs": [text, ""]})
