@@ -49,8 +49,16 @@ class Call(Generic[T]):
 
 
 def classify(text: Text, backend: str | None, model: str | None, options: ClassifyOptions) -> Call[Classification]:
-    """Classify one text or pair."""
-    return Call("classify", _body(_shape(text), backend, model, options), results.classification)
+    """Classify one text or pair.
+
+    Raises:
+        TypeError: neither of them.
+    """
+    return Call(
+        "classify",
+        _body(_shape(text, "for several texts call classify_batch"), backend, model, options),
+        results.classification,
+    )
 
 
 def classify_batch(
@@ -59,11 +67,12 @@ def classify_batch(
     """Classify several texts or pairs.
 
     Raises:
-        TypeError: a single text, which would be taken for a list of letters.
+        TypeError: a single text, which would be taken for a list of letters, or one that is neither text nor pair.
     """
     if isinstance(texts, str):
         raise TypeError("classify_batch takes a list of texts; for one text call classify")
-    return Call("classify", _body([_shape(text) for text in texts], backend, model, options), results.classifications)
+    shaped = [_shape(text, f"see texts[{place}]") for place, text in enumerate(texts)]
+    return Call("classify", _body(shaped, backend, model, options), results.classifications)
 
 
 def qa(question: str, context: str, backend: str | None, model: str | None, options: QAOptions) -> Call[Answer]:
@@ -105,8 +114,14 @@ def headers(api_key: str | None) -> dict[str, str]:
     return {} if api_key is None else {"authorization": f"Bearer {api_key}"}
 
 
-def _shape(text: Text) -> str | dict[str, str]:
-    return text if isinstance(text, str) else {"text": text[0], "text_pair": text[1]}
+def _shape(text: object, advice: str) -> str | dict[str, str]:
+    match text:
+        case str():
+            return text
+        case tuple((str(first), str(second))):
+            return {"text": first, "text_pair": second}
+        case _:
+            raise TypeError(f"a text, or a pair as a tuple of two texts, is expected; {advice}")
 
 
 def _pair(question: str, context: str) -> dict[str, str]:

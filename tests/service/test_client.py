@@ -234,6 +234,17 @@ def test_the_real_services_errors_come_as_they_are(real: Client) -> None:
     with pytest.raises(ClientError) as caught:
         real.classify("x", backend="int4")
     assert (caught.value.status, caught.value.error_type) == (404, "unknown_backend")
+
+
+@pytest.mark.parametrize("text", [("a", "b", "c"), ("a",), (), ["a", "b"], ("a", None), b"a", None])
+def test_what_is_neither_text_nor_pair_is_refused(real: Client, text: Any) -> None:
+    with pytest.raises(TypeError, match="tuple of two texts, is expected; for several texts call classify_batch"):
+        real.classify(text)
+    with pytest.raises(TypeError, match=r"is expected; see texts\[1\]"):
+        real.classify_batch(["a", text])
+
+
+def test_one_text_is_no_batch(real: Client) -> None:
     with pytest.raises(TypeError, match="list of texts"):
         real.classify_batch("one text")
 
