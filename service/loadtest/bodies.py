@@ -83,7 +83,7 @@ def _words(number: int, draw: random.Random) -> str:
 
 def _read_bodies(file: Path) -> list[bytes]:
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--file {file} cannot be read: {error}") from error
     bodies: list[bytes] = []

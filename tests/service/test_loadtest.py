@@ -311,6 +311,15 @@ def test_a_file_with_a_bad_line_is_named_with_its_line(tmp_path: Path) -> None:
     assert "no request bodies" in str(run_command("http://127.0.0.1:9", "--file", file).exception)
 
 
+@pytest.mark.parametrize("character", ["\u2028", "\u2029", "\x85"])
+def test_only_newlines_end_a_body(tmp_path: Path, character: str) -> None:
+    bodies = [{"inputs": f"a{character}b"}, {"inputs": "c"}]
+    file = tmp_path / "bodies.jsonl"
+    file.write_text("".join(json.dumps(body, ensure_ascii=False) + "\n" for body in bodies), encoding="utf-8")
+    asks = load_asks(parse_target("http://127.0.0.1:9", allow_remote=False), ["classify"], file, None, None)
+    assert [json.loads(ask.payload.partition(b"\r\n\r\n")[2]) for ask in asks] == bodies
+
+
 def test_nothing_listens() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
