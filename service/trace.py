@@ -114,6 +114,7 @@ _STAGE_HEADERS = {"x-tokenization-time": "tokenize", "x-queue-time": "queue", "x
 EXPOSED_HEADERS = (
     *("x-request-id", "retry-after", "server-timing", "x-total-time", *_STAGE_HEADERS),
     *("x-q8bert-backend", "x-q8bert-model", "x-compute-tokens", "x-q8bert-windows", "x-q8bert-truncated"),
+    "x-q8bert-escalated",
 )
 """Of answers, what a page of another origin may read."""
 
