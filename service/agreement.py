@@ -58,7 +58,7 @@ class Case:
     def badness(self) -> tuple[bool, float, float]:
         """Sort key, the worst case has the largest: disagreement, then far spans, then far scores."""
         found = self.comparison
-        return (not found.agree, -(1.0 if found.span_f1 is None else found.span_f1), found.abs_diff)
+        return (found.agree is False, -(1.0 if found.span_f1 is None else found.span_f1), found.abs_diff)
 
     def describe(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -138,12 +138,16 @@ def wilson_interval(hits: int, total: int) -> tuple[float, float]:
 
 
 def summarize(comparisons: Sequence[Comparison]) -> dict[str, Any]:
-    """Agreement with its 95 % interval, and quantiles of the differences; plain JSON values."""
-    total, agreed = len(comparisons), sum(found.agree for found in comparisons)
+    """Agreement with its 95 % interval, and quantiles of the differences; plain JSON values.
+
+    Of numbers there are only differences.
+    """
+    judged = [found.agree for found in comparisons if found.agree is not None]
+    total, agreed = len(judged), sum(judged)
     spans = [found.span_f1 for found in comparisons if found.span_f1 is not None]
     summary: dict[str, Any] = {
-        "compared": total,
-        "agreed": agreed,
+        "compared": len(comparisons),
+        "agreed": None if comparisons and not judged else agreed,
         "agreement": agreed / total if total else None,
         "agreement_ci95": list(wilson_interval(agreed, total)) if total else None,
         "abs_diff": _distribution([found.abs_diff for found in comparisons], _QUANTILES, "max", max),

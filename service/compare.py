@@ -25,11 +25,15 @@ def compare_labels(
     }
     ([fp32], [int8]) = (answers[backend] for backend in BACKENDS)
     found = compare_scores(fp32, int8)
+    if found.agree is None:
+        delta = schemas.NumberDelta(abs_diff=found.abs_diff)
+    else:
+        delta = schemas.LabelDelta(max_abs_prob=found.abs_diff)
     return schemas.ClassifyComparison(
         task="classify",
         model=model.name,
         agree=found.agree,
-        delta=schemas.LabelDelta(max_abs_prob=found.abs_diff),
+        delta=delta,
         speedup=_speedup(shares),
         results=results,
     )
@@ -44,6 +48,7 @@ def compare_spans(
         for backend, answer in answers.items()
     }
     found = compare_answers(answers[FLOAT], answers[INTEGER])
+    assert found.agree is not None
     assert found.span_f1 is not None
     return schemas.QAComparison(
         task="qa",

@@ -80,7 +80,7 @@ def _calibrate(
     for task, model in registry.defaults.items():
         own = [case for case in cases if case.task == task]
         if own:
-            agree = [case.comparison.agree for case in own]
+            agree = [case.comparison.agree is True for case in own]
             found.append(calibrate(model, [case.margin for case in own], agree, target))
             _print_calibration(found[-1])
     if file is not None:
@@ -90,16 +90,22 @@ def _calibrate(
 
 
 def _print_task(summary: dict[str, Any], task: str) -> None:
-    low, high = summary["agreement_ci95"]
-    typer.echo(
-        f"{task} ({summary['checkpoint']}): int8 agrees with fp32 on {summary['agreed']} of {summary['compared']} "
-        f"inputs, {summary['agreement']:.2%} (95 % interval {low:.2%} to {high:.2%})"
-    )
+    typer.echo(f"{task} ({summary['checkpoint']}): " + _agreement(summary))
     for name, title in (("abs_diff", "score difference"), ("span_f1", "F1 of the spans")):
         if name in summary:
             typer.echo(f"  {title}: " + ", ".join(f"{key} {value:.5f}" for key, value in summary[name].items()))
     for case in summary["worst"]:
         typer.echo(f"  {case['request_id']}, input {case['input']}: " + json.dumps(_brief(case), ensure_ascii=False))
+
+
+def _agreement(summary: dict[str, Any]) -> str:
+    if summary["agreed"] is None:
+        return f"int8's numbers beside fp32's on {summary['compared']} inputs"
+    low, high = summary["agreement_ci95"]
+    return (
+        f"int8 agrees with fp32 on {summary['agreed']} of {summary['compared']} inputs, {summary['agreement']:.2%} "
+        f"(95 % interval {low:.2%} to {high:.2%})"
+    )
 
 
 def _brief(case: dict[str, Any]) -> dict[str, Any]:

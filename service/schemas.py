@@ -342,6 +342,12 @@ class LabelDelta(BaseModel):
     max_abs_prob: float = Field(description="Largest difference of a label's score.")
 
 
+class NumberDelta(BaseModel):
+    """How far the numbers of a regression are apart."""
+
+    abs_diff: float = Field(description="Difference of the numbers.")
+
+
 class SpanDelta(BaseModel):
     """How far the spans are apart."""
 
@@ -353,8 +359,8 @@ class ClassifyComparison(BaseModel):
 
     task: Literal["classify"]
     model: str
-    agree: bool = Field(description="Both put the same label first.")
-    delta: LabelDelta
+    agree: bool | None = Field(description="Both put the same label first; null: the model predicts a number.")
+    delta: LabelDelta | NumberDelta
     speedup: float = Field(description=_SPEEDUP)
     results: dict[str, ClassifyShare] = Field(description="By backend.")
 

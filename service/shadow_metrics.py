@@ -23,11 +23,14 @@ class ShadowMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         r = registry
         self.comparisons = Counter(
-            "q8bert_shadow_comparisons", "Inputs answered by both backends.", (*_MODEL, "result"), registry=r
+            "q8bert_shadow_comparisons",
+            "Inputs answered by both backends with labels or spans.",
+            (*_MODEL, "result"),
+            registry=r,
         )
         self.abs_diff = Histogram(
             "q8bert_shadow_abs_diff",
-            "Largest difference of a score.",
+            "Largest difference of a score, or of the predicted numbers.",
             _MODEL,
             buckets=_DIFFERENCES,
             registry=r,
@@ -67,7 +70,8 @@ class ShadowMetrics:
     def observe(self, model: LoadedModel, found: Comparison) -> None:
         """Count one comparison of a model whose series exist."""
         labels = model.task, model.name
-        self.comparisons.labels(*labels, RESULTS[0] if found.agree else RESULTS[1]).inc()
+        if found.agree is not None:
+            self.comparisons.labels(*labels, RESULTS[0] if found.agree else RESULTS[1]).inc()
         self.abs_diff.labels(*labels).observe(found.abs_diff)
         if found.span_f1 is not None:
             self.span_f1.labels(*labels).observe(found.span_f1)

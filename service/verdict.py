@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from q8core.tasks.examples import is_regression
 from q8core.tasks.metrics import token_f1
 from service import schemas
 
@@ -51,12 +52,12 @@ Verdict = LabelVerdict | SpanVerdict
 class Comparison:
     """How far fp32's and int8's answers to one input are apart."""
 
-    agree: bool
-    """The same label first; the very same span."""
+    agree: bool | None
+    """The same label first; the very same span; None for numbers, which are only more or less apart."""
     abs_diff: float
-    """Largest difference of a label's score; difference of the best spans' scores."""
+    """Largest difference of a label's score; difference of the best spans' scores, or of the numbers."""
     span_f1: float | None = None
-    """F1 of the two spans' words, 0 to 1; None for labels."""
+    """F1 of the two spans' words, 0 to 1; None for labels and numbers."""
 
 
 def compare_verdicts(fp32: Verdict, int8: Verdict) -> Comparison:
@@ -69,10 +70,10 @@ def compare_verdicts(fp32: Verdict, int8: Verdict) -> Comparison:
 
 
 def compare_scores(fp32: Sequence[schemas.LabelScore], int8: Sequence[schemas.LabelScore]) -> Comparison:
-    """Compare all labels of one text, best first."""
+    """Compare all labels of one text, best first, or the numbers that a regression predicts."""
     scores = {entry.label: entry.score for entry in int8}
     return Comparison(
-        agree=fp32[0].label == int8[0].label,
+        agree=None if is_regression(list(scores)) else fp32[0].label == int8[0].label,
         abs_diff=max(abs(entry.score - scores[entry.label]) for entry in fp32),
     )
 

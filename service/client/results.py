@@ -80,11 +80,11 @@ class Share(Generic[T]):
 class Comparison(Generic[T]):
     """Both backends' answers to the same tokens.
 
-    ``delta`` holds ``max_abs_prob`` of labels or ``span_f1`` of answers; ``speedup`` is fp32's inference time over
-    int8's.
+    ``delta`` holds ``max_abs_prob`` of labels, ``span_f1`` of answers, or ``abs_diff`` of the numbers that a regression
+    predicts, where ``agree`` is None; ``speedup`` is fp32's inference time over int8's.
     """
 
-    agree: bool
+    agree: bool | None
     speedup: float
     delta: Mapping[str, float]
     shares: Mapping[str, Share[T]]
@@ -166,7 +166,8 @@ def _comparison(body: Any, meta: Meta, build: Callable[[Any, Meta], T]) -> Compa
         )
         for backend, share in body["results"].items()
     }
-    return Comparison(bool(body["agree"]), float(body["speedup"]), body["delta"], shares, meta)
+    agree = None if body["agree"] is None else bool(body["agree"])
+    return Comparison(agree, float(body["speedup"]), body["delta"], shares, meta)
 
 
 def _labels(row: Any) -> tuple[Label, ...]:

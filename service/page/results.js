@@ -10,7 +10,7 @@ const MIB = 2 ** 20;
 /** Draw the answer of /compare; `context` is the one that was sent, `reading` tells of the encoding. */
 export function drawComparison(found, context, reading) {
   const summary = document.getElementById("summary");
-  summary.className = found.agree ? "agree" : "differ";
+  summary.className = isNumber(found) ? "" : found.agree ? "agree" : "differ";
   summary.textContent = sentence(found);
   document.getElementById("reading").textContent = readingWords(found.task, reading);
   document.getElementById("repeats").textContent = repeatsWords(found.comparisons);
@@ -23,9 +23,10 @@ export function drawComparison(found, context, reading) {
 }
 
 /** What both say, in a sentence. */
-export function sentence({ task, agree, results }) {
-  const [fp32, int8] = BACKENDS.map((backend) => quote(headlineOf(task, results[backend].answer)));
-  if (agree) return `Both say ${fp32}.`;
+export function sentence(found) {
+  const [fp32, int8] = BACKENDS.map((backend) => quote(headlineOf(found, found.results[backend].answer)));
+  if (isNumber(found)) return `fp32 says ${fp32}, int8 ${int8}.`;
+  if (found.agree) return `Both say ${fp32}.`;
   return `They differ: fp32 says ${fp32}, int8 ${int8}.`;
 }
 
@@ -46,8 +47,20 @@ function quote(text) {
   return `“\u2068${text}\u2069”`;
 }
 
-function headlineOf(task, answer) {
-  return task === "qa" ? answer.answer || "no answer" : answer[0][0].label;
+/** Whether the model predicts a number: two of them are more or less apart, and nothing else. */
+function isNumber(found) {
+  return found.agree === null;
+}
+
+function headlineOf(found, answer) {
+  if (found.task === "qa") return answer.answer || "no answer";
+  const [[best]] = answer;
+  return isNumber(found) ? plainNumber(best.score) : best.label;
+}
+
+/** At most five digits, without a unit. */
+export function plainNumber(value) {
+  return String(Number(value.toPrecision(5)));
 }
 
 /** What was read: `13 tokens.`, and what was not. */
@@ -63,29 +76,42 @@ export function repeatsWords(comparisons) {
   return "One comparison is a noisy measurement: compare again, or look at the charts.";
 }
 
-function factsOf({ task, delta, speedup, results }) {
+function factsOf(found) {
+  const { speedup, results } = found;
   const size = weightsOf(results.fp32) / weightsOf(results.int8);
-  const apart =
-    task === "qa"
-      ? [delta.span_f1.toFixed(2), "F1 of the two answers’ words"]
-      : [points(delta.max_abs_prob), "largest difference of a score"];
   const facts = [
     [ratioWords(speedup, "faster", "slower", "as fast"), "int8’s inference"],
     [ratioWords(size, "smaller", "larger", "as large"), "int8’s weights"],
-    apart,
+    apartWords(found),
   ];
   return facts.map(([value, meaning]) => make("li", {}, make("strong", {}, value), " ", meaning));
 }
 
-function drawBackend(backend, { task, results }, context) {
+/** How far the answers are apart, and what that is. */
+export function apartWords(found) {
+  const { task, delta } = found;
+  if (task === "qa") return [delta.span_f1.toFixed(2), "F1 of the two answers’ words"];
+  if (isNumber(found)) return [plainNumber(delta.abs_diff), "difference of the two numbers"];
+  return [points(delta.max_abs_prob), "largest difference of a score"];
+}
+
+function drawBackend(backend, found, context) {
+  const { results } = found;
   const result = results[backend];
   const card = make("article", { class: `card answer ${backend}`, "aria-label": `Answer of ${backend}` });
   card.append(
     make("div", { class: "answer-head" }, make("h3", {}, backend), make("span", {}, `kernel ${result.kernel}`)),
-    ...(task === "qa" ? drawSpan(backend, result.answer, context) : drawLabels(result.answer[0], results.fp32.answer[0])),
+    ...drawAnswer(backend, found, context),
     drawCosts(backend, results),
   );
   return card;
+}
+
+function drawAnswer(backend, found, context) {
+  const { answer } = found.results[backend];
+  if (found.task === "qa") return drawSpan(backend, answer, context);
+  if (isNumber(found)) return [make("p", { class: "headline" }, headlineOf(found, answer))];
+  return drawLabels(answer[0], found.results.fp32.answer[0]);
 }
 
 /** Bars in the first backend's order, so that both cards can be read across. */

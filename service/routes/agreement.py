@@ -25,7 +25,7 @@ class WorstCase(BaseModel):
 
     request_id: str
     input: int = Field(description="Which input of the request, from 0.")
-    agree: bool
+    agree: bool | None = Field(description="null: the model predicts a number.")
     abs_diff: float
     span_f1: float | None = Field(default=None, description="Of spans only.")
     int8_margin: float = Field(description="By how much int8 preferred its answer to any other.")
@@ -42,8 +42,10 @@ class ModelAgreement(BaseModel):
     task: str
     revision: str = Field(description="Of the weights, as in /info.")
     compared: int
-    agreed: int = Field(description="The same label first, or the very same span.")
-    agreement: float | None = Field(description="Share of them; null: nothing was compared.")
+    agreed: int | None = Field(
+        description="The same label first, or the very same span; null: the model predicts a number."
+    )
+    agreement: float | None = Field(description="Share of them; null: nothing was compared, or numbers.")
     agreement_ci95: tuple[float, float] | None = Field(description="Its 95 % interval (Wilson).")
     abs_diff: dict[str, float] | None = Field(description="Differences of scores: mean, p50, p90, p99, max.")
     span_f1: dict[str, float] | None = Field(

@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from q8core.cache import CACHE_VARIABLE
+from q8core.tasks.examples import REGRESSION_LABELS
 from service.app import create_app
 from service.container import Service
 from service.lifecycle import State
@@ -33,6 +34,13 @@ def classify_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def qa_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint(tmp_path_factory.mktemp("models") / "tiny-qa", "qa", seed=2)
+
+
+@pytest.fixture(scope="session")
+def number_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A regression."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-number"
+    return make_checkpoint(folder, "classify", seed=3, labels=REGRESSION_LABELS)
 
 
 def open_registry(*folders: Path, backends: tuple[str, ...] = ("fp32", "int8")) -> ModelRegistry:

@@ -14,7 +14,7 @@ from service.schemas import AnswerSpan, LabelScore
 from service.verdict import Comparison, LabelVerdict, SpanVerdict, compare_verdicts
 
 share = st.floats(0, 1, allow_subnormal=False)
-comparisons = st.lists(st.builds(Comparison, st.booleans(), share, st.none() | share), max_size=60)
+comparisons = st.lists(st.builds(Comparison, st.none() | st.booleans(), share, st.none() | share), max_size=60)
 
 
 def make_case(found: Comparison, number: int = 0) -> Case:
@@ -39,7 +39,10 @@ def test_nothing_seen_says_nothing() -> None:
 @given(comparisons.filter(bool))
 def test_the_summary_is_that_of_numpy(found: list[Comparison]) -> None:
     summary = summarize(found)
-    assert summary["agreement"] == pytest.approx(np.mean([c.agree for c in found]))
+    judged = [c.agree for c in found if c.agree is not None]
+    assert (summary["compared"], summary["agreed"]) == (len(found), sum(judged) if judged else None)
+    assert summary["agreement"] == (pytest.approx(np.mean(judged)) if judged else None)
+    assert (summary["agreement_ci95"] is None) == (not judged)
     diffs = [c.abs_diff for c in found]
     quantiles = {f"p{q}": np.percentile(diffs, q) for q in (50, 90, 99)}
     assert summary["abs_diff"] == pytest.approx({"mean": np.mean(diffs), "max": max(diffs), **quantiles})
@@ -134,6 +137,13 @@ def test_labels_agree_where_the_first_is_the_same() -> None:
     assert compare_verdicts(fp32, int8) == Comparison(False, pytest.approx(0.25))  # type: ignore[arg-type]
     assert compare_verdicts(fp32, labels(a=0.9, b=0.1, c=0)) == Comparison(True, pytest.approx(0.3))  # type: ignore[arg-type]
     assert (fp32.margin, labels(only=3.0).margin) == (pytest.approx(0.3), 1.0)
+
+
+def test_numbers_only_differ() -> None:
+    found = compare_verdicts(labels(LABEL_0=4.9), labels(LABEL_0=3.9))
+    assert found == Comparison(None, pytest.approx(1.0))  # type: ignore[arg-type]
+    assert make_case(found).badness() < make_case(Comparison(None, 1.1)).badness()
+    assert make_case(Comparison(None, 9.0)).badness() < make_case(Comparison(False, 0.1)).badness()
 
 
 def test_spans_agree_at_the_same_place_only() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlencode
 
+import httpx
 import pytest
 
 from service.app import create_app
@@ -72,6 +73,18 @@ def test_enter_shows_both_answers_and_then_the_charts(browser: Browser) -> None:
     assert browser.run("document.activeElement.id") == "text"
     browser.wait("document.querySelectorAll('.chart .fp32').length && document.querySelectorAll('.chart .int8').length")
     assert browser.complaints == []
+
+
+def test_a_number_stands_without_label_and_percent(shared: Browser, number_folder: Path) -> None:
+    with running_server(create_app(Settings(threads=1), open_registry(number_folder))) as url:
+        shared.open(f"{url}/#{urlencode({'text': 'the film is good'})}")
+        shared.wait(COMPARED)
+        assert texts(shared, "#summary")[0].startswith("fp32 says")
+        assert shared.run("document.getElementById('summary').className") == ""
+        assert "%" not in "".join(texts(shared, ".answer"))
+        bodies = [{"inputs": "the film is good", "backend": backend} for backend in ("fp32", "int8")]
+        numbers = [httpx.post(f"{url}/classify", json=body).json()[0][0]["score"] for body in bodies]
+        assert [float(text) for text in texts(shared, ".answer .headline")] == pytest.approx(numbers, rel=1e-4)
 
 
 @pytest.mark.parametrize("size", [(1280, 900), (360, 700)])

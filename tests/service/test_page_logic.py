@@ -153,6 +153,18 @@ def test_times_are_medians() -> None:
     assert words[1] == "Times are medians of 5 comparisons."
 
 
+def test_a_number_is_shown_as_such() -> None:
+    assert run("results.js", "return data.map(m.plainNumber)", [4.9031234, -0.25, 1234567, 0.00004]) == [
+        "4.9031", "-0.25", "1234600", "0.00004",
+    ]  # fmt: skip
+    answers = {b: {"answer": [[{"label": "LABEL_0", "score": score}]]} for b, score in (("fp32", 4.9), ("int8", 4.5))}
+    found = {"task": "classify", "agree": None, "delta": {"abs_diff": 0.4}, "results": answers}
+    script = "return [m.sentence(data).replace(/[\\u2068\\u2069]/g, ''), ...m.apartWords(data)]"
+    assert run("results.js", script, found) == [
+        "fp32 says “4.9”, int8 “4.5”.", "0.4", "difference of the two numbers",
+    ]  # fmt: skip
+
+
 def test_asks_again_unless_refused_or_slow() -> None:
     script = """
       let now = 0; performance.now = () => now;

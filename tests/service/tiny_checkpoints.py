@@ -55,9 +55,18 @@ def make_tokenizer(folder: Path) -> None:
 
 
 def make_checkpoint(
-    folder: Path, task: str, *, seed: int = 0, golden_shift: float = 0.0, scheme: Scheme = PRESETS["static"]
+    folder: Path,
+    task: str,
+    *,
+    seed: int = 0,
+    golden_shift: float = 0.0,
+    scheme: Scheme = PRESETS["static"],
+    labels: tuple[str, ...] = LABELS,
 ) -> Path:
-    """Write a calibrated int8 checkpoint with float weights and golden outputs; a shift makes the latter wrong."""
+    """Write a calibrated int8 checkpoint with float weights and golden outputs; a shift makes the latter wrong.
+
+    A classifier with a single label predicts a number.
+    """
     make_tokenizer(folder)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     torch.manual_seed(seed)
@@ -68,9 +77,10 @@ def make_checkpoint(
         num_attention_heads=4,
         intermediate_size=64,
         max_position_embeddings=POSITIONS,
-        num_labels=len(LABELS) if task == "classify" else 2,
+        num_labels=len(labels) if task == "classify" else 2,
         initializer_range=0.4,  # large enough for answers that differ between inputs
-        id2label=dict(enumerate(LABELS)) if task == "classify" else None,
+        id2label=dict(enumerate(labels)) if task == "classify" else None,
+        problem_type="regression" if len(labels) == 1 else None,
     )
     model_class: Any = BertForSequenceClassification if task == "classify" else BertForQuestionAnswering
     config.architectures = [model_class.__name__]
@@ -84,7 +94,7 @@ def make_checkpoint(
         name=f"tiny-{task}",
         config=config,
         task=task,  # type: ignore[arg-type]
-        labels=LABELS if task == "classify" else (),
+        labels=labels if task == "classify" else (),
         max_length=POSITIONS,
         scheme=scheme,
         tensors=tensors,
