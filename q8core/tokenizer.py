@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from q8core.errors import CheckpointError
 
@@ -15,7 +16,9 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
 def load_tokenizer(folder: Path) -> Tokenizer:
     """Read the WordPiece tokenizer of a Hugging Face folder.
 
-    Padding and truncation stored in the file are switched off: lengths are decided per task.
+    Padding and truncation stored in the file are switched off: lengths are decided per task. So are the threads of
+    tokenizers, unless the user has set TOKENIZERS_PARALLELISM: a text that came later would wait for one of them, and
+    a process that forks would be warned.
 
     Raises:
         CheckpointError: the folder has no ``tokenizer.json``, or it cannot be read.
@@ -32,7 +35,16 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         raise CheckpointError(f"{file} is not a readable tokenizer: {error}") from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     return tokenizer
+
+
+def encode_plain(tokenizer: Tokenizer, text: str) -> Encoding:
+    """Encode one text without special tokens, while Python's other threads go on.
+
+    As a batch of one: ``Tokenizer.encode`` holds Python's lock to the end of the text, ``encode_batch`` does not.
+    """
+    return tokenizer.encode_batch([text], add_special_tokens=False)[0]
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from q8core.errors import InputError
 from q8core.tasks.classify import Encoded, FunctionToApply, encode_text, postprocess
 from q8core.tasks.qa import Window, best_answers, encode_windows, window_step
+from q8core.tokenizer import encode_plain
 from service import schemas
 from service.batcher import WorkItem
 from service.errors import BadInput, InputTooLong, TooManyTokens
@@ -237,10 +238,7 @@ class QAWork:
         by_characters = self._window_tokens(room, max(1, room - self._stride), len(item.context))
         if by_characters <= allowed:
             return by_characters
-        question, context = (
-            len(self._model.tokenizer.encode(text, add_special_tokens=False).ids)
-            for text in (item.question, item.context)
-        )
+        question, context = (len(encode_plain(self._model.tokenizer, text)) for text in (item.question, item.context))
         room = self._room(min(question, longest_question))
         return self._window_tokens(room, window_step(room, self._stride), context)
 
@@ -256,7 +254,7 @@ class QAWork:
         longest = self._parameters.max_question_len
         if windows[0].context_start - 2 < longest:  # [CLS] and [SEP] stand around the question
             return False
-        return len(self._model.tokenizer.encode(item.question, add_special_tokens=False).ids) > longest
+        return len(encode_plain(self._model.tokenizer, item.question)) > longest
 
     def _search_all(self, logits: list[Tensor], top_k: int) -> list[list[schemas.AnswerSpan]]:
         rest = iter(logits)

@@ -14,6 +14,7 @@ from tokenizers import Encoding, Tokenizer
 
 from q8core.errors import InputError
 from q8core.tasks.classify import special_token_id
+from q8core.tokenizer import encode_plain
 
 # Candidates kept per window side before pairing: the usual size in SQuAD post-processing.
 N_BEST = 20
@@ -68,9 +69,10 @@ def encode_windows(
         raise InputError("the question is empty")
     if not context.strip():
         raise InputError("the context is empty")
-    question_ids = tokenizer.encode(question, add_special_tokens=False).ids[:max_question_len]
-    encoded = tokenizer.encode(context, add_special_tokens=False)
-    if not encoded.ids:
+    question_ids = encode_plain(tokenizer, question).ids[:max_question_len]
+    encoded = encode_plain(tokenizer, context)
+    context_ids, offsets = encoded.ids, encoded.offsets  # each time anew, these would be lists of the whole context
+    if not context_ids:
         raise InputError("the context holds no token that the vocabulary can represent")
     room = max_seq_len - len(question_ids) - 3
     if room < 1:
@@ -83,19 +85,19 @@ def encode_windows(
     cls_id, sep_id = special_token_id(tokenizer, "[CLS]"), special_token_id(tokenizer, "[SEP]")
     head = [cls_id, *question_ids, sep_id]
     windows: list[Window] = []
-    for first in range(0, len(encoded.ids), step):
-        piece = encoded.ids[first : first + room]
+    for first in range(0, len(context_ids), step):
+        piece = context_ids[first : first + room]
         windows.append(
             Window(
                 input_ids=[*head, *piece, sep_id],
                 token_type_ids=[0] * len(head) + [1] * (len(piece) + 1),
-                offsets=[*([None] * len(head)), *encoded.offsets[first : first + room], None],
+                offsets=[*([None] * len(head)), *offsets[first : first + room], None],
                 words=[*([None] * len(head)), *words[first : first + room], None],
                 context_start=len(head),
                 first_token=first,
             )
         )
-        if first + room >= len(encoded.ids):
+        if first + room >= len(context_ids):
             break
     return windows
 

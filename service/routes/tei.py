@@ -9,6 +9,7 @@ from pydantic import BaseModel, Discriminator, Field, Tag
 from tokenizers import Tokenizer
 
 from q8core.tasks.classify import special_token_id
+from q8core.tokenizer import encode_plain
 from service import schemas
 from service.encoding import BodyWords
 from service.errors import UNION_MARK, EmptyInput, TooManyTokens
@@ -124,7 +125,7 @@ def tokenize(body: TokenizeRequest, service: ServiceDep) -> list[list[Token]]:
 
 
 def _tokens(tokenizer: Tokenizer, text: str, *, special: bool) -> list[Token]:
-    encoded = tokenizer.encode(text, add_special_tokens=False)
+    encoded = encode_plain(tokenizer, text)
     tokens = [
         Token(id=token, text=text[start:stop], special=False, start=start, stop=stop)
         for token, (start, stop) in zip(encoded.ids, encoded.offsets, strict=True)
