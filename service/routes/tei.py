@@ -6,7 +6,7 @@ from typing import Annotated, Any, cast
 
 from fastapi import APIRouter
 from pydantic import BaseModel, Discriminator, Field, Tag
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from q8core.tasks.classify import special_token_id
 from q8core.tokenizer import encode_plain
@@ -16,6 +16,7 @@ from service.errors import UNION_MARK, EmptyInput, TooManyTokens
 from service.routes.dependencies import INFERENCE_ERRORS, BackendHeader, ServiceDep, TraceDep, error_responses
 from service.routes.naming import named_model
 from service.routes.texts import Texts, listed
+from service.token_bounds import least_tokens
 
 router = APIRouter(tags=["other servers' APIs"])
 
@@ -115,17 +116,31 @@ def tokenize(body: TokenizeRequest, service: ServiceDep) -> list[list[Token]]:
     texts = listed(body.inputs)
     if not texts:
         raise EmptyInput("inputs is an empty list; send at least one text")
-    room, found = service.settings.max_queue_tokens, list[list[Token]]()
+    most, around = service.settings.max_queue_tokens, 2 if body.add_special_tokens else 0
+    too_many = TooManyTokens(f"more than {most} tokens; send the texts in parts")
+    if _least_tokens(texts, around, most + 1) > most:
+        raise too_many
+    room, found = most, list[list[Token]]()
     for text in texts:
-        found.append(_tokens(model.tokenizer, text, special=body.add_special_tokens))
-        room -= len(found[-1])
+        encoded = encode_plain(model.tokenizer, text)
+        room -= len(encoded) + around
         if room < 0:
-            raise TooManyTokens(f"more than {service.settings.max_queue_tokens} tokens; send the texts in parts")
+            raise too_many
+        found.append(_tokens(model.tokenizer, text, encoded, special=body.add_special_tokens))
     return found
 
 
-def _tokens(tokenizer: Tokenizer, text: str, *, special: bool) -> list[Token]:
-    encoded = encode_plain(tokenizer, text)
+def _least_tokens(texts: list[str], around: int, enough: int) -> int:
+    """Count tokens that the texts have at least, with so many around each; see `service.token_bounds`."""
+    found = 0
+    for text in texts:
+        found += around + least_tokens(text, enough - found)
+        if found >= enough:
+            break
+    return found
+
+
+def _tokens(tokenizer: Tokenizer, text: str, encoded: Encoding, *, special: bool) -> list[Token]:
     tokens = [
         Token(id=token, text=text[start:stop], special=False, start=start, stop=stop)
         for token, (start, stop) in zip(encoded.ids, encoded.offsets, strict=True)

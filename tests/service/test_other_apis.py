@@ -8,8 +8,12 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from tokenizers import Encoding, Tokenizer
 
+from q8core.tokenizer import encode_plain
 from service.container import Service
+from service.routes import tei
+from service.routes.tei import Token
 from tests.service.tiny_checkpoints import LABELS
 
 TEXT, OTHER = "the film is good", "a very bad book"
@@ -115,8 +119,42 @@ def test_tokenize(client: TestClient, service: Service) -> None:
     assert inner == first[1:-1]
     asked = client.post("/classify", json={"inputs": text})
     assert int(asked.headers["x-compute-tokens"]) == len(first)
-    too_many = client.post("/tokenize", json={"inputs": "a " * (service.settings.max_queue_tokens + 1)})
-    assert (too_many.status_code, too_many.json()["error_type"]) == (413, "too_many_tokens")
+
+
+@pytest.mark.parametrize(("special", "fit"), [(True, ["a b c d", ""]), (False, ["a b c d", "", "e f g h"])])
+def test_tokenize_answers_as_many_tokens_as_the_queue_holds(
+    client: TestClient, service: Service, monkeypatch: pytest.MonkeyPatch, *, special: bool, fit: list[str]
+) -> None:
+    monkeypatch.setattr(service, "settings", service.settings.model_copy(update={"max_queue_tokens": 8}))
+    answer = client.post("/tokenize", json={"inputs": fit, "add_special_tokens": special})
+    assert sum(map(len, answer.json())) == 8
+    answer = client.post("/tokenize", json={"inputs": [*fit, ","], "add_special_tokens": special})
+    assert (answer.status_code, answer.json()["error_type"]) == (413, "too_many_tokens")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "encoded"),
+    [("a " * 65_537, 0), (["a"] * 22_000, 0), ([""] * 33_000, 0), ("," * 65_535, 1), (["a", "," * 65_535], 2)],
+)
+def test_tokenize_refuses_before_it_builds_tokens(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, inputs: Any, encoded: int
+) -> None:
+    built: list[object] = []
+    calls: list[str] = []
+
+    def noted(tokenizer: Tokenizer, text: str) -> Encoding:
+        calls.append(text)
+        return encode_plain(tokenizer, text)
+
+    def token(**fields: object) -> object:
+        built.append(fields)
+        return Token(**fields)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(tei, "encode_plain", noted)
+    monkeypatch.setattr(tei, "Token", token)
+    answer = client.post("/tokenize", json={"inputs": inputs})
+    assert (answer.status_code, answer.json()["error_type"]) == (413, "too_many_tokens")
+    assert (len(calls), len(built)) == (encoded, 3 if encoded == 2 else 0)
 
 
 @pytest.mark.parametrize(
