@@ -186,6 +186,8 @@ HTTP_KINDS: Mapping[int, ErrorKind] = {
 }
 
 
+MOST_DETAILS = 20
+"""How many problems of a body are told one by one."""
 UNION_MARK = "|"
 """Begins the names of union members in validation paths, which are nothing that a client sent."""
 
@@ -245,8 +247,8 @@ def _describe_http(error: HTTPException) -> ErrorAnswer:
 
 
 def _describe_validation(error: RequestValidationError) -> ErrorAnswer:
-    """Name the first problem in the sentence and all of them in details, never echoing the client's text."""
-    problems: list[dict[str, Any]] = [dict(problem) for problem in error.errors()]
+    """Name the first problems in the sentence and more of them in details, never echoing the client's text."""
+    problems: Sequence[dict[str, Any]] = error.errors()
     first = problems[0]
     if first["type"] == "json_invalid":
         place, reason = first["loc"][-1], first["ctx"]["error"]
@@ -259,11 +261,11 @@ def _describe_validation(error: RequestValidationError) -> ErrorAnswer:
             return ErrorAnswer(HTTP_KINDS[415], "send the body with Content-Type: application/json", {})
     details = [
         {"field": _field_path(problem["loc"]), "problem": _printable(str(problem["msg"])), "type": problem["type"]}
-        for problem in problems
+        for problem in problems[:MOST_DETAILS]
     ]
     sentence = "; ".join(f"{d['field']}: {d['problem']}" for d in details[:3])
-    if len(details) > 3:
-        sentence += f"; and {len(details) - 3} more"
+    if len(problems) > 3:
+        sentence += f"; and {len(problems) - 3} more"
     return ErrorAnswer(HTTP_KINDS[422], sentence, {}, details)
 
 

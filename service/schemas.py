@@ -184,7 +184,8 @@ def _shape_of_qa_inputs(value: Any) -> str | None:
 
 
 _QAInputs = Annotated[
-    Annotated[QAInput, Tag(f"{UNION_MARK}one")] | Annotated[list[QAInput], Tag(f"{UNION_MARK}list")],
+    Annotated[QAInput, Tag(f"{UNION_MARK}one")]
+    | Annotated[list[QAInput], Field(fail_fast=True), Tag(f"{UNION_MARK}list")],
     Discriminator(
         _shape_of_qa_inputs,
         custom_error_type="inputs_type",

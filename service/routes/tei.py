@@ -34,7 +34,7 @@ def _shape(value: Any) -> str | None:
 _Inputs = Annotated[
     Annotated[schemas.Text, Tag(f"{UNION_MARK}text")]
     | Annotated[_Pair, Tag(f"{UNION_MARK}pair")]
-    | Annotated[list[_Pair], Tag(f"{UNION_MARK}batch")],
+    | Annotated[list[_Pair], Field(fail_fast=True), Tag(f"{UNION_MARK}batch")],
     Discriminator(
         _shape,
         custom_error_type="inputs_type",

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Discriminator, Tag
+from pydantic import Discriminator, Field, Tag
 
 from service.errors import UNION_MARK
 from service.schemas import Text
 
 Texts = Annotated[
-    Annotated[Text, Tag(f"{UNION_MARK}text")] | Annotated[list[Text], Tag(f"{UNION_MARK}list")],
+    Annotated[Text, Tag(f"{UNION_MARK}text")] | Annotated[list[Text], Field(fail_fast=True), Tag(f"{UNION_MARK}list")],
     Discriminator(
         lambda value: {str: f"{UNION_MARK}text", list: f"{UNION_MARK}list"}.get(type(value)),
         custom_error_type="inputs_type",

@@ -99,6 +99,22 @@ def test_wrong_body(client: TestClient, path: str, body: object, status: int, er
     check(client.post(path, json=body), status, error_type, words)
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        ("/classify", {"inputs": ["a", *[5] * 900]}, "inputs"),
+        ("/qa", {"inputs": [QA, *[5] * 900]}, "inputs[1]"),
+        ("/v1/classify", {"input": ["a", *[5] * 900]}, "input[1]"),
+        ("/predict", {"inputs": [["a"], *[5] * 900]}, "inputs[1]"),
+        ("/predict", {"inputs": ["a", *[5] * 900]}, "inputs"),
+        ("/tokenize", {"inputs": ["a", *[5] * 900]}, "inputs[1]"),
+    ],
+)
+def test_of_a_list_of_wrong_items_the_first_is_told(client: TestClient, path: str, body: object, field: str) -> None:
+    found = check(client.post(path, json=body), 422, "validation", field)
+    assert [problem["field"] for problem in found["details"]] == [field]  # type: ignore[attr-defined]
+
+
 RAW = [
     (b"", 400, "bad_json", "empty"),
     (b"{", 400, "bad_json", "character"),

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from service.errors import ERROR_KINDS, HTTP_KINDS, ClientClosed
+from fastapi.exceptions import RequestValidationError
+
+from service.errors import ERROR_KINDS, HTTP_KINDS, MOST_DETAILS, ClientClosed, describe_error
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 ROW = re.compile(r"^\| (\d{3}) \| ((?:`\w+`(?:, )?)+) \|", re.MULTILINE)
@@ -17,3 +19,10 @@ def test_the_readme_lists_every_error_and_no_other() -> None:
     # nobody is there to read the answer to a client that left
     kinds = [kind for error, kind in ERROR_KINDS.items() if error is not ClientClosed] + list(HTTP_KINDS.values())
     assert sorted(listed) == sorted({(kind.status, kind.error_type) for kind in kinds})
+
+
+def test_details_have_an_end() -> None:
+    problems = [{"type": "t", "loc": ("body", "inputs", place), "msg": "wrong"} for place in range(MOST_DETAILS + 5)]
+    answer = describe_error(RequestValidationError(problems))
+    assert [problem["field"] for problem in answer.details] == [f"inputs[{place}]" for place in range(MOST_DETAILS)]
+    assert answer.message.endswith(f"inputs[2]: wrong; and {MOST_DETAILS + 2} more")
