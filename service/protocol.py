@@ -19,6 +19,7 @@ from http import HTTPStatus
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.overload import Overload
+from service.request_parser import RequestParser
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +70,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for a request."""
         super().connection_made(transport)
+        self.parser = RequestParser(self)  # type: ignore[assignment]
         self._time_the_rest()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -98,6 +100,10 @@ class GuardedProtocol(HttpToolsProtocol):
             self._too_large = True
             raise ValueError("headers too large")  # the parser stops, and send_400_response answers
         assert self.parser is not None
+        if self.parser.should_upgrade():
+            if self.parser.get_method() == b"CONNECT":
+                raise ValueError("no tunnels")  # nothing that follows is HTTP
+            return  # it comes again, without the offer
         # behind an unfinished answer, or with a client that waits to be asked for its body, it takes the usual way
         self._refusing = (
             self.overload is not None
@@ -115,6 +121,9 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Answer what is refused."""
+        assert self.parser is not None
+        if self.parser.should_upgrade():
+            return
         self._part = None
         if self._refusing:
             self._answer_overload()
