@@ -33,7 +33,7 @@ class ConnectionLimits:
     """What one connection may take.
 
     Attributes:
-        header_bytes: of the request line and all headers.
+        header_bytes: of the request line and all headers, and of all trailers.
         header_s: until they have arrived, from the connection or the first byte of a further request.
         body_s: until the body has arrived.
         write_s: how long a client may read nothing while an answer waits for it.
@@ -63,7 +63,10 @@ class GuardedProtocol(HttpToolsProtocol):
     _timed: _Part | None = None  # what the timer is for
     _write_timer: TimerHandle | None = None
     _part: _Part | None = None  # what is arriving
-    _header_bytes = 0
+    _header_bytes = 0  # of what has arrived of headers or trailers, with what came in one piece with them
+    _trailer_bytes = 0  # of whole trailers
+    _trailing = False  # whether what arrives may be trailers: it stands behind a chunk's size, and is no body so far
+    _chunk_began = False
     _too_large = False
     _refusing = False
 
@@ -80,10 +83,12 @@ class GuardedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse, and refuse headers that have no end."""
+        """Parse, and refuse headers and trailers that have no end."""
+        self._chunk_began = False
         super().data_received(data)
         self._time_the_rest()
-        if self._part is _Part.HEADERS:
+        # a piece with a chunk's size may hold anything before it
+        if self._part is _Part.HEADERS or (self._trailing and not self._chunk_began):
             self._header_bytes += len(data)
             if self._header_bytes > self.limits.header_bytes and not self.transport.is_closing():
                 self._refuse(431, "headers_too_large", self._size_message())
@@ -93,9 +98,18 @@ class GuardedProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self._part, self._timed, self._header_bytes = _Part.HEADERS, None, 0
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keep a header; of a trailer, which is none (RFC 9110, section 6.5.1), keep the size alone."""
+        if self._part is _Part.HEADERS:
+            super().on_header(name, value)
+            return
+        self._trailer_bytes += len(name) + len(value) + 4
+        if self._trailer_bytes > self.limits.header_bytes:
+            self._too_large = True
+            raise ValueError("trailers too large")
+
     def on_headers_complete(self) -> None:
         """Hand the request on if its headers are within the limit."""
-        self._part = _Part.BODY
         if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > self.limits.header_bytes:
             self._too_large = True
             raise ValueError("headers too large")  # the parser stops, and send_400_response answers
@@ -113,9 +127,20 @@ class GuardedProtocol(HttpToolsProtocol):
         )
         if not self._refusing:
             super().on_headers_complete()
+        self._part = _Part.BODY
+
+    def on_chunk_header(self) -> None:
+        """Expect trailers, which come instead of a body behind the size of the last chunk."""
+        self._trailing = self._chunk_began = True
+        self._header_bytes = self._trailer_bytes = 0
+
+    def on_chunk_complete(self) -> None:
+        """Expect no more trailers."""
+        self._trailing = False
 
     def on_body(self, body: bytes) -> None:
         """Hand the body on, unless the request is refused anyway."""
+        self._trailing = False
         if not self._refusing:
             super().on_body(body)
 
@@ -168,7 +193,8 @@ class GuardedProtocol(HttpToolsProtocol):
         return self.cycle is not None and not self.cycle.response_complete  # pyright: ignore[reportUnnecessaryComparison]
 
     def _size_message(self) -> str:
-        return f"request line and headers take more than {self.limits.header_bytes} bytes (--header-limit)"
+        what = "trailers" if self._part is _Part.BODY else "request line and headers"
+        return f"{what} take more than {self.limits.header_bytes} bytes (--header-limit)"
 
     def _answer_overload(self) -> None:
         assert self.overload is not None
@@ -186,8 +212,11 @@ class GuardedProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def _refuse(self, status: int, error_type: str, message: str) -> None:
-        """Answer from below the application, which never sees this request, and close."""
+        """Answer from below the application, unless it has begun to, and close."""
         self._disarm()
+        if self._part is _Part.BODY and not self._refusing and self.cycle.response_started:
+            self.transport.close()
+            return
         request_id = uuid.uuid4().hex
         log.debug("refused a connection: %d %s %s", status, error_type, request_id)
         body = json.dumps({"error": message, "error_type": error_type, "request_id": request_id}).encode()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -163,6 +164,90 @@ def test_large_headers_are_refused(served: Served, sent: bytes) -> None:
 def test_headers_within_the_limit_are_not(served: Served) -> None:
     answer = httpx.get(f"{served.url}/livez", headers={"x-a": "a" * 1500})
     assert answer.status_code == 200
+
+
+CHUNKED = HEAD + b"transfer-encoding: chunked\r\n\r\n"
+GOOD = b'11\r\n{"inputs":"good"}\r\n0\r\n'
+
+
+def answer_to(connection: socket.socket, *pieces: bytes) -> tuple[str, dict[str, str]]:
+    """Status line and headers of the one answer to a request in pieces, after which the connection serves on."""
+    for piece in pieces:
+        connection.sendall(piece)
+        time.sleep(0.05)  # most likely it is read alone
+    found = b""
+    while not found.endswith(b"]]"):
+        found += connection.recv(65536)
+    ask_alive(connection)
+    status, *lines = found.partition(b"\r\n\r\n")[0].decode().split("\r\n")
+    return status, dict(line.split(": ", 1) for line in lines)
+
+
+def test_trailers_are_no_headers(served: Served) -> None:
+    with served.connect() as connection:
+        trailers = b"x-q8bert-backend: none\r\nx-request-id: trailing\r\ncontent-type: text/plain\r\n\r\n"
+        status, headers = answer_to(connection, CHUNKED, GOOD[:10], GOOD[10:], trailers)
+    assert (status, headers["x-q8bert-backend"]) == ("HTTP/1.1 200 OK", "int8")
+    assert headers["x-request-id"] != "trailing"
+
+
+@pytest.mark.parametrize(
+    "trailers",
+    [
+        b"x-a: " + b"a" * 3000 + b"\r\n\r\n",
+        b"".join(b"x-%d: aaaaaaa\r\n" % n for n in range(300)) + b"\r\n",
+        b"".join(b"x-%d: aaaaaaa\r\n" % n for n in range(300)),  # and no end
+    ],
+)
+def test_large_trailers_are_refused(served: Served, trailers: bytes) -> None:
+    with served.connect() as connection:
+        connection.sendall(CHUNKED + GOOD + trailers)
+        check(read_all(connection), 431, "headers_too_large")
+
+
+@pytest.mark.parametrize("trailer", [b"x-a: aaaaaaa\r\n" * 10, b"a" * 100])
+def test_trailers_that_do_not_end_are_refused(served: Served, trailer: bytes) -> None:
+    found = b""
+    with served.connect() as connection, suppress(ConnectionError):
+        connection.sendall(CHUNKED + GOOD)
+        for _ in range(6000):  # more than fits one read
+            connection.sendall(trailer)
+        found = read_all(connection)
+    if found:  # where the last ones came too late to be read, the connection may end without the answer
+        check(found, 431, "headers_too_large")
+
+
+def test_chunks_are_no_trailers(served: Served) -> None:
+    """A piece that ends with the size of a chunk ends as one where trailers begin."""
+    content = json.dumps({"inputs": "good " * 4000}).encode()
+    pieces = [
+        CHUNKED + b"bb8\r\n" + content[:3000] + b"\r\n%x\r\n" % (len(content) - 3000),
+        content[3000:9000],
+        content[9000:] + b"\r\n0\r\nx-a: " + b"a" * 1500 + b"\r\n\r\n",
+    ]
+    with served.connect() as connection:
+        status, _ = answer_to(connection, *pieces)
+    assert status == "HTTP/1.1 200 OK"
+
+
+def test_trailers_behind_an_answer_have_none_of_their_own(served: Served) -> None:
+    with served.connect() as connection:
+        connection.sendall(CHUNKED + b"f4300\r\n" + b"x" * 0xF4300 + b"\r\n")
+        answer = b""
+        while not answer.endswith(b"}"):
+            answer += connection.recv(65536)
+        assert answer.startswith(b"HTTP/1.1 413")
+        connection.sendall(GOOD + b"x-a: " + b"a" * 3000 + b"\r\n\r\n")
+        assert read_all(connection) == b""
+
+
+@pytest.mark.parametrize("answered_before", [False, True])
+def test_an_address_that_is_none_is_refused(served: Served, *, answered_before: bool) -> None:
+    with served.connect() as connection:
+        if answered_before:
+            ask_alive(connection)
+        connection.sendall(b"GET http://x:99999/ HTTP/1.1\r\nhost: x\r\n\r\n")
+        check(read_all(connection), 400, "bad_http")
 
 
 @pytest.mark.parametrize("sent", [b"nonsense\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00\x01"])
