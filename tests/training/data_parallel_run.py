@@ -23,8 +23,9 @@ from tests.training.test_loop import CONFIG, make_trainer
 # At QAT's learning rate: larger steps soon carry the last bits of a gradient over a rounding of the quantizers.
 UNEQUAL = replace(CONFIG, batch_size=7, dropout=0.0, evals=1, learning_rate=2e-5)
 LONELY = replace(UNEQUAL, batch_size=47, epochs=5)
+BEGUN = replace(UNEQUAL, max_steps=2)
 STOPPED = replace(CONFIG, batch_size=5, dropout=0.1, average=0.3)
-SETTINGS = {"unequal": UNEQUAL, "lonely": LONELY, "stopped": STOPPED}
+SETTINGS = {"unequal": UNEQUAL, "lonely": LONELY, "begun": BEGUN, "stopped": STOPPED}
 STOP_STEP = 7
 
 
@@ -35,7 +36,7 @@ def main(scenario: str, model: Path, output: Path) -> None:
         rank = processes.rank
         if scenario == "same":
             for scheme in ("fp32", "q8bert", "q8bert-paper"):
-                for name in ("unequal", "lonely"):
+                for name in ("begun", "unequal", "lonely"):
                     train(model, output / f"{scheme}-{name}", rank, scheme, name)
         elif scenario == "stop":
             for scheme in ("fp32", "q8bert"):

@@ -45,7 +45,7 @@ def losses(folder: Path) -> Tensor:
 
 
 @pytest.mark.parametrize("scheme", ["fp32", "q8bert", "q8bert-paper"])
-@pytest.mark.parametrize("name", ["unequal", "lonely"])
+@pytest.mark.parametrize("name", ["begun", "unequal", "lonely"])
 def test_two_processes_learn_what_one_learns(
     tiny_classifier: Path, two_processes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str, name: str
 ) -> None:
@@ -66,7 +66,8 @@ def test_two_processes_learn_what_one_learns(
             assert torch.allclose(first[key], alone, rtol=0, atol=1e-5), key
     if ranges:
         assert float(torch.stack(ranges).median()) < 5e-6
-        assert float(torch.stack(ranges).max()) < 2e-3
+        # of weights that are still the same, the observers see the same
+        assert float(torch.stack(ranges).max()) < (1e-6 if name == "begun" else 2e-3)
     off = (losses(together) - losses(tmp_path)).abs()
     assert float(off.median()) < 5e-6
     assert float(off.max()) < 2e-2
