@@ -23,6 +23,7 @@ from q8core.bench.threads import parse_threads, threads_text
 from q8core.bench.timing import Timing
 from q8core.bench.workloads import Shape, Workload, parse_workload
 from q8core.checkpoint import Checkpoint
+from q8core.cli.console import table_console
 from q8core.errors import InputError
 from q8core.tasks.task import TaskKind
 
@@ -60,7 +61,7 @@ def run_bench(
     workloads += [parse_workload(text, tokenizer) for text in texts]
     for name in models:
         check_lengths(name, workloads)
-    console, machine = Console(), environment()
+    console, machine = table_console(), environment()
     console.print(heading(machine, counts), highlight=False, soft_wrap=True)
     for name, reason in ({} if engines else missing_engines()).items():
         console.print(f"without {name}: {reason}", highlight=False, soft_wrap=True)

@@ -6,8 +6,6 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from q8core.bench.environment import environment
 from q8core.bench.tables import heading, training_tables
 from q8core.bench.threads import parse_threads
@@ -15,6 +13,7 @@ from q8core.bench.timing import Timing
 from q8core.bench.training import TrainingRun, measure_training
 from q8core.bench.workloads import Shape
 from q8core.cli.bench_run import check_lengths, progress_bar
+from q8core.cli.console import table_console
 from q8core.training.config import best_precision
 
 
@@ -29,7 +28,7 @@ def run_training_bench(
     run = TrainingRun(models, [Shape.parse(text).workload() for text in shapes], parse_threads(threads), repeats)
     for name in models:
         check_lengths(name, run.workloads)
-    console, machine, precision = Console(), environment(), best_precision()
+    console, machine, precision = table_console(), environment(), best_precision()
     console.print(heading(machine, run.threads), highlight=False, soft_wrap=True)
     found, done = list[Timing](), True
     with progress_bar(console) as progress:

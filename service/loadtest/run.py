@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console
-
+from q8core.cli.console import table_console
 from q8core.errors import InputError
 from service.loadtest.bodies import load_asks
 from service.loadtest.load import Load, run_load
@@ -42,7 +41,7 @@ def run(
 
         check_plot(plot)
     _allow_connections(load.concurrency or load.connections)
-    console = Console()
+    console = table_console()
     console.print(f"{_how(load)}, {' and '.join(tasks)}, at {url}", highlight=False, soft_wrap=True)
     try:
         record = run_load(target, asks, load)
