@@ -44,7 +44,7 @@ def quantize(
     """Quantize a fine-tuned model without training it again, and score the result."""
     from q8core.quant import PRESETS, find_scheme
     from q8core.tokenizer import load_tokenizer
-    from q8core.training.head import has_head, model_labels
+    from q8core.training.head import model_labels, require_head
     from q8core.training.model import bert_config, model_folder
     from q8core.training.qat import quantize_trained
 
@@ -57,7 +57,8 @@ def quantize(
     options = DataOptions(task, data, train_file, dev_file, text_column, pair_column, label_column, max_length)
     folder = model_folder(model)
     positions = bert_config(model).max_position_embeddings
-    labels = model_labels(model) if task == "classify" and has_head(model, "classify") else None
+    require_head(model, "qa" if task == "squad" else "classify")
+    labels = model_labels(model) if task == "classify" else None
     work = options.read(load_tokenizer(folder), positions, with_train=calibrated, labels=labels)
     scores = quantize_trained(
         model,

@@ -42,17 +42,26 @@ def foreign_labels(source: str, task: Task) -> tuple[str, ...]:
     return () if generic or class_order(labels, task.labels) else labels
 
 
+def require_head(source: str, kind: TaskKind) -> None:
+    """Refuse a model that was not fine-tuned for this kind of task.
+
+    Raises:
+        InputError: it has no such head.
+    """
+    if not has_head(source, kind):
+        raise InputError(
+            f"{source!r} was not fine-tuned for this task: it has no head of a {HEAD_CLASSES[kind].__name__}; "
+            "fine-tune it first (`q8bert train --scheme fp32`)"
+        )
+
+
 def check_quantizable(source: str, task: Task) -> None:
     """Refuse what cannot be quantized without training: a model that does not know the task.
 
     Raises:
         InputError: it has no head for the task, or one for other labels.
     """
-    if not has_head(source, task.kind):
-        raise InputError(
-            f"{source!r} was not fine-tuned for this task: it has no head of a {HEAD_CLASSES[task.kind].__name__}; "
-            "fine-tune it first (`q8bert train --scheme fp32`)"
-        )
+    require_head(source, task.kind)
     labels = foreign_labels(source, task)
     if labels:
         raise InputError(f"{source!r} answers {', '.join(labels)}; the data has {', '.join(task.labels)}")

@@ -177,6 +177,8 @@ def test_wrong_arguments_are_one_sentence_and_a_code(run, data: Path, tiny_class
         (["train", *here, *own_data(data), "--max-length", "129"], "--max-length is 129; allowed: 8 to 128"),
         (["quantize", *here, *own_data(data), "--max-length", "7"], "--max-length is 7; allowed: 8 to 128"),
         (["quantize", "--model", headless, "--output", tmp_path / "x", *own_data(data)], "it has no head of a BertFor"),
+        (["quantize", "--model", headless, "--output", tmp_path / "x", *own_data(data), "--scheme", "dynamic"],
+          "it has no head of a BertForSequenceClassification; fine-tune it first"),
         (["quantize", *here, *own_data(data), "--scheme", "no.json"], "no.json cannot be read as a scheme"),
         (["train", "--model", "no/such-model", "--output", tmp_path / "x", *own_data(data)], "no/such-model"),
         (["quantize", *here, *own_data(data), "--scheme", "q8bert"], "allowed: static, static-attention, dynamic"),
