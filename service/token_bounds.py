@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import re
+from q8core.tokenizer import WORD
 
-# A word that begins with an ASCII letter or digit: BERT's tokenizer splits at spaces, keeps these characters, and
-# makes at least one token of every word.
-_WORD = re.compile(r"(?:(?<= )|\A)[0-9A-Za-z]")
 _PIECE = 1 << 16
 
 
@@ -27,7 +24,7 @@ def least_tokens(text: str, enough: int) -> int:
     """
     found = 0
     for begin in range(0, len(text), _PIECE):
-        found += len(_WORD.findall(text, begin, begin + _PIECE))
+        found += len(WORD.findall(text, begin, begin + _PIECE))
         if found >= enough:
             break
     return found

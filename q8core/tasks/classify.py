@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from q8core.errors import InputError
-from q8core.tokenizer import encode_plain
+from q8core.tokenizer import first_ids
 
 FunctionToApply = Literal["softmax", "sigmoid", "none"]
 
@@ -40,8 +40,8 @@ def encode_text(tokenizer: Tokenizer, text: str, text_pair: str | None, max_leng
     """
     if max_length < 3 + (2 if text_pair is not None else 0):
         raise InputError(f"max_length {max_length} leaves no room for text; at least 3, or 5 for pairs")
-    a = encode_plain(tokenizer, text).ids
-    b = encode_plain(tokenizer, text_pair).ids if text_pair is not None else None
+    a = first_ids(tokenizer, text, max_length)
+    b = first_ids(tokenizer, text_pair, max_length) if text_pair is not None else None
     cls_id, sep_id = special_token_id(tokenizer, "[CLS]"), special_token_id(tokenizer, "[SEP]")
     room = max_length - (2 if b is None else 3)
     keep_a, keep_b = _share(len(a), len(b or []), room)

@@ -10,7 +10,7 @@ from transformers import BertTokenizerFast
 
 from q8core.errors import InputError
 from q8core.tasks.classify import encode_text, postprocess
-from q8core.tokenizer import load_tokenizer
+from q8core.tokenizer import first_ids, load_tokenizer
 
 TEXTS = st.text(alphabet=st.sampled_from(list("abcd ef.é🙂中")), max_size=60)
 
@@ -35,6 +35,47 @@ def test_a_pair_loses_tokens_of_its_longer_side(tiny_classifier: Path) -> None:
     assert encoded.token_type_ids == [0] * 4 + [1] * 8
     encoded = encode_text(tokenizer, "dog " * 30, "the cat", 12)
     assert encoded.token_type_ids == [0] * 9 + [1] * 3
+
+
+# pieces of which the tokenizer makes any number of tokens, none among them
+PIECES = (
+    "good ",
+    "film",
+    " ",
+    "  ",
+    "été",
+    "\u0301",
+    "中文",
+    "\u200d",
+    ".",
+    "a ",
+    "zq9",
+    "x" * 120 + " ",
+    "\n",
+    " 1",
+    " _",
+)
+
+
+@given(
+    texts=st.lists(st.lists(st.sampled_from(PIECES), max_size=200).map("".join), min_size=1, max_size=2),
+    length=st.integers(5, 12),
+)
+def test_what_is_cut_off_decides_nothing(tiny_classifier: Path, texts: list[str], length: int) -> None:
+    """Long texts are not tokenized to the end: their first ids are those of the whole text."""
+    tokenizer = load_tokenizer(tiny_classifier)
+    whole = [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
+    found = [first_ids(tokenizer, text, length) for text in texts]
+    for few, all_of_them in zip(found, whole, strict=True):
+        assert few == all_of_them[: len(few)]
+        assert len(few) > length or few == all_of_them
+    encoded = encode_text(tokenizer, texts[0], texts[1] if len(texts) == 2 else None, length)
+    assert encoded.truncated == (sum(map(len, whole)) + len(texts) + 1 > length)
+
+
+def test_a_long_text_is_not_tokenized_to_the_end(tiny_classifier: Path) -> None:
+    tokenizer = load_tokenizer(tiny_classifier)
+    assert len(first_ids(tokenizer, "a good film " * 10_000, 128)) == 129
 
 
 def test_scores_equal_torch_and_are_sorted() -> None:
