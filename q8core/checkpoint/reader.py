@@ -123,13 +123,11 @@ class Checkpoint:
     def float_tensors(self) -> tuple[Mapping[str, torch.Tensor], bool]:
         """The float tensors under Hugging Face's names, and whether they are dequantized int8 weights.
 
-        Raises:
-            CheckpointError: they hold NaN or infinite values.
+        Those of a file are checked as they are read, since int8 alone never reads them: a CheckpointError names the
+        first with NaN or infinite values.
         """
         if (self.path / FLOAT_FILE).is_file():
-            floats = TensorFile(self.path / FLOAT_FILE)
-            _check_finite(floats)  # not when the folder is opened: int8 alone never reads them
-            return floats, False
+            return TensorFile(self.path / FLOAT_FILE, finite=True), False
         return dequantized_tensors(self.int8_tensors()), True
 
     def tokenizer(self) -> Tokenizer:
@@ -202,15 +200,10 @@ def _check_facts(path: Path, config: BertConfig, task: TaskKind, labels: tuple[s
 
 def _check_values(file: TensorFile) -> None:
     """Finite floats, positive scales, and no -128, which the symmetric scheme never produces."""
-    _check_finite(file)
     for name in file:
+        if file.dtype(name) == "F32" and not bool(torch.isfinite(file[name]).all()):
+            raise CheckpointError(f"{file.path}: {name} holds NaN or infinite values")
         if name.endswith("_scale") and not bool((file[name] > 0).all()):
             raise CheckpointError(f"{file.path}: {name} holds a scale that is not positive")
         if file.dtype(name) == "I8" and int(file[name].min()) < -127:
             raise CheckpointError(f"{file.path}: {name} holds -128, outside the symmetric range -127..127")
-
-
-def _check_finite(file: TensorFile) -> None:
-    for name in file:
-        if file.dtype(name) in ("F32", "F16", "BF16") and not bool(torch.isfinite(file[name]).all()):
-            raise CheckpointError(f"{file.path}: {name} holds NaN or infinite values")

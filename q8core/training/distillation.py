@@ -22,12 +22,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from q8core.checkpoint.manifest import FLOAT_FILE, file_entry
 from q8core.errors import InputError
 from q8core.tasks.task import Task
 from q8core.tokenizer import load_tokenizer
 from q8core.training.config import TrainConfig
 from q8core.training.head import BertModel, foreign_labels, has_head
+from q8core.training.identity import weights_digest
 from q8core.training.loop import Loss, task_loss
 from q8core.training.model import load_bert, model_folder
 
@@ -208,10 +208,7 @@ def training_loss(
     folder = model_folder(teacher)
     model = load_bert(teacher, task.kind, task.labels)
     _check_teacher(teacher, folder, model, task)
-    weights = folder / FLOAT_FILE
-    if not weights.is_file():
-        raise InputError(f"the teacher {teacher!r} has no {FLOAT_FILE}, whose digest the run's record needs")
-    identity = {"name": Path(teacher).name, "sha256": str(file_entry(weights)["sha256"])}
+    identity = {"name": Path(teacher).name, "sha256": weights_digest(teacher)}
     return Distillation(student, model, config), {"teacher": identity}
 
 

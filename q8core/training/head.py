@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from transformers import AutoConfig, BertConfig, BertForQuestionAnswering, BertForSequenceClassification
 
+from q8core.checkpoint.manifest import CLASS_OF_TASK
 from q8core.errors import InputError
 from q8core.tasks.examples import is_regression
 from q8core.tasks.task import Task, TaskKind
@@ -22,7 +23,7 @@ HEAD_CLASSES: dict[TaskKind, type[BertForSequenceClassification] | type[BertForQ
 def has_head(source: str, kind: TaskKind) -> bool:
     """Whether the source, a folder or hub id, was fine-tuned for this kind of task."""
     config = AutoConfig.from_pretrained(source)
-    return HEAD_CLASSES[kind].__name__ in (config.architectures or [])
+    return CLASS_OF_TASK[kind] in (config.architectures or [])
 
 
 def model_labels(source: str) -> tuple[str, ...]:
@@ -50,7 +51,7 @@ def require_head(source: str, kind: TaskKind) -> None:
     """
     if not has_head(source, kind):
         raise InputError(
-            f"{source!r} was not fine-tuned for this task: it has no head of a {HEAD_CLASSES[kind].__name__}; "
+            f"{source!r} was not fine-tuned for this task: it has no head of a {CLASS_OF_TASK[kind]}; "
             "fine-tune it first (`q8bert train --scheme fp32`)"
         )
 
@@ -73,7 +74,7 @@ def check_outputs(source: str, config: BertConfig, outputs: int) -> None:
     Raises:
         InputError: it has not as many outputs as the task needs.
     """
-    fine_tuned = BertForSequenceClassification.__name__ in (config.architectures or [])
+    fine_tuned = CLASS_OF_TASK["classify"] in (config.architectures or [])
     if fine_tuned and config.num_labels != outputs:
         raise InputError(
             f"{source!r} has a head with {config.num_labels} outputs, this task needs {outputs}; "

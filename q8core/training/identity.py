@@ -29,13 +29,9 @@ def run_identity(source: str, task: Task, data: str, scheme: str) -> dict[str, A
         "base_sha256": weights_digest(source),
         "scheme": scheme,
         "data": data,
-        **data_identity(task),
+        "train_sha256": examples_digest(task.train_examples),
+        **dev_identity(task),
     }
-
-
-def data_identity(task: Task) -> dict[str, Any]:
-    """Return the digests of a task's examples and how many tokens of each are read."""
-    return {"train_sha256": examples_digest(task.train_examples), **dev_identity(task)}
 
 
 def dev_identity(task: Task) -> dict[str, Any]:
