@@ -106,6 +106,16 @@ def engine_logits(engine: Any, sequences: Sequences) -> list[Tensor]:
     return batch.split(engine.infer(batch))
 
 
+def assert_same_integers(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+    """Every integer agrees, but for one at a rounding boundary, in one sequence: torch's exp and erf differ by CPU.
+
+    An integer that is another moves a logit by thousandths or more; a wrong scale or zero point moves all sequences.
+    """
+    differences = sorted(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True))
+    assert differences[-1] <= 5e-2
+    assert all(difference <= 2e-6 for difference in differences[:-1])
+
+
 def largest_difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     return max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True))
 

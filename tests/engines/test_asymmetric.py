@@ -31,7 +31,7 @@ from q8core.quant.arithmetic import quantize
 from q8core.training.qat import train_quantized
 from tests.engines.conftest import KERNELS, TASKS, largest_difference, random_sequences, reference_logits, simulate
 from tests.engines.conftest import engine_logits as logits_of
-from tests.engines.test_kernels import EACH_KERNEL, ONE
+from tests.engines.test_kernels import EACH_EXACT_KERNEL, EACH_KERNEL, ONE
 from tests.engines.test_native import SIZES
 from tests.quant.test_asymmetric import asymmetric, symmetric
 from tests.training.test_loop import CONFIG, make_task
@@ -58,7 +58,7 @@ def test_accumulators_of_the_native_kernel_equal_int64_sums(zero_point: int, siz
         assert torch.equal(accumulate(variant, x, weight, zero_point).long(), x @ weight.T), variant
 
 
-@EACH_KERNEL
+@EACH_EXACT_KERNEL
 @pytest.mark.parametrize("size", [384, 3072])
 @pytest.mark.parametrize("zero_point", ZERO_POINTS)
 def test_accumulators_equal_int64_sums(kernel: LinearKernel, zero_point: int, size: int) -> None:
@@ -87,7 +87,7 @@ def test_quantizing_is_the_contract_ties_included(
     assert torch.equal(integers, quantize(x, scale, zero_point))
 
 
-@EACH_KERNEL
+@EACH_EXACT_KERNEL
 def test_a_layer_is_the_contracts_formula(kernel: LinearKernel) -> None:
     torch.manual_seed(1)
     x, weight = operands(6, 96)

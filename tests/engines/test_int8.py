@@ -25,6 +25,7 @@ from tests.engines.conftest import (
     TASKS,
     TORCH_KERNELS,
     Simulated,
+    assert_same_integers,
     engine_logits,
     largest_difference,
     random_sequences,
@@ -58,7 +59,7 @@ def odd_scheme(task: str) -> Scheme:
 def test_logits_equal_the_simulation(task: str, scheme: str) -> None:
     """Sequence by sequence, so that attention adds up in the same order and only rounding of floats is left.
 
-    Every integer agrees; one that did not would move a logit by thousandths.
+    Every integer agrees: see `assert_same_integers`.
     """
     # symmetric: as in checkpoints from before there were zero points
     own = {"odd": odd_scheme(task), "symmetric": symmetric()}
@@ -69,7 +70,7 @@ def test_logits_equal_the_simulation(task: str, scheme: str) -> None:
     for kernel in KERNELS if scheme in NATIVE_SCHEMES else TORCH_KERNELS:
         engine = build_engine(simulated.config, simulated.task, simulated.tensors, "int8", kernel)
         assert engine.kernel == kernel
-        assert largest_difference(engine_logits(engine, sequences), expected) <= 2e-6
+        assert_same_integers(engine_logits(engine, sequences), expected)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -94,7 +95,7 @@ def test_with_quantized_products_padding_moves_no_integer(task: str, kernel: str
     for seed in range(3):
         sequences = random_sequences(LENGTHS, seed)
         expected = reference_logits(task, simulated.model, sequences)
-        assert largest_difference(engine_logits(engine, sequences), expected) <= 2e-6
+        assert_same_integers(engine_logits(engine, sequences), expected)
 
 
 def test_quantized_products_in_some_layers() -> None:

@@ -32,7 +32,10 @@ def test_int8_weights_take_a_byte_each(kernel: str) -> None:
     from q8core.engines.random_weights import RandomInt8
 
     config = bench_config("minilm-l6", vocab_size=3000, num_hidden_layers=2)
-    memory = build_engine(config, "classify", RandomInt8(config), "int8", kernel).memory()
+    engine = build_engine(config, "classify", RandomInt8(config), "int8", kernel)
+    if engine.describe()["exactness"] != "exact":
+        pytest.skip(f"{kernel} splits weights in two bytes on this CPU (no VNNI)")
+    memory = engine.memory()
     linears = 2 * (4 * 384 * 384 + 2 * 384 * 1536) + 384 * 384 + 2 * 384
     parameters = linears + (3000 + 512) * 384 + 4 * 2 * 384
     assert parameters <= memory.weights <= 1.05 * parameters
