@@ -9,15 +9,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 from q8core.errors import InputError
 from q8core.tasks.classify import special_token_id
 from q8core.tokenizer import encode_plain
 
-# Candidates kept per window side before pairing: the usual size in SQuAD post-processing.
-N_BEST = 20
+Place = tuple[int, int]
+"""Code points of a span of the context: start, and end, exclusive."""
 
 
 @dataclass(frozen=True)
@@ -121,31 +124,22 @@ def _word_places(encoded: Encoding) -> list[tuple[int, int]]:
     return [place[word] for word in encoded.word_ids]
 
 
-def max_context(windows: Sequence[Window]) -> list[list[bool]]:
+def max_context(windows: Sequence[Window]) -> list[NDArray[np.bool_]]:
     """For each window, which of its context tokens it shows best (Devlin et al. 2018, SQuAD code).
 
     A token seen by several windows belongs to the one with the largest smaller-side context, plus a
     hundredth of the window's length as tie-break; the first such window wins.
     """
-    best: dict[int, tuple[float, int]] = {}
-    for index, window in enumerate(windows):
-        length = len(window.input_ids) - 1 - window.context_start
-        for i in range(length):
-            score = min(i, length - 1 - i) + 0.01 * length
-            token = window.first_token + i
-            if token not in best or score > best[token][0]:
-                best[token] = (score, index)
-    return [
-        [best[window.first_token + i][1] == index for i in range(len(window.input_ids) - 1 - window.context_start)]
-        for index, window in enumerate(windows)
-    ]
-
-
-@dataclass(frozen=True)
-class _Span:
-    logit: float
-    start: int
-    end: int
+    lengths = [len(window.input_ids) - 1 - window.context_start for window in windows]
+    shown = [slice(window.first_token, window.first_token + n) for window, n in zip(windows, lengths, strict=True)]
+    best = np.full(max(part.stop for part in shown), -np.inf)  # of each token of the whole context
+    owner = np.zeros(len(best), np.int64)
+    for index, (part, length) in enumerate(zip(shown, lengths, strict=True)):
+        i = np.arange(length)
+        score = np.minimum(i, length - 1 - i) + 0.01 * length
+        owner[part] = np.where(score > best[part], index, owner[part])
+        best[part] = np.maximum(score, best[part])
+    return [owner[part] == index for index, part in enumerate(shown)]
 
 
 def best_answers(
@@ -169,82 +163,95 @@ def best_answers(
         align_to_words: grow a span that starts or ends inside a word to the whole word.
 
     Returns:
-        At least one answer, best first. Only the N best starts and ends of each window are paired; where none of
-        these pairs fits (all the starts come after the ends, or too far before them), every span is considered.
+        At least one answer, best first, each at another place in the text. All spans of at most ``max_answer_len``
+        tokens are compared; each token starts spans in the window that shows it best (:func:`max_context`).
 
-    A score is P(start) * P(end). The softmax runs over the context tokens of all windows together
-    (shared normalisation, Clark & Gardner 2018): with one window that is the Hugging Face pipeline's
-    score, and with several it ranks spans by their logits instead of favouring windows without an answer.
+    A score is P(start) * P(end) of the best token span at that place, whatever the flags: they say which spans count,
+    and change no score. With one window it is the Hugging Face pipeline's formula: a softmax over the first token,
+    which stands for "no answer", and the context tokens; question and [SEP] are no candidates.
+
+    With several windows the softmax runs over the context tokens of all of them together (shared normalisation,
+    Clark & Gardner 2018), and "no answer" is the first token of the least sure window. Hugging Face's pipeline
+    normalises each window alone: a window without the answer, where all logits are low, can then outshout the right
+    one. Since transformers 4.53 it also sums the scores of one span over the windows, which can exceed 1.
     """
     for name, value in (("top_k", top_k), ("max_answer_len", max_answer_len)):
         if value < 1:
             raise InputError(f"{name} is {value}; at least 1")
+    scope, null = _candidates(windows, logits)
+    log_z = float(torch.cat([null[None], *scope]).logsumexp(0).sum())
+    found: dict[Place, float] = {}
+    for window, inside, may_start in zip(windows, scope, max_context(windows), strict=True):
+        places = (window.words if align_to_words else window.offsets)[window.context_start : -1]
+        sums = _span_sums(inside.numpy(), may_start, max_answer_len)
+        for place, logit in _best_places(sums, places, top_k).items():
+            found[place] = max(logit, found.get(place, -math.inf))
+    if handle_impossible:
+        found[0, 0] = max(float(null.sum()), found.get((0, 0), -math.inf))
+    best = sorted(found.items(), key=lambda item: -item[1])[:top_k]
+    return [Answer(context[start:end], math.exp(logit - log_z), start, end) for (start, end), logit in best]
+
+
+def _candidates(windows: Sequence[Window], logits: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """What takes part in the softmax: each window's ``(context tokens, 2)``, and "no answer", ``(2,)``."""
     scope: list[torch.Tensor] = []
     nulls: list[torch.Tensor] = []
     for window, table in zip(windows, logits, strict=True):
         if table.shape != (len(window.input_ids), 2):
             raise InputError(f"span logits have shape {tuple(table.shape)}, expected ({len(window.input_ids)}, 2)")
-        scope.append(table[window.context_start : -1].double())  # (context tokens, 2)
+        scope.append(table[window.context_start : -1].double())
         nulls.append(table[0].double())
-    spans = _find_spans(windows, scope, max_answer_len, align_to_words)
-    if handle_impossible:
-        # no answer needs every window to say so: the least sure window decides
-        null = min(nulls, key=lambda pair: float(pair.sum()))
-        scope.append(null[None])
-        spans.append(_Span(float(null.sum()), 0, 0))
-    log_z = float(torch.cat(scope).logsumexp(0).sum())
-    by_place: dict[tuple[int, int], float] = {}
-    for span in sorted(spans, key=lambda s: -s.logit):
-        # different token spans inside the same words are one answer; the best of them gives the score
-        by_place.setdefault((span.start, span.end), math.exp(span.logit - log_z))
-        if len(by_place) == top_k:
-            break
-    return [Answer(context[start:end], score, start, end) for (start, end), score in by_place.items()]
+    # no answer needs every window to say so: the least sure window decides
+    return scope, min(nulls, key=lambda pair: float(pair.sum()))
 
 
-def _find_spans(
-    windows: Sequence[Window], logits: Sequence[torch.Tensor], max_answer_len: int, align_to_words: bool
-) -> list[_Span]:
-    """Spans of all windows, at least one; ``logits`` are ``(context tokens, 2)`` for each window."""
-    shown = max_context(windows)
-    spans: list[_Span] = []
-    for pairs_of in (_likely_pairs, _all_pairs):
-        for window, inside, shown_best in zip(windows, logits, shown, strict=True):
-            spans += _place_spans(window, pairs_of(inside, shown_best, max_answer_len), align_to_words)
-        if spans:
-            break
-    return spans
+def _span_sums(inside: NDArray[np.float64], may_start: NDArray[np.bool_], max_answer_len: int) -> NDArray[np.float64]:
+    """Start logit + end logit of every span, shape ``(context tokens, longest span)``; -inf where there is no span.
+
+    Element ``[i, j]`` is the span from token i to token i + j; ``inside`` is ``(context tokens, 2)``.
+    """
+    longest = min(max_answer_len, len(inside))
+    ends = np.concatenate([inside[:, 1], np.full(longest - 1, -np.inf)])
+    starts = np.where(may_start, inside[:, 0], -np.inf)
+    return starts[:, None] + sliding_window_view(ends, longest)
 
 
-def _likely_pairs(inside: torch.Tensor, shown_best: list[bool], max_answer_len: int) -> list[tuple[int, int, float]]:
-    """(start, end, logit) of all spans among the N best starts and ends; ``inside`` is ``(context tokens, 2)``."""
-    keep = min(N_BEST, len(inside))
-    starts = inside[:, 0].topk(keep)
-    ends = inside[:, 1].topk(keep)
-    return [
-        (start, end, start_logit + end_logit)
-        for start, start_logit in zip(starts.indices.tolist(), starts.values.tolist(), strict=True)
-        for end, end_logit in zip(ends.indices.tolist(), ends.values.tolist(), strict=True)
-        if shown_best[start] and start <= end < start + max_answer_len
-    ]
+def _best_places(sums: NDArray[np.float64], places: Sequence[Place | None], top_k: int) -> dict[Place, float]:
+    """The ``top_k`` best places in the text, best first, each with the best sum of the token spans there.
+
+    Args:
+        sums: of every token span, as from :func:`_span_sums`.
+        places: of every context token.
+        top_k: how many places to return at most.
+    """
+    flat, longest = sums.ravel(), sums.shape[1]
+    best: dict[Place, float] = {}
+    keep = 8 * top_k  # some token spans share a place: those that begin and end in the same words
+    while True:
+        kept = _largest(sums, keep)
+        for span in kept.tolist():
+            first, more = divmod(span, longest)
+            left, right = places[first], places[first + more]
+            assert left is not None  # context tokens always have a place
+            assert right is not None
+            best.setdefault((left[0], right[1]), float(flat[span]))
+            if len(best) == top_k:
+                return best
+        if len(kept) < keep:
+            return best
+        keep *= 8
 
 
-def _all_pairs(inside: torch.Tensor, shown_best: list[bool], max_answer_len: int) -> list[tuple[int, int, float]]:
-    """(start, end, logit) of the N best of all spans; ``inside`` is ``(context tokens, 2)``."""
-    fits = torch.ones(len(inside), len(inside), dtype=torch.bool).triu().tril(min(max_answer_len, len(inside)) - 1)
-    starts, ends = (fits & torch.tensor(shown_best)[:, None]).nonzero(as_tuple=True)  # (spans,) each
-    sums = inside[starts, 0] + inside[ends, 1]
-    best = sums.topk(min(N_BEST, len(sums))).indices
-    return list(zip(starts[best].tolist(), ends[best].tolist(), sums[best].tolist(), strict=True))
+def _largest(sums: NDArray[np.float64], count: int) -> NDArray[np.int64]:
+    """Flat indices of the spans with the largest sums, equal ones in their order: ``count`` of them or more.
 
-
-def _place_spans(window: Window, pairs: list[tuple[int, int, float]], align_to_words: bool) -> list[_Span]:
-    """Spans of context tokens, counted from the window's first, as spans of the text."""
-    places = window.words if align_to_words else window.offsets
-    found: list[_Span] = []
-    for start, end, logit in pairs:
-        left, right = places[window.context_start + start], places[window.context_start + end]
-        assert left is not None  # context tokens always have a place
-        assert right is not None
-        found.append(_Span(logit, left[0], right[1]))
-    return found
+    Fewer only where there are no more. Spans that equal the last one are all among them, so that which of these comes
+    first does not depend on ``count``.
+    """
+    floor = np.finfo(np.float64).min
+    if count <= len(sums):
+        # at least so many spans reach the count-th of the starts' best: no need to order all spans
+        floor = max(floor, np.partition(sums.max(axis=1), -count)[-count])
+    flat = sums.ravel()
+    kept = np.flatnonzero(flat >= floor)
+    return kept[np.argsort(-flat[kept], kind="stable")]

@@ -4,14 +4,15 @@ import itertools
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import BertTokenizerFast
 
 from q8core.errors import InputError
-from q8core.tasks.qa import Window, best_answers, encode_windows
+from q8core.tasks.qa import Answer, Window, best_answers, encode_windows
 from q8core.tokenizer import load_tokenizer
 
 TEXTS = st.text(
@@ -71,37 +72,126 @@ def test_answers_are_pieces_of_the_context_in_code_points(tiny_qa: Path, context
     assert all(0 < a.score <= 1 for a in answers)
 
 
-def brute_force(windows: list[Window], logits: list[torch.Tensor], max_len: int) -> tuple[float, int, int]:
-    """Every span of every window, its probability under one softmax over all context tokens."""
-    starts, ends = [], []
-    for window, table in zip(windows, logits, strict=True):
-        for i, place in enumerate(window.offsets):
-            if place is not None:
-                starts.append(math.exp(float(table[i, 0])))
-                ends.append(math.exp(float(table[i, 1])))
-    best = (0.0, 0, 0)
-    for window, table in zip(windows, logits, strict=True):
-        for i, left in enumerate(window.offsets):
-            for j, right in enumerate(window.offsets[i : i + max_len], start=i):
-                if left is not None and right is not None:
-                    p = math.exp(float(table[i, 0])) / sum(starts) * math.exp(float(table[j, 1])) / sum(ends)
-                    if p > best[0]:
-                        best = (p, left[0], right[1])
-    return best
+Found = list[tuple[float, int, int]]
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_the_best_span_is_that_of_brute_force(tiny_qa: Path, seed: int) -> None:
-    # short enough for one window, where no token has a better window elsewhere
-    context = "the tower was built in paris by a very good actor in the year one"
-    windows = encode_windows(load_tokenizer(tiny_qa), "who?", context, 64, 8)
-    assert len(windows) == 1
+def softmax(values: np.ndarray) -> np.ndarray:
+    powers = np.exp(values - values.max())
+    return powers / powers.sum()
+
+
+def text_place(window: Window, i: int, j: int, *, words: bool) -> tuple[int, int]:
+    places = window.words if words else window.offsets
+    left, right = places[i], places[j]
+    assert left is not None
+    assert right is not None
+    return left[0], right[1]
+
+
+def ranked(spans: list[tuple[float, tuple[int, int]]]) -> Found:
+    """The best of the spans at each place, best first."""
+    best: dict[tuple[int, int], float] = {}
+    for score, place in spans:
+        best[place] = max(score, best.get(place, 0.0))
+    return sorted(((score, *place) for place, score in best.items()), reverse=True)
+
+
+def pipeline(window: Window, table: torch.Tensor, longest: int, *, words: bool, impossible: bool) -> Found:
+    """Hugging Face's pipeline on one window: masked logits, two softmaxes, the band of their outer product."""
+    candidate = np.array([place is not None for place in window.offsets])
+    candidate[0] = True
+    masked = np.where(candidate[:, None], table.double().numpy(), -10000.0)
+    starts, ends = softmax(masked[:, 0]), softmax(masked[:, 1])
+    null = starts[0] * ends[0]
+    starts[0] = ends[0] = 0
+    band = np.tril(np.triu(np.outer(starts, ends)), min(longest, len(starts)) - 1)
+    spans = [(float(band[i, j]), text_place(window, i, j, words=words)) for i, j in zip(*band.nonzero(), strict=True)]
+    return ranked([*spans, (float(null), (0, 0))] if impossible else spans)
+
+
+def shared(windows: list[Window], logits: list[torch.Tensor], longest: int, *, words: bool, impossible: bool) -> Found:
+    """Span by span: one softmax over the context tokens of all windows and the least sure window's first token."""
+    tables = [table.double().numpy() for table in logits]
+    null = min((table[0] for table in tables), key=lambda pair: pair[0] + pair[1])
+    inside = [[i for i, place in enumerate(window.offsets) if place is not None] for window in windows]
+    rows = np.concatenate([null[None], *[table[tokens] for table, tokens in zip(tables, inside, strict=True)]])
+    sum_start, sum_end = np.exp(rows).sum(0)
+
+    def fit(index: int, token: int) -> float:
+        own = inside[index]
+        begin = windows[index].first_token
+        if not begin <= token < begin + len(own):
+            return -1.0
+        return min(token - begin, begin + len(own) - 1 - token) + 0.01 * len(own)
+
+    spans: list[tuple[float, tuple[int, int]]] = []
+    for index, (window, table, own) in enumerate(zip(windows, tables, inside, strict=True)):
+        for i in own:
+            fits = [fit(other, window.first_token + i - own[0]) for other in range(len(windows))]
+            for j in range(i, min(own[-1] + 1, i + longest)) if fits.index(max(fits)) == index else ():
+                score = float(np.exp(table[i, 0]) / sum_start * np.exp(table[j, 1]) / sum_end)
+                spans.append((score, text_place(window, i, j, words=words)))
+    return ranked([*spans, (float(np.exp(null.sum()) / sum_start / sum_end), (0, 0))] if impossible else spans)
+
+
+def random_logits(windows: list[Window], seed: int, scale: float) -> list[torch.Tensor]:
     torch.manual_seed(seed)
-    logits = [torch.randn(len(w.input_ids), 2) * 3 for w in windows]
-    answer = best_answers(windows, logits, context, max_answer_len=6, align_to_words=False)[0]
-    probability, start, end = brute_force(windows, logits, 6)
-    assert (answer.start, answer.end) == (start, end)
-    assert answer.score == pytest.approx(probability, rel=1e-6)
+    return [torch.randn(len(w.input_ids), 2) * scale for w in windows]
+
+
+def check(answers: list[Answer], context: str, expected: Found) -> None:
+    assert [(a.start, a.end) for a in answers] == [(start, end) for _, start, end in expected]
+    assert [a.score for a in answers] == pytest.approx([score for score, _, _ in expected], rel=1e-9)
+    assert [a.answer for a in answers] == [context[start:end] for _, start, end in expected]
+
+
+LONGEST = st.sampled_from([1, 2, 5, 15, 1000])
+SEEDS = st.integers(0, 10_000)
+SCALES = st.sampled_from([0.3, 1.0, 4.0])
+FLAGS = st.booleans()
+
+
+@settings(max_examples=150)
+@given(TEXTS, SEEDS, SCALES, LONGEST, FLAGS, FLAGS, st.integers(1, 20))
+def test_one_windows_answers_are_those_of_hugging_faces_pipeline(
+    tiny_qa: Path, context: str, seed: int, scale: float, longest: int, words: bool, impossible: bool, top_k: int
+) -> None:
+    windows = encode_windows(load_tokenizer(tiny_qa), "who?", context, 256)
+    assert len(windows) == 1
+    logits = random_logits(windows, seed, scale)
+    answers = best_answers(windows, logits, context, top_k, longest, impossible, words)
+    check(answers, context, pipeline(windows[0], logits[0], longest, words=words, impossible=impossible)[:top_k])
+
+
+@settings(max_examples=100)
+@given(TEXTS, SEEDS, SCALES, LONGEST, FLAGS, FLAGS, st.integers(1, 20))
+@example("the cat sat on the mat, " * 4, 0, 1.0, 15, False, True, 20)
+@example("abcd efgh " * 10, 1, 1.0, 15, True, False, 20)
+def test_several_windows_answers_are_those_of_one_softmax_over_all(
+    tiny_qa: Path, context: str, seed: int, scale: float, longest: int, words: bool, impossible: bool, top_k: int
+) -> None:
+    windows = encode_windows(load_tokenizer(tiny_qa), "who?", context, 16, 5)
+    logits = random_logits(windows, seed, scale)
+    answers = best_answers(windows, logits, context, top_k, longest, impossible, words)
+    check(answers, context, shared(windows, logits, longest, words=words, impossible=impossible)[:top_k])
+
+
+@settings(max_examples=60)
+@given(TEXTS, SEEDS, st.sampled_from([16, 128]), FLAGS)
+def test_flags_say_which_spans_count_and_change_no_score(
+    tiny_qa: Path, context: str, seed: int, length: int, words: bool
+) -> None:
+    windows = encode_windows(load_tokenizer(tiny_qa), "who?", context, length, 5)
+    logits = [table.round() for table in random_logits(windows, seed, 3.0)]  # many equal sums
+    many = best_answers(windows, logits, context, top_k=1000, align_to_words=words)
+    for top_k in (1, 2, 20):
+        assert best_answers(windows, logits, context, top_k=top_k, align_to_words=words) == many[:top_k]
+    either = best_answers(windows, logits, context, top_k=1000, handle_impossible=True, align_to_words=words)
+    assert [a for a in either if a.answer] == many
+    of_place = {(a.start, a.end): a.score for a in many}
+    for answer in best_answers(windows, logits, context, top_k=1000, max_answer_len=3, align_to_words=words):
+        assert answer.score <= of_place[answer.start, answer.end]  # of the best token span at that place
+        assert words or answer.score == of_place[answer.start, answer.end]
 
 
 @pytest.mark.parametrize("longest", [1, 4, 15])
@@ -115,14 +205,29 @@ def test_the_best_span_is_found_where_the_best_starts_and_ends_do_not_pair(tiny_
     table[first : first + 20, 1] += 20  # the best ends come before
     table[-21:-1, 0] += 20  # all the best starts
     answers = best_answers(windows, [table], context, top_k=3, max_answer_len=longest, align_to_words=False)
-    probability, start, end = brute_force(windows, [table], longest)
-    assert (answers[0].start, answers[0].end) == (start, end)
-    assert answers[0].score == pytest.approx(probability, rel=1e-6)
-    assert len({(a.start, a.end) for a in answers}) == 3
+    check(answers, context, pipeline(windows[0], table, longest, words=False, impossible=False)[:3])
     assert best_answers(windows, [table], context, max_answer_len=10**30)  # any number that JSON holds
-    table[0] = 50
-    either = best_answers(windows, [table], context, top_k=2, max_answer_len=longest, handle_impossible=True)
-    assert either[0].answer == "" != either[1].answer
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 3, 20])
+def test_one_long_words_spans_leave_room_for_other_answers(tiny_qa: Path, top_k: int) -> None:
+    context = "qxzqxzqxzqxzqxzqxzqxzqxzqxzqxz " + "cat " * 30  # all spans of the first word are one place
+    windows = encode_windows(load_tokenizer(tiny_qa), "who?", context, 128)
+    table = torch.randn(len(windows[0].input_ids), 2, generator=torch.Generator().manual_seed(0))
+    table[windows[0].context_start : windows[0].context_start + 30] += 30
+    answers = best_answers(windows, [table], context, top_k=top_k, max_answer_len=30)
+    assert len(answers) == top_k
+    check(answers, context, pipeline(windows[0], table, 30, words=True, impossible=False)[:top_k])
+
+
+@pytest.mark.parametrize("impossible", [False, True])
+def test_a_question_that_the_context_does_not_answer_scores_low(tiny_qa: Path, impossible: bool) -> None:
+    context = "the cat sat on the mat"
+    windows = encode_windows(load_tokenizer(tiny_qa), "who?", context)
+    table = torch.zeros(len(windows[0].input_ids), 2)
+    table[0] = 9.0
+    spans = [a for a in best_answers(windows, [table], context, 2, handle_impossible=impossible) if a.answer]
+    assert spans[0].score == pytest.approx((1 / (math.exp(9) + 6)) ** 2, rel=1e-12)
 
 
 def test_a_span_grows_to_whole_words(tiny_qa: Path) -> None:
