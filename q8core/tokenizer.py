@@ -2,47 +2,144 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import re
 import shutil
+from functools import cache
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Encoding, Tokenizer
 
 from q8core.errors import CheckpointError
+from q8core.tokenizer_agreement import agreeing_config, apply_settings
+from q8core.tokenizer_config import CONFIG_FILE, SPECIAL_FILE, TokenizerSettings, read_json, read_settings
 
 WORD = re.compile(r"(?:(?<= )|\A)[0-9A-Za-z]")
 """The beginning of a word that becomes at least a token of its own, whatever stands around it: BERT's tokenizer splits
 at spaces, and keeps ASCII letters and digits."""
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
+TOKENIZER_FILES = ("tokenizer.json", CONFIG_FILE, SPECIAL_FILE, "vocab.txt")
+
+VERY_LARGE = 10**9
+"""A larger model_max_length means "no limit": transformers writes 10**30 where it knows of none."""
+
+_log = logging.getLogger(__name__)
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """Read the WordPiece tokenizer of a Hugging Face folder.
+    """Read the WordPiece tokenizer of a Hugging Face folder as transformers' AutoTokenizer does.
+
+    The vocabulary is that of ``tokenizer.json``. Case, accents, Chinese characters and special tokens are those of
+    ``tokenizer_config.json``, where the folder's class of tokenizer reads them there; what the two say differently
+    is logged, once for each folder.
 
     Padding and truncation stored in the file are switched off: lengths are decided per task. So are the threads of
     tokenizers, unless the user has set TOKENIZERS_PARALLELISM: a text that came later would wait for one of them, and
     a process that forks would be warned.
 
     Raises:
-        CheckpointError: the folder has no ``tokenizer.json``, or it cannot be read.
+        CheckpointError: the folder has no ``tokenizer.json``, or a file cannot be read or holds a wrong value.
     """
-    file = folder / "tokenizer.json"
-    if not file.is_file():
-        raise CheckpointError(
-            f"{folder} has no tokenizer.json; save the fast tokenizer beside the model "
-            "(AutoTokenizer.from_pretrained(...).save_pretrained(folder))"
-        )
-    try:
-        tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # tokenizers raises bare Exception on bad files
-        raise CheckpointError(f"{file} is not a readable tokenizer: {error}") from error
+    tokenizer, differences, _ = _read(folder)
+    if differences:
+        _say_once("tokenizer files disagree: folder=%s %s", str(folder), "; ".join(differences))
     tokenizer.no_padding()
     tokenizer.no_truncation()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     return tokenizer
+
+
+def _read(folder: Path) -> tuple[Tokenizer, list[str], TokenizerSettings]:
+    """The tokenizer as AutoTokenizer makes it, what the files say differently, and the settings."""
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        raise CheckpointError(_advice(folder))
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # tokenizers raises bare Exception on bad files
+        raise CheckpointError(f"{file} is not a readable tokenizer: {error}") from error
+    settings = read_settings(folder)
+    return (*apply_settings(tokenizer, settings, file), settings)
+
+
+@cache
+def _say_once(message: str, *values: str) -> None:
+    _log.warning(message, *values)
+
+
+def _advice(folder: Path) -> str:
+    """What to do about a folder without tokenizer.json: with a vocabulary, a line that makes one and keeps its case."""
+    file = folder / "vocab.txt"
+    if not file.is_file():
+        return (
+            f"{folder} has no tokenizer.json; save the fast tokenizer beside the model "
+            "(AutoTokenizer.from_pretrained(...).save_pretrained(folder))"
+        )
+    try:
+        words = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        return f"{folder} has no tokenizer.json, and its vocab.txt cannot be read: {error}"
+    if "do_lower_case" in read_json(folder / CONFIG_FILE):
+        return (
+            f"{folder} has no tokenizer.json; make it of vocab.txt with AutoTokenizer.from_pretrained({str(folder)!r})"
+            f".save_pretrained({str(folder)!r}), which obeys do_lower_case in {CONFIG_FILE}"
+        )
+    cased = any(word != word.lower() for word in words if not re.fullmatch(r"\[.*\]|<.*>", word))
+    found = "has words with upper-case letters" if cased else "has no word with upper-case letters"
+    return (
+        f"{folder} has no tokenizer.json; its vocab.txt {found}: make it with AutoTokenizer.from_pretrained("
+        f"{str(folder)!r}, do_lower_case={not cased}).save_pretrained({str(folder)!r})"
+    )
+
+
+def model_max_length(folder: Path) -> int | None:
+    """Return how many tokens ``tokenizer_config.json`` allows; None where it says nothing, or "no limit".
+
+    Raises:
+        CheckpointError: the file cannot be read, or its ``model_max_length`` is no positive whole number.
+    """
+    file = folder / CONFIG_FILE
+    value: Any = read_json(file).get("model_max_length")
+    if value is None:
+        return None
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if number and value > VERY_LARGE:
+        return None
+    if not (number and value >= 1 and value == int(value)):  # so that NaN never becomes an int
+        raise CheckpointError(f"{file}: model_max_length is {json.dumps(value)}; a positive whole number is needed")
+    return int(value)
+
+
+def check_tokenizer(tokenizer: Tokenizer, rows: int, where: str) -> None:
+    """Refuse a tokenizer whose ids a model's table of ``rows`` embeddings does not hold, or that is not BERT's.
+
+    Args:
+        tokenizer: with all its added tokens.
+        rows: of the model's word embeddings: ``vocab_size``.
+        where: the model, for the message.
+
+    Raises:
+        CheckpointError: an id is ``rows`` or larger, or there is no [CLS] or [SEP].
+    """
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    for token in ("[CLS]", "[SEP]"):
+        if token not in vocabulary:
+            raise CheckpointError(
+                f"{where}: the tokenizer has no {token} token; only BERT's vocabularies are supported, "
+                "take the tokenizer that the model was trained with"
+            )
+    beyond = sorted((index, token) for token, index in vocabulary.items() if index >= rows)
+    if beyond:
+        shown = ", ".join(f"{token!r} ({index})" for index, token in beyond[:3]) + (", ..." if beyond[3:] else "")
+        raise CheckpointError(
+            f"{where}: the tokenizer's ids go up to {beyond[-1][0]}, the model's table has {rows} rows; beyond it: "
+            f"{shown}; take the tokenizer that the model was trained with, or give the model rows for them "
+            f"(model.resize_token_embeddings({beyond[-1][0] + 1})) and train it"
+        )
 
 
 def encode_plain(tokenizer: Tokenizer, text: str) -> Encoding:
@@ -72,7 +169,22 @@ def _first_words(text: str, count: int) -> str:
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy the tokenizer's files from one model folder to another."""
+    """Copy the tokenizer's files from one model folder to another, the same bytes where they agree.
+
+    Where they do not, the copy's ``tokenizer.json`` and ``tokenizer_config.json`` both say what is used, and there is
+    no ``special_tokens_map.json``. Of another tokenizer's files nothing stays in the target.
+
+    Raises:
+        CheckpointError: the source's tokenizer cannot be read.
+    """
+    if source.resolve() == target.resolve():
+        return
+    tokenizer, differences, settings = _read(source)
     for name in TOKENIZER_FILES:
-        if (source / name).is_file() and source.resolve() != target.resolve():
+        (target / name).unlink(missing_ok=True)
+        if (source / name).is_file() and not (differences and name == SPECIAL_FILE):
             shutil.copyfile(source / name, target / name)
+    if differences:
+        tokenizer.save(str(target / "tokenizer.json"))
+        config = json.dumps(agreeing_config(tokenizer, settings), indent=2, ensure_ascii=False)
+        (target / CONFIG_FILE).write_text(config + "\n", encoding="utf-8")

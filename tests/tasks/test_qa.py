@@ -151,7 +151,7 @@ SCALES = st.sampled_from([0.3, 1.0, 4.0])
 FLAGS = st.booleans()
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(TEXTS, SEEDS, SCALES, LONGEST, FLAGS, FLAGS, st.integers(1, 20))
 def test_one_windows_answers_are_those_of_hugging_faces_pipeline(
     tiny_qa: Path, context: str, seed: int, scale: float, longest: int, words: bool, impossible: bool, top_k: int
@@ -163,7 +163,7 @@ def test_one_windows_answers_are_those_of_hugging_faces_pipeline(
     check(answers, context, pipeline(windows[0], logits[0], longest, words=words, impossible=impossible)[:top_k])
 
 
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 @given(TEXTS, SEEDS, SCALES, LONGEST, FLAGS, FLAGS, st.integers(1, 20))
 @example("the cat sat on the mat, " * 4, 0, 1.0, 15, False, True, 20)
 @example("abcd efgh " * 10, 1, 1.0, 15, True, False, 20)
@@ -176,7 +176,7 @@ def test_several_windows_answers_are_those_of_one_softmax_over_all(
     check(answers, context, shared(windows, logits, longest, words=words, impossible=impossible)[:top_k])
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(TEXTS, SEEDS, st.sampled_from([16, 128]), FLAGS)
 def test_flags_say_which_spans_count_and_change_no_score(
     tiny_qa: Path, context: str, seed: int, length: int, words: bool

@@ -1,0 +1,267 @@
+"""What the files beside ``tokenizer.json`` say about a tokenizer, checked; :mod:`q8core.tokenizer` obeys it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from tokenizers import AddedToken
+
+from q8core.errors import CheckpointError
+
+CONFIG_FILE = "tokenizer_config.json"
+SPECIAL_FILE = "special_tokens_map.json"
+ADDED_FILE = "added_tokens.json"
+
+_BERT_TOKENS = {
+    "unk_token": "[UNK]",
+    "sep_token": "[SEP]",
+    "pad_token": "[PAD]",
+    "cls_token": "[CLS]",
+    "mask_token": "[MASK]",
+}
+_NAMED = ("bos_token", "eos_token", *_BERT_TOKENS)
+_EXTRA, _ADDITIONAL, _OWN = "extra_special_tokens", "additional_special_tokens", "model_specific_special_tokens"
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+
+# transformers makes these of the vocabulary in tokenizer.json and of the config
+_BERT_CLASSES = ("Bert", "DistilBert", "Electra", "MobileBert", "Lxmert", "SqueezeBert", "LayoutLM")
+# these read tokenizer.json as it stands; the first name BERT's special tokens without being told
+_BERT_HEIRS = ("ConvBert", "DPRQuestionEncoder", "DPRContextEncoder")
+_GENERIC_CLASSES = ("PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend", "PythonBackend")
+
+
+@dataclass(frozen=True)
+class TokenizerSettings:
+    """The files' settings, with transformers' defaults where they have none.
+
+    Attributes:
+        tokenizer_class: transformers' class that reads the folder.
+        from_config: whether that class takes normalizer and model from these settings, and not from tokenizer.json.
+        config: tokenizer_config.json as it is.
+        named: special tokens by their key, such as cls_token.
+        extra: more special tokens.
+        added: tokens to add, by what the file calls their ids; None where tokenizer.json decides.
+        old_added: what added_tokens.json adds then.
+    """
+
+    tokenizer_class: str
+    from_config: bool
+    config: Mapping[str, Any]
+    do_lower_case: bool
+    strip_accents: bool | None
+    tokenize_chinese_chars: bool
+    split_special_tokens: bool
+    named: Mapping[str, str | AddedToken]
+    extra: tuple[str | AddedToken, ...]
+    added: Mapping[int, AddedToken] | None
+    old_added: Mapping[int, AddedToken]
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Read a file that holds one JSON object; one that does not exist is an empty object.
+
+    Raises:
+        CheckpointError: the file cannot be read, is not JSON, or holds something else.
+    """
+    if not file.is_file():
+        return {}
+    try:
+        values: object = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:  # no UTF-8 and no JSON are ValueErrors
+        raise CheckpointError(f"{file} cannot be read as JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{file} holds {_shown(values)}; a JSON object with the tokenizer's settings is needed")
+    return cast(dict[str, Any], values)
+
+
+def read_settings(folder: Path) -> TokenizerSettings:
+    """Read what a folder's files say beside ``tokenizer.json``, as transformers' AutoTokenizer does.
+
+    Raises:
+        CheckpointError: a file cannot be read, a value is of the wrong type, or q8bert cannot do what it asks.
+    """
+    config = read_json(folder / CONFIG_FILE)
+    values = _Values(folder / CONFIG_FILE, config)
+    kind = values.name("tokenizer_class") or _Values(folder / "config.json", read_json(folder / "config.json")).name(
+        "tokenizer_class"
+    )
+    from_config, defaults = _rules(kind or "BertTokenizer", folder)
+    added = values.added_tokens()
+    # the older files count only without the newer one's list of added tokens
+    older = read_json(folder / SPECIAL_FILE) if added is None else {}
+    specials = _merged(_Values(folder / CONFIG_FILE, config), _Values(folder / SPECIAL_FILE, older))
+    named, extra = _special_tokens(specials, defaults)
+    old = _old_added(folder, specials) if added is None else {}
+    return TokenizerSettings(
+        tokenizer_class=kind or "BertTokenizer",
+        from_config=from_config,
+        config=config,
+        do_lower_case=values.flag("do_lower_case", True),
+        strip_accents=None if config.get("strip_accents") is None else values.flag("strip_accents", True),
+        tokenize_chinese_chars=values.flag("tokenize_chinese_chars", True),
+        split_special_tokens=values.flag("split_special_tokens", False),
+        named=named,
+        extra=extra,
+        added=added,
+        old_added=old,
+    )
+
+
+def _rules(kind: str, folder: Path) -> tuple[bool, dict[str, str]]:
+    """Whether a class of transformers takes its settings from the config, and the special tokens it has by itself."""
+    name = kind.removesuffix("Fast").removesuffix("Tokenizer")
+    if name in _BERT_CLASSES:
+        return True, _BERT_TOKENS
+    if name in _BERT_HEIRS:
+        return False, _BERT_TOKENS
+    if kind in _GENERIC_CLASSES:
+        return False, {}
+    raise CheckpointError(
+        f"{folder}: tokenizer_class is {kind!r}; q8bert reads BERT's tokenizer (BertTokenizer, or "
+        "PreTrainedTokenizerFast with all settings in tokenizer.json)"
+    )
+
+
+def _merged(config: _Values, older: _Values) -> _Values:
+    """The settings about special tokens, special_tokens_map.json's over the config's; names as transformers has them.
+
+    A model's own tokens by name become ``model_specific_special_tokens``, all others without a name a list,
+    ``extra_special_tokens``, or ``additional_special_tokens`` where only the older file has them.
+    """
+    for key in (listed := config.part(_ADDITIONAL)).all:
+        listed.token(key)  # refused under the name that it has in the file
+    values = dict(config.all)
+    own = {
+        key: values.pop(key)
+        for key in config.all
+        if key.endswith("_token") and key not in _NAMED and isinstance(config.all[key], str)
+    }
+    if not values.get(_EXTRA) and _ADDITIONAL in values:
+        values[_EXTRA] = values.pop(_ADDITIONAL)
+    if isinstance(values.get(_EXTRA), dict):
+        own |= values.pop(_EXTRA)
+    for key, value in older.all.items():
+        if key == _EXTRA and isinstance(value, list):
+            before = values.get(_EXTRA) or []
+            values[key] = [*before, *(_typed(token) for token in cast(list[object], value) if token not in before)]
+        else:
+            values[key] = _typed(value) if key != _EXTRA else value
+    if isinstance(values.get(_EXTRA), dict):
+        own |= values.pop(_EXTRA)
+    file = Path(f"{config.file}, with {SPECIAL_FILE} over it,") if older.all else config.file
+    return _Values(file, values | {_OWN: own} if own else values)
+
+
+def _typed(token: object) -> object:
+    """A token of special_tokens_map.json, where an object does not say that it is one."""
+    return token | {"__type": "AddedToken", "special": True} if isinstance(token, dict) else token
+
+
+def _special_tokens(
+    values: _Values, defaults: Mapping[str, str]
+) -> tuple[dict[str, str | AddedToken], tuple[str | AddedToken, ...]]:
+    """Named special tokens, in transformers' order, and the others."""
+    named: dict[str, str | AddedToken] = {}
+    for key in _NAMED:
+        token = values.token(key) if key in values.all else defaults.get(key)
+        if token is not None:
+            named[key] = token
+        needed = {"cls_token": "[CLS]", "sep_token": "[SEP]"}.get(key)
+        if (needed or key == "unk_token") and key in values.all and (token is None or needed not in (None, str(token))):
+            raise values.wrong(key, f"{needed!r} is needed" if needed else "the vocabulary's unknown token is needed")
+    for key, value in values.all.items():  # a model's own, such as image_token
+        if key.endswith("_token") and key not in _NAMED and isinstance(value, str | dict):
+            named[key] = values.token(key) or ""
+    for key in (own := values.part(_OWN)).all:
+        named[key] = own.token(key) or ""
+    listed = values.part(_EXTRA if _EXTRA in values.all else _ADDITIONAL)
+    return named, tuple(token for key in listed.all if (token := listed.token(key)) is not None)
+
+
+def _old_added(folder: Path, specials: _Values) -> dict[int, AddedToken]:
+    """What the oldest layout adds: each token's id, in a file of their own."""
+    listed = specials.part(_EXTRA)
+    special = {str(specials.token(key)) for key in _NAMED if specials.all.get(key)}
+    special |= {str(listed.token(key)) for key in listed.all}
+    found: dict[int, AddedToken] = {}
+    values = _Values(folder / ADDED_FILE, read_json(folder / ADDED_FILE))
+    for token, index in values.all.items():
+        if type(index) is not int:
+            raise values.wrong(token, "a token's id is needed")
+        found[index] = AddedToken(token, normalized=token not in special, special=token in special)
+    return found
+
+
+@dataclass(frozen=True)
+class _Values:
+    """The values of one file, each refused where it is of another type than asked for."""
+
+    file: Path
+    all: Mapping[str, Any]
+    prefix: str = ""
+
+    def wrong(self, key: str, needed: str) -> CheckpointError:
+        """Say what a value is and what it should be."""
+        return CheckpointError(f"{self.file}: {self.prefix}{key} is {_shown(self.all.get(key))}; {needed}")
+
+    def flag(self, key: str, default: bool) -> bool:
+        """Return true or false."""
+        value = self.all.get(key, default)
+        if not isinstance(value, bool):
+            raise self.wrong(key, "true or false is needed")
+        return value
+
+    def name(self, key: str) -> str | None:
+        """Return a text, or None where it is null or absent."""
+        value = self.all.get(key)
+        if value is not None and not isinstance(value, str):
+            raise self.wrong(key, "a name is needed")
+        return value
+
+    def part(self, key: str) -> _Values:
+        """Return the values of a list by place, or of an object; of null or nothing, none."""
+        value = self.all.get(key)
+        if value is None:
+            return _Values(self.file, {}, f"{key}.")
+        if not isinstance(value, list | dict):
+            raise self.wrong(key, "a list of tokens is needed")
+        items = value if isinstance(value, dict) else {str(i): v for i, v in enumerate(cast(list[object], value))}
+        return _Values(self.file, cast(dict[str, Any], items), f"{key}.")
+
+    def token(self, key: str, *, typed: bool = True) -> str | AddedToken | None:
+        """Return a token, with its flags where the file has them; ``typed``: an object must say that it is one."""
+        value = self.all.get(key)
+        if value is None or isinstance(value, str):
+            return value
+        content = cast(dict[str, Any], value).get("content") if isinstance(value, dict) else None
+        if not isinstance(content, str) or (typed and value.get("__type") != "AddedToken"):
+            raise self.wrong(key, "a token is needed")
+        flags = {name: value[name] for name in _FLAGS if name in value}
+        if not all(isinstance(flag, bool) for flag in flags.values()):
+            raise self.wrong(key, "its flags must be true or false")
+        return AddedToken(content, **flags)
+
+    def added_tokens(self) -> dict[int, AddedToken] | None:
+        """Return the newer layout's added tokens by id; None where the file has no such list."""
+        key = "added_tokens_decoder"
+        if key not in self.all:
+            return None
+        if not isinstance(self.all[key], dict):
+            raise self.wrong(key, "an object with a token for each id is needed")
+        listed = _Values(self.file, cast(dict[str, Any], self.all[key]), f"{key}.")
+        found: dict[int, AddedToken] = {}
+        for index in listed.all:
+            token = listed.token(index, typed=False)
+            if not index.isdecimal() or not isinstance(token, AddedToken):
+                raise listed.wrong(index, "a token with its flags under its id is needed")
+            found[int(index)] = token
+        return found
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else f"{text[:77]}..."
