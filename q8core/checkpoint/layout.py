@@ -11,6 +11,14 @@ from q8core.tasks.task import TaskKind
 
 Shape = tuple[int, ...]
 
+_POOLER = "bert.pooler.dense"
+_HEADS: dict[TaskKind, str] = {"classify": "classifier", "qa": "qa_outputs"}
+
+
+def head_path(task: TaskKind) -> str:
+    """Return the module path of a task's last linear layer."""
+    return _HEADS[task]
+
 
 def linear_shapes(config: BertConfig, task: TaskKind, labels: int) -> dict[str, tuple[int, int]]:
     """Module path of every linear layer -> ``(out, in)``."""
@@ -24,10 +32,8 @@ def linear_shapes(config: BertConfig, task: TaskKind, labels: int) -> dict[str, 
         shapes[f"{path}.intermediate.dense"] = (inner, hidden)
         shapes[f"{path}.output.dense"] = (hidden, inner)
     if task == "classify":
-        shapes["bert.pooler.dense"] = (hidden, hidden)
-        shapes["classifier"] = (labels, hidden)
-    else:
-        shapes["qa_outputs"] = (2, hidden)
+        shapes[_POOLER] = (hidden, hidden)
+    shapes[head_path(task)] = (labels if task == "classify" else 2, hidden)
     return shapes
 
 
@@ -61,14 +67,9 @@ def float_shapes(config: BertConfig, task: TaskKind, labels: int) -> dict[str, S
     return shapes
 
 
-def check_float_layout(file: TensorFile, config: BertConfig, task: TaskKind, labels: int) -> None:
-    """Every float tensor there, in its shape.
-
-    Raises:
-        CheckpointError: naming the first tensor that is missing or has another shape.
-    """
-    for name, shape in float_shapes(config, task, labels).items():
-        _expect(file, name, shape, ("F32", "F16", "BF16"))
+def pooler_shapes(config: BertConfig) -> dict[str, Shape]:
+    """Every tensor of the pooler -> shape: part of a classifier's head, and of a pretrained encoder as a rule."""
+    return {f"{_POOLER}.weight": (config.hidden_size, config.hidden_size), f"{_POOLER}.bias": (config.hidden_size,)}
 
 
 def check_int8_layout(file: TensorFile, config: BertConfig, task: TaskKind, labels: int, scheme: Scheme) -> None:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from tokenizers import Tokenizer
 from transformers import BertConfig
 
-from q8core.checkpoint.layout import check_float_layout, check_int8_layout
+from q8core.checkpoint.config import SHORTEST_INPUT, read_config
+from q8core.checkpoint.float_source import FloatSource, open_source
+from q8core.checkpoint.layout import check_int8_layout
 from q8core.checkpoint.manifest import (
-    CLASS_OF_TASK,
     FLOAT_FILE,
     INT8_FILE,
     MANIFEST_FILE,
@@ -23,14 +23,11 @@ from q8core.checkpoint.manifest import (
     verify_files,
 )
 from q8core.checkpoint.tensors import TensorFile
+from q8core.checkpoint.text_input import check_pairs, checked_tokenizer, own_length
 from q8core.errors import CheckpointError
 from q8core.quant import Scheme, dequantized_tensors
 from q8core.tasks.examples import is_regression
 from q8core.tasks.task import TaskKind
-from q8core.tokenizer import load_tokenizer
-
-PICKLE_ENDINGS = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_TASK_OF_CLASS: dict[str, TaskKind] = {name: task for task, name in CLASS_OF_TASK.items()}
 
 
 class Checkpoint:
@@ -47,6 +44,7 @@ class Checkpoint:
         labels: tuple[str, ...],
         max_length: int,
         manifest: Manifest | None,
+        source: FloatSource | None,
     ) -> None:
         self.path = path
         self.config = config
@@ -54,6 +52,7 @@ class Checkpoint:
         self.labels = labels
         self.max_length = max_length
         self.manifest = manifest
+        self._source = source
         self.scheme = Scheme.from_dict(manifest.scheme) if manifest else None
 
     @classmethod
@@ -73,15 +72,25 @@ class Checkpoint:
                 if name not in manifest.files:
                     raise CheckpointError(f"{path / MANIFEST_FILE} does not list {name}")
             verify_files(path, manifest.files)
-        config, raw = _read_config(path)
-        if manifest:
-            task, labels, max_length = manifest.task, manifest.labels, manifest.max_length
-        else:
-            task, labels, max_length = _float_facts(path, config, raw)
-        _check_facts(path, config, task, labels, max_length)
-        checkpoint = cls(path, config, task, labels, max_length, manifest)
-        checkpoint._check_tensors()
+        return cls._of_manifest(path, manifest) if manifest else cls._of_source(open_source(path))
+
+    @classmethod
+    def _of_manifest(cls, path: Path, manifest: Manifest) -> Checkpoint:
+        config = read_config(path)
+        _check_facts(path, config, manifest.task, manifest.labels, manifest.max_length)
+        source = open_source(path) if (path / FLOAT_FILE).is_file() else None
+        if source is not None and source.head != manifest.task:
+            raise CheckpointError(f"{path}: architectures is {config.architectures}, the task {manifest.task}")
+        checkpoint = cls(path, config, manifest.task, manifest.labels, manifest.max_length, manifest, source)
+        checkpoint._check_int8()
         return checkpoint
+
+    @classmethod
+    def _of_source(cls, source: FloatSource) -> Checkpoint:
+        path, config, task = source.path, source.config, source.require_head()
+        labels = source.labels if task == "classify" else ()
+        length = own_length(path, config)
+        return cls(path, config, task, labels, length, None, source)
 
     @property
     def name(self) -> str:
@@ -126,75 +135,41 @@ class Checkpoint:
         Those of a file are checked as they are read, since int8 alone never reads them: a CheckpointError names the
         first with NaN or infinite values.
         """
-        if (self.path / FLOAT_FILE).is_file():
-            return TensorFile(self.path / FLOAT_FILE, finite=True), False
+        if self._source is not None:
+            return self._source.tensors(self.task), False
         return dequantized_tensors(self.int8_tensors()), True
 
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer, without padding and truncation."""
-        return load_tokenizer(self.path)
+        """The tokenizer, without padding and truncation.
 
-    def _check_tensors(self) -> None:
-        labels = len(self.labels)
-        if self.scheme:
-            check_int8_layout(self._int8, self.config, self.task, labels, self.scheme)
-            _check_values(self._int8)
-        if (self.path / FLOAT_FILE).is_file():
-            check_float_layout(TensorFile(self.path / FLOAT_FILE), self.config, self.task, labels)
+        Raises:
+            CheckpointError: it is missing, damaged, or has tokens that the model does not know.
+        """
+        return checked_tokenizer(self.path, self.config)
 
+    def check_pairs(self, has_pairs: bool = True) -> None:
+        """Raise InputError where there are pairs of texts, and the model takes none."""
+        if has_pairs:
+            check_pairs(self.path, self.config)
 
-def _read_config(path: Path) -> tuple[BertConfig, dict[str, Any]]:
-    file = path / "config.json"
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{file} cannot be read: {error}") from error
-    if not isinstance(raw, dict) or raw.get("model_type") != "bert":
-        kind = raw.get("model_type") if isinstance(raw, dict) else type(raw).__name__
-        raise CheckpointError(f"{file}: model_type is {kind!r}; only 'bert' is supported")
-    if raw.get("hidden_act", "gelu") != "gelu":
-        raise CheckpointError(f"{file}: hidden_act is {raw['hidden_act']!r}; only 'gelu' is supported")
-    try:
-        return BertConfig.from_dict(raw), raw
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{file} is not a BERT config: {error}") from error
-
-
-def _float_facts(path: Path, config: BertConfig, raw: dict[str, Any]) -> tuple[TaskKind, tuple[str, ...], int]:
-    """Task, labels and length of a plain Hugging Face folder."""
-    if not (path / FLOAT_FILE).is_file():
-        pickles = sorted(f.name for f in path.iterdir() if f.suffix in PICKLE_ENDINGS)
-        if pickles:
-            raise CheckpointError(
-                f"{path} holds only pickled weights ({', '.join(pickles)}), which can run code when loaded and are "
-                "refused; save them as safetensors (model.save_pretrained(folder) of a current transformers)"
-            )
-        raise CheckpointError(f"{path} holds neither {MANIFEST_FILE} with {INT8_FILE} nor {FLOAT_FILE}")
-    classes = [name for name in raw.get("architectures") or [] if name in _TASK_OF_CLASS]
-    if not classes:
-        raise CheckpointError(
-            f"{path}: architectures is {raw.get('architectures')}; a fine-tuned model is needed: "
-            + ", ".join(_TASK_OF_CLASS)
-        )
-    task = _TASK_OF_CLASS[classes[0]]
-    names = cast(dict[int, str], config.id2label) if task == "classify" else {}
-    labels = tuple(names[i] for i in sorted(names))
-    return task, labels, min(384 if task == "qa" else 128, config.max_position_embeddings)
+    def _check_int8(self) -> None:
+        assert self.scheme is not None
+        check_int8_layout(self._int8, self.config, self.task, len(self.labels), self.scheme)
+        _check_values(self._int8)
 
 
 def _check_facts(path: Path, config: BertConfig, task: TaskKind, labels: tuple[str, ...], max_length: int) -> None:
-    if task == "classify" and is_regression(labels):
-        kind = config.problem_type
-        if kind != "regression":
-            raise CheckpointError(
-                f"{path}: there is one label, {labels[0]!r}, and problem_type in config.json is {kind!r}; a classifier "
-                "needs at least 2 labels, a model that predicts a number the problem_type 'regression'"
-            )
-    elif task == "classify" and (not labels or len(set(labels)) != len(labels)):
-        raise CheckpointError(f"{path}: labels are {labels}; a classifier needs at least 2 different ones")
-    if not 8 <= max_length <= config.max_position_embeddings:
+    if task == "classify" and is_regression(labels) and config.problem_type != "regression":
         raise CheckpointError(
-            f"{path}: max_length is {max_length}; allowed: 8 to {config.max_position_embeddings} (the position table)"
+            f"{path}: there is one label, {labels[0]!r}, and problem_type in config.json is {config.problem_type!r}; a "
+            "classifier needs at least 2 labels, a model that predicts a number the problem_type 'regression'"
+        )
+    if task == "classify" and (not labels or len(set(labels)) != len(labels)):
+        raise CheckpointError(f"{path}: labels are {labels}; a classifier needs at least 2 different ones")
+    if not SHORTEST_INPUT <= max_length <= config.max_position_embeddings:
+        raise CheckpointError(
+            f"{path}: max_length is {max_length}; allowed: {SHORTEST_INPUT} to {config.max_position_embeddings} "
+            "(the position table)"
         )
 
 

@@ -36,17 +36,12 @@ class TensorFile(Mapping[str, torch.Tensor]):
     Each access reads the tensor anew from the mapped file: whoever packs weights one by one holds
     no second copy.
 
-    Args:
-        path: the file.
-        finite: whether a float tensor with NaN or infinite values is refused when it is read.
-
     Raises:
         CheckpointError: the file is missing, truncated or not safetensors.
     """
 
-    def __init__(self, path: Path, *, finite: bool = False) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self._finite = finite
         try:
             self._file: Any = safe_open(path, "pt")
             self._names: tuple[str, ...] = tuple(self._file.keys())
@@ -60,10 +55,7 @@ class TensorFile(Mapping[str, torch.Tensor]):
             raise KeyError(name)
         # Pages that were read stay resident while their mapping lives: a mapping for each tensor gives them back.
         with safe_open(self.path, "pt") as file:
-            tensor = file.get_tensor(name).clone()
-        if self._finite and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(f"{self.path}: {name} holds NaN or infinite values")
-        return tensor
+            return file.get_tensor(name).clone()
 
     def __contains__(self, name: object) -> bool:
         # Mapping's own would read the tensor to find out

@@ -10,63 +10,131 @@ from typing import TYPE_CHECKING
 import typer
 
 from q8core.errors import InputError
+from q8core.tasks.glue import GLUE
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from q8core.tasks.task import Task
+    from q8core.tasks.task import Task, TaskKind
+
+OWN_FILES = "classify"
+_TASKS = (*GLUE, "squad", OWN_FILES)
+
+
+@dataclass(frozen=True)
+class TextModel:
+    """What reading data needs to know of the model.
+
+    Attributes:
+        tokenizer: its tokenizer.
+        positions: the longest input that it can take.
+        outputs: the labels of its outputs by index; empty where the head is made new.
+        usual: how many tokens are read where nobody asks; None for what the task is trained with.
+        several_labels: whether it gives a text several labels at once.
+    """
+
+    tokenizer: Tokenizer
+    positions: int
+    outputs: tuple[str, ...] = ()
+    usual: int | None = None
+    several_labels: bool = False
 
 
 @dataclass(frozen=True)
 class DataOptions:
-    """Where the data is, as given on the command line."""
+    """Where the data is, as given on the command line; None for what was not given.
+
+    Raises:
+        InputError: the task is unknown, or an option is for another kind of task.
+    """
 
     task: str
     data: Path | None = None
     train_file: Path | None = None
     dev_file: Path | None = None
-    text_column: str = "text"
+    text_column: str | None = None
     pair_column: str | None = None
-    label_column: str = "label"
+    label_column: str | None = None
     max_length: int | None = None
+    labels: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.task not in _TASKS:
+            raise InputError(f"unknown task {self.task!r}; allowed: {', '.join(_TASKS)} (your own files)")
+        own = ("train_file", "dev_file", "text_column", "pair_column", "label_column")
+        for name in ("data",) if self.task == OWN_FILES else own:
+            value = getattr(self, name)
+            if value is not None:
+                reads = "your own --train-file and --dev-file" if name == "data" else "the official files in --data"
+                raise InputError(
+                    f"--{name.replace('_', '-')} {value} does not go with --task {self.task}, which reads {reads}"
+                )
+
+    @property
+    def kind(self) -> TaskKind:
+        """Which head the task needs."""
+        return "qa" if self.task == "squad" else "classify"
 
     @property
     def description(self) -> str:
         """What a manifest says about the data: names, no paths."""
-        if self.task != "classify":
+        if self.task != OWN_FILES:
             return self.task
         return ", ".join(file.name for file in (self.train_file, self.dev_file) if file)
 
-    def read(
-        self, tokenizer: Tokenizer, positions: int, with_train: bool, labels: tuple[str, ...] | None = None
-    ) -> Task:
+    def read(self, model: TextModel, with_train: bool) -> Task:
         """Read and check everything before any time is spent.
 
         Args:
-            tokenizer: the model's.
-            positions: the longest input that it can take.
+            model: what is to read it.
             with_train: whether training data is needed.
-            labels: names of the classes by index, for the user's own files; None for those of the training data.
 
         Raises:
-            InputError: an option is missing or does not fit the task, or the data is wrong.
+            InputError: an option is missing or not used, or the data is wrong or does not fit the model.
         """
-        from q8core.tasks.examples import is_regression
-        from q8core.tasks.tabular import Columns, read_classify
-        from q8core.tasks.task import TEXT_LENGTH, ClassifyTask, longest_input, read_task
+        from q8core.tasks.labels import parse_labels
+        from q8core.tasks.task import read_task
 
-        if self.task != "classify":
+        asked = parse_labels(self.labels)
+        if self.task != OWN_FILES:
             if self.data is None:
                 raise InputError(f"--task {self.task} needs --data FOLDER with its official files")
-            return read_task(self.task, self.data, tokenizer, self.max_length, positions, with_train=with_train)
+            return read_task(
+                self.task,
+                self.data,
+                model.tokenizer,
+                self.max_length,
+                model.positions,
+                with_train=with_train,
+                usual=model.usual,
+                outputs=model.outputs,
+                asked=asked,
+            )
+        return self._read_own(model, with_train, asked)
+
+    def _read_own(self, model: TextModel, with_train: bool, asked: tuple[str, ...] | None) -> Task:
+        from q8core.tasks.examples import is_regression
+        from q8core.tasks.tabular import Columns, read_classify
+        from q8core.tasks.task import TEXT_LENGTH, ClassifyTask, longest_input
+
         if self.dev_file is None or (with_train and self.train_file is None):
             raise InputError("--task classify needs " + ("--train-file and " if with_train else "") + "--dev-file")
-        if labels is not None and is_regression(labels):
+        if self.train_file is not None and not with_train:
+            raise InputError(f"--train-file {self.train_file} is not used: a dynamic scheme needs no training data")
+        if is_regression(model.outputs):
             raise InputError("the model predicts a number, which --task classify cannot score; allowed: stsb")
-        length = longest_input(self.max_length, TEXT_LENGTH, positions)
-        columns = Columns(self.text_column, self.pair_column, self.label_column)
-        train = self.train_file if with_train else None
-        return ClassifyTask(read_classify(train, self.dev_file, columns, labels), tokenizer, length)
+        length = longest_input(self.max_length, model.usual or TEXT_LENGTH, model.positions)
+        columns = Columns(self.text_column or "text", self.pair_column, self.label_column or "label")
+        try:
+            read = read_classify(self.train_file, self.dev_file, columns, model.outputs, asked)
+        except InputError as error:
+            if not model.several_labels:
+                raise
+            raise InputError(
+                f"{error}. The model gives a text several labels (multi-label): it can be quantized and scored on data "
+                "with one label a text; several labels a text are not supported yet"
+            ) from error
+        return ClassifyTask(read, model.tokenizer, length)
 
 
 def echo_scores(output: Path, scores: Mapping[str, Mapping[str, float]]) -> None:

@@ -13,10 +13,20 @@ TaskName = Annotated[str, typer.Option(help=f"{', '.join(GLUE)}, squad, or class
 DataFolder = Annotated[Path | None, typer.Option(help="Folder with the task's official files.")]
 TrainFile = Annotated[Path | None, typer.Option(help="Your own training data: .csv, .tsv or .jsonl.")]
 DevFile = Annotated[Path | None, typer.Option(help="Your own data to score on, same format.")]
-TextColumn = Annotated[str, typer.Option(help="Column of the text.")]
+TextColumn = Annotated[str | None, typer.Option(help="Column of the text. [default: text]")]
 PairColumn = Annotated[str | None, typer.Option(help="Column of a second text, for pairs.")]
-LabelColumn = Annotated[str, typer.Option(help="Column of the label.")]
-MaxLength = Annotated[int | None, typer.Option(help="Longest input in tokens. [default: 128; squad 384]")]
+LabelColumn = Annotated[str | None, typer.Option(help="Column of the label. [default: label]")]
+Labels = Annotated[
+    str | None,
+    typer.Option(
+        help="The data's labels in the order of the model's outputs, with commas; needed only where names do not say "
+        "which is which."
+    ),
+]
+TrainingLength = Annotated[int | None, typer.Option(help="Longest input in tokens. [default: 128; squad 384]")]
+MaxLength = Annotated[
+    int | None, typer.Option(help="Longest input in tokens. [default: the model's own; squad 384 or less]")
+]
 Int8Only = Annotated[bool, typer.Option(help="Leave the float weights out of the int8 checkpoint.")]
 RecipeFolder = Annotated[
     Path | None,

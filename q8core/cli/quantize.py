@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
-from q8core.cli.data import DataOptions, echo_scores
+from q8core.cli.data import DataOptions, TextModel, echo_scores
 from q8core.cli.options import (
     DataFolder,
     DevFile,
     Int8Only,
     LabelColumn,
+    Labels,
     MaxLength,
     PairColumn,
     TaskName,
@@ -32,34 +33,49 @@ def quantize(
     data: DataFolder = None,
     train_file: TrainFile = None,
     dev_file: DevFile = None,
-    text_column: TextColumn = "text",
+    text_column: TextColumn = None,
     pair_column: PairColumn = None,
-    label_column: LabelColumn = "label",
+    label_column: LabelColumn = None,
+    labels: Labels = None,
     max_length: MaxLength = None,
-    calibration_examples: Annotated[int, typer.Option(min=1, help="Training examples to calibrate on.")] = 512,
-    calibration: Annotated[str, typer.Option(help="Range choice: max, percentile or mse.")] = "max",
-    seed: Annotated[int, typer.Option(help="Which training examples.")] = 42,
+    calibration_examples: Annotated[
+        int | None, typer.Option(min=1, help="Training examples to calibrate on. [default: 512]")
+    ] = None,
+    calibration: Annotated[
+        str | None, typer.Option(help="Range choice: max, percentile or mse. [default: max]")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Which training examples. [default: 42]")] = None,
     int8_only: Int8Only = False,
 ) -> None:
     """Quantize a fine-tuned model without training it again, and score the result."""
+    from q8core.checkpoint.text_input import checked_tokenizer, own_length
     from q8core.quant import PRESETS, find_scheme
-    from q8core.tokenizer import load_tokenizer
-    from q8core.training.head import model_labels, require_head
-    from q8core.training.model import bert_config, model_folder
+    from q8core.training.model import check_inputs, find_source
     from q8core.training.qat import quantize_trained
 
     if scheme in PRESETS and scheme not in ("static", "static-attention", "dynamic"):
         allowed = "static, static-attention, dynamic, or a file (for QAT use `q8bert train`)"
         raise InputError(f"--scheme is {scheme!r}; allowed: {allowed}")
     calibrated = find_scheme(scheme).has_activation("ema")
-    if calibration not in ("max", "percentile", "mse"):
+    if not calibrated:
+        given = {"calibration": calibration, "calibration-examples": calibration_examples, "seed": seed}
+        for name, value in given.items():
+            if value is not None:
+                raise InputError(f"--{name} {value} is for calibration, which --scheme {scheme} does without")
+    if calibration not in (None, "max", "percentile", "mse"):
         raise InputError(f"--calibration is {calibration!r}; allowed: max, percentile, mse")
-    options = DataOptions(task, data, train_file, dev_file, text_column, pair_column, label_column, max_length)
-    folder = model_folder(model)
-    positions = bert_config(model).max_position_embeddings
-    require_head(model, "qa" if task == "squad" else "classify")
-    labels = model_labels(model) if task == "classify" else None
-    work = options.read(load_tokenizer(folder), positions, with_train=calibrated, labels=labels)
+    options = DataOptions(task, data, train_file, dev_file, text_column, pair_column, label_column, max_length, labels)
+    source = find_source(model)
+    source.require_head(options.kind)
+    reads = TextModel(
+        checked_tokenizer(source.path, source.config),
+        source.config.max_position_embeddings,
+        source.labels if options.kind == "classify" else (),
+        own_length(source.path, source.config),
+        source.several_labels,
+    )
+    work = options.read(reads, with_train=calibrated)
+    check_inputs(source, work)
     scores = quantize_trained(
         model,
         work,
@@ -67,8 +83,8 @@ def quantize(
         output,
         options.description,
         keep_float=not int8_only,
-        calibration_examples=calibration_examples,
-        method=calibration,
-        seed=seed,
+        calibration_examples=calibration_examples or 512,
+        method=calibration or "max",
+        seed=42 if seed is None else seed,
     )
     echo_scores(output, scores)

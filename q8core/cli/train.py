@@ -8,18 +8,19 @@ from typing import Annotated
 import typer
 
 from q8core.cli.before_training import prepare_training
-from q8core.cli.data import DataOptions, echo_scores
+from q8core.cli.data import DataOptions, TextModel, echo_scores
 from q8core.cli.options import (
     DataFolder,
     DevFile,
     Int8Only,
     LabelColumn,
-    MaxLength,
+    Labels,
     PairColumn,
     RecipeFolder,
     TaskName,
     TextColumn,
     TrainFile,
+    TrainingLength,
 )
 from q8core.errors import InputError
 
@@ -34,10 +35,11 @@ def train(
     data: DataFolder = None,
     train_file: TrainFile = None,
     dev_file: DevFile = None,
-    text_column: TextColumn = "text",
+    text_column: TextColumn = None,
     pair_column: PairColumn = None,
-    label_column: LabelColumn = "label",
-    max_length: MaxLength = None,
+    label_column: LabelColumn = None,
+    labels: Labels = None,
+    max_length: TrainingLength = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the data.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Examples (SQuAD: windows) a step.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate of AdamW.")] = None,
@@ -69,10 +71,10 @@ def train(
     int8_only: Int8Only = False,
 ) -> None:
     """Fine-tune in fp32, or train with quantization into an int8 checkpoint."""
-    from q8core.tokenizer import load_tokenizer
+    from q8core.checkpoint.text_input import checked_tokenizer
     from q8core.training.distillation import why_not_itself
     from q8core.training.finetune import finetune
-    from q8core.training.model import bert_config, model_folder
+    from q8core.training.model import check_inputs, check_trainable, find_source
     from q8core.training.processes import joined_processes
     from q8core.training.qat import train_quantized
     from q8core.training.recipe import load_recipe
@@ -86,11 +88,19 @@ def train(
         "distill_attention": distill_attention,
         "distill_temperature": distill_temperature,
     }
-    options = DataOptions(task, data, train_file, dev_file, text_column, pair_column, label_column, max_length)
-    folder = model_folder(model)
-    positions = bert_config(model).max_position_embeddings
-    work = options.read(load_tokenizer(folder), positions, with_train=True)
     quantized = scheme != "fp32"
+    if int8_only and not quantized:
+        raise InputError("--int8-only is for int8 checkpoints; --scheme fp32 makes none")
+    options = DataOptions(task, data, train_file, dev_file, text_column, pair_column, label_column, max_length, labels)
+    source = find_source(model)
+    check_trainable(source, options.kind)
+    reads = TextModel(
+        checked_tokenizer(source.path, source.config),
+        source.config.max_position_embeddings,
+        source.labels if options.kind == source.head == "classify" else (),
+    )
+    work = options.read(reads, with_train=True)
+    check_inputs(source, work)
     recipe = load_recipe(task, recipes)
     config = recipe.config(
         quantized,

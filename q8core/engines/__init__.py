@@ -13,9 +13,9 @@ from torch import Tensor
 from transformers import BertConfig
 
 from q8core.checkpoint import Checkpoint
+from q8core.checkpoint.layout import head_path
 from q8core.engines.autoselect import choose_kernel
 from q8core.engines.bert import BertEngine, Forward
-from q8core.engines.fp32 import head_path
 from q8core.engines.fp32_kernels import choose_fp32_kernel
 from q8core.engines.heap import loading_weights
 from q8core.engines.packing import TokenBatch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from q8core.checkpoint.layout import head_path
 from q8core.engines.attention import FloatProducts
 from q8core.engines.bert import Model, score_scale
 from q8core.engines.encoder import (
@@ -40,11 +41,6 @@ def load_fp32(shape: ModelShape, task: TaskKind, source: TensorSource, labels: i
     pooler = load_float_linear(source, "bert.pooler.dense", h, h) if task == "classify" else None
     head = load_float_linear(source, head_path(task), labels, h)
     return Model(shape, embeddings, layers, pooler, head)
-
-
-def head_path(task: TaskKind) -> str:
-    """Return the module path of the task's head."""
-    return "classifier" if task == "classify" else "qa_outputs"
 
 
 def load_norm(source: TensorSource, path: str, shape: ModelShape) -> Norm:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from q8core.checkpoint.layout import head_path
 from q8core.engines.attention import FloatProducts, Products, QuantizedProducts
 from q8core.engines.bert import Model, score_scale
 from q8core.engines.encoder import (
@@ -23,7 +24,7 @@ from q8core.engines.encoder import (
     StaticFeedForward,
     Table,
 )
-from q8core.engines.fp32 import head_path, load_norm
+from q8core.engines.fp32 import load_norm
 from q8core.engines.kernel import LinearKernel
 from q8core.engines.linear import DynamicLinear, FloatLinear, StaticLinear
 from q8core.engines.linear_tensors import LinearTensors, own, take_linear

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from q8core.engines.fp32 import head_path, load_norm
+from q8core.checkpoint.layout import head_path
+from q8core.engines.fp32 import load_norm
 from q8core.engines.linear_tensors import LinearTensors, take_linear
 from q8core.engines.packed_file import PackedModel, Store, packed_key, place
 from q8core.engines.packing import TokenBatch

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from q8core.checkpoint.layout import head_path
 from q8core.engines.bert import score_scale
-from q8core.engines.fp32 import head_path
 from q8core.engines.linear_tensors import own
 from q8core.engines.native import Loader, NativeModel
 from q8core.engines.packed_file import PackedModel, PrivateStore, Store

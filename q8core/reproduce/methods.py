@@ -17,7 +17,7 @@ from q8core.quant.batch_dynamic import simulate_batch_dynamic
 from q8core.quant.ranges import CalibrationMethod
 from q8core.tasks.task import Feature, Task
 from q8core.training.batches import collate
-from q8core.training.model import load_bert
+from q8core.training.model import load_for_task
 from q8core.training.qat import quantized_model
 from q8core.training.score import logits_of
 
@@ -54,7 +54,7 @@ def _our_int8(scheme: str, calibration: CalibrationMethod, source: str, task: Ta
 
 
 def _paper_dynamic(source: str, task: Task, seed: int) -> Scored:
-    model = simulate_batch_dynamic(load_bert(source, task.kind, task.labels).eval())
+    model = simulate_batch_dynamic(load_for_task(source, task).eval())
 
     def pad(features: Sequence[Feature]) -> dict[str, torch.Tensor]:
         batch = collate(features, task.kind, with_targets=False)
@@ -70,7 +70,7 @@ def _paper_dynamic(source: str, task: Task, seed: int) -> Scored:
 
 
 def _torch_dynamic(source: str, task: Task, seed: int) -> Scored:
-    model = quantize_linears(load_bert(source, task.kind, task.labels).eval())
+    model = quantize_linears(load_for_task(source, task).eval())
     features = task.dev_features()
     alone = partial(collate, kind=task.kind, with_targets=False)
     logits = logits_of(model, features, task.kind, [[i] for i in range(len(features))], alone)

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from q8core.bench.environment import environment
+from q8core.checkpoint.float_source import FloatSource
+from q8core.checkpoint.text_input import checked_tokenizer
 from q8core.errors import InputError
 from q8core.quant import PRESETS, Scheme, find_scheme
 from q8core.reproduce.data import TITLES, DataFacts, DataSource, check_tasks
@@ -21,10 +23,10 @@ from q8core.reproduce.summary import metrics_of
 from q8core.reproduce.timing import remaining
 from q8core.tasks.examples import REGRESSION_LABELS
 from q8core.tasks.glue import GLUE
+from q8core.tasks.labels import Classes, official_classes
 from q8core.tasks.task import Task
-from q8core.tokenizer import load_tokenizer
 from q8core.training.identity import weights_digest
-from q8core.training.model import load_bert, model_folder
+from q8core.training.model import find_source, output_order
 from q8core.training.recipe import Recipe, load_recipe
 
 
@@ -118,8 +120,12 @@ def plan(order: Order) -> tuple[DataSource, list[Planned]]:
     found = load_records(order.output / "runs")
     for record in found:
         check_same(record, {**record.identity, **common})
-    tokenizer = load_tokenizer(model_folder(order.model))
-    source = DataSource(order.data, tokenizer, min(_positions(order.model, task) for task in tasks))
+    model = find_source(order.model)
+    model.check_values()
+    for task in tasks:
+        _check_head(model, task)
+    tokenizer = checked_tokenizer(model.path, model.config)
+    source = DataSource(order.data, tokenizer, model.config.max_position_embeddings)
     facts = source.facts(tasks)
     runs = [_runs(order, task, recipes[task], facts[task], common, found) for task in tasks]
     return source, [run for of_task in runs for run in of_task]
@@ -151,11 +157,11 @@ def _scheme_identity(scheme: Scheme) -> str | dict[str, object]:
     return scheme.name if scheme.name in PRESETS else scheme.to_dict()
 
 
-def _positions(model: str, task: str) -> int:
-    """The longest input of a base model, which is loaded once to see that its weights and head fit the task."""
-    kind = "qa" if task == "squad" else "classify"
-    labels = () if kind == "qa" else tuple(GLUE[task].labels.values()) or REGRESSION_LABELS
-    return int(load_bert(model, kind, labels).config.max_position_embeddings)
+def _check_head(model: FloatSource, task: str) -> None:
+    """Refuse a base model whose head has other labels than a task; a pretrained one has none."""
+    if task != "squad":
+        names = tuple(GLUE[task].labels.values())
+        output_order(model, official_classes(names) if names else Classes(REGRESSION_LABELS))
 
 
 def _outcome(record: RunRecord, method: str) -> str:

@@ -11,6 +11,8 @@ from q8core.errors import InputError
 
 # The only name of a regression's output, as in Hugging Face's configs.
 REGRESSION_LABELS = ("LABEL_0",)
+# Hugging Face's problem_type of a head that gives a text several labels, each with a sigmoid of its own.
+MULTI_LABEL = "multi_label_classification"
 
 
 def is_regression(labels: Sequence[str]) -> bool:
@@ -29,11 +31,21 @@ class TextExample:
 
 @dataclass(frozen=True)
 class ClassifyData:
-    """A data set of labelled or scored texts in memory; regression has the single label ``LABEL_0``."""
+    """A data set of labelled or scored texts in memory; regression has the single label ``LABEL_0``.
+
+    Attributes:
+        labels: names of the classes by index.
+        train: examples to learn from.
+        dev: examples to score.
+        numbers: what the classes' numbers are: see :class:`q8core.tasks.labels.Classes`.
+        outputs: which outputs of the named model they are, likewise.
+    """
 
     labels: tuple[str, ...]
     train: tuple[TextExample, ...]
     dev: tuple[TextExample, ...]
+    numbers: tuple[int, ...] | None = None
+    outputs: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from q8core.errors import InputError
 from q8core.tasks.examples import REGRESSION_LABELS, ClassifyData, TextExample, official_file
+from q8core.tasks.labels import official_classes
 from q8core.tasks.tabular import Columns, TableRow, label_examples, read_table, score_examples
 
 _TRUTH = {"entailment": "entailment", "not_entailment": "not_entailment"}
@@ -63,20 +65,40 @@ GLUE: dict[str, GlueTask] = {
 }
 
 
-def read_glue(name: str, folder: Path, with_train: bool = True) -> ClassifyData:
+def read_glue(
+    name: str,
+    folder: Path,
+    with_train: bool = True,
+    outputs: Sequence[str] = (),
+    asked: Sequence[str] | None = None,
+) -> ClassifyData:
     """Read a task's folder: its dev file and, if wanted, ``train.tsv``; both may be compressed (``.gz``).
 
+    Args:
+        name: of the task.
+        folder: with its files.
+        with_train: whether to read the training data.
+        outputs: the labels of the model by index; empty for one without a head.
+        asked: the task's labels in the order of the outputs, as ``--labels`` has them.
+
     Raises:
-        InputError: a file is missing or not in the task's layout; with file and line where there is one.
+        InputError: a file is missing or not in the task's layout, with file and line where there is one; or ``asked``
+            does not fit: see :func:`official_classes`.
     """
     task = GLUE[name]
+    if asked is not None and not task.labels:
+        raise InputError(f"--labels is for classes; {name} predicts a number")
+    classes = official_classes(tuple(task.labels.values()), outputs, asked) if task.labels else None
     paths = [official_file(folder, file) for file in (("train.tsv", task.dev) if with_train else (task.dev,))]
     parts = [_examples(path, read_table(path, task.columns), task) for path in paths]
-    labels = tuple(task.labels.values()) or REGRESSION_LABELS
-    return ClassifyData(labels, parts[0] if with_train else (), parts[-1])
+    train, dev = parts[0] if with_train else (), parts[-1]
+    if classes is None:
+        return ClassifyData(REGRESSION_LABELS, train, dev)
+    return ClassifyData(classes.names, train, dev, classes.numbers, classes.outputs)
 
 
 def _examples(path: Path, rows: Sequence[TableRow], task: GlueTask) -> tuple[TextExample, ...]:
     if task.labels:
-        return label_examples(path, rows, tuple(task.labels))
+        written = {label: i for i, label in enumerate(task.labels)}
+        return label_examples(path, rows, tuple(written), written.get)
     return score_examples(path, rows, _LOWEST, _HIGHEST)

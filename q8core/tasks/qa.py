@@ -19,6 +19,9 @@ from q8core.errors import InputError
 from q8core.tasks.classify import special_token_id
 from q8core.tokenizer import encode_plain
 
+# Tokens of a question; longer ones are cut, as in Hugging Face's pipeline.
+MAX_QUESTION_LEN = 64
+
 Place = tuple[int, int]
 """Code points of a span of the context: start, and end, exclusive."""
 
@@ -57,7 +60,7 @@ def encode_windows(
     context: str,
     max_seq_len: int = 384,
     doc_stride: int = 128,
-    max_question_len: int = 64,
+    max_question_len: int = MAX_QUESTION_LEN,
 ) -> list[Window]:
     """Cut a context of any length into windows of at most ``max_seq_len`` tokens.
 
@@ -103,6 +106,13 @@ def encode_windows(
         if first + room >= len(context_ids):
             break
     return windows
+
+
+def question_is_cut(tokenizer: Tokenizer, question: str, windows: Sequence[Window], max_question_len: int) -> bool:
+    """Return whether a question has more tokens than its windows hold."""
+    if windows[0].context_start - 2 < max_question_len:  # [CLS] and [SEP] stand around the question
+        return False
+    return len(encode_plain(tokenizer, question)) > max_question_len
 
 
 def window_step(room: int, doc_stride: int) -> int:

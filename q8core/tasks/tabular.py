@@ -6,13 +6,14 @@ import csv
 import io
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from q8core.errors import InputError
 from q8core.tasks.examples import ClassifyData, TextExample, open_text
+from q8core.tasks.labels import own_classes
 
 log = logging.getLogger(__name__)
 
@@ -133,36 +134,60 @@ def _json_rows(path: Path, text: str) -> Iterator[Row]:
 
 
 def read_classify(
-    train: Path | None, dev: Path, columns: Columns, labels: tuple[str, ...] | None = None
+    train: Path | None,
+    dev: Path,
+    columns: Columns,
+    outputs: Sequence[str] = (),
+    asked: Sequence[str] | None = None,
 ) -> ClassifyData:
-    """Read train and dev files; the labels are those of train, sorted, unless given.
+    """Read train and dev files, with their labels as the model's outputs where it has any: see :func:`own_classes`.
 
-    ``train`` may be None for evaluation, which then needs ``labels``.
+    Args:
+        train: None for evaluation alone.
+        dev: what is scored.
+        columns: which ones to read.
+        outputs: the labels of the model by index; empty for one without a head, whose classes are those of train.
+        asked: the data's labels in the order of the outputs.
 
     Raises:
-        InputError: as :func:`read_table`; fewer than two labels; a dev label that train does not have.
+        InputError: as :func:`read_table` and :func:`own_classes`; fewer than two labels to train on; a dev label that
+            is none of the classes.
     """
-    train_rows = read_table(train, columns) if train else []
-    if labels is None:
-        labels = tuple(sorted({row.label for row in train_rows}))
-    if len(labels) < 2:
-        raise InputError(f"{train} has {len(labels)} distinct label(s); a classifier needs at least 2")
-    trained = label_examples(train, train_rows, labels) if train else ()
-    return ClassifyData(labels, trained, label_examples(dev, read_table(dev, columns), labels))
+    train_rows, dev_rows = (read_table(train, columns) if train else []), read_table(dev, columns)
+    found = {row.label for row in train_rows or dev_rows}
+    if train and len(found) < 2:
+        raise InputError(f"{train} has {len(found)} distinct label(s); a classifier needs at least 2")
+    try:
+        classes, index = own_classes(found, outputs, asked)
+    except InputError as error:
+        raise InputError(f"{train or dev}: {error}") from error
+    trained = label_examples(train, train_rows, classes.names, index) if train else ()
+    dev_examples = label_examples(dev, dev_rows, classes.names, index)
+    return ClassifyData(classes.names, trained, dev_examples, classes.numbers, classes.outputs)
 
 
-def label_examples(path: Path, rows: Sequence[TableRow], labels: Sequence[str]) -> tuple[TextExample, ...]:
+def label_examples(
+    path: Path, rows: Sequence[TableRow], names: Sequence[str], index: Callable[[str], int | None]
+) -> tuple[TextExample, ...]:
     """Rows with their labels as indices.
 
+    Args:
+        path: their file.
+        rows: as read.
+        names: the classes, for an error.
+        index: finds a label's index as it is written; None where it is none of the classes.
+
     Raises:
-        InputError: with file and line, for a label that is not among ``labels``.
+        InputError: with file and line, for a label that is none of the classes.
     """
-    index = {label: i for i, label in enumerate(labels)}
+    examples: list[TextExample] = []
     for row in rows:
-        if row.label not in index:
-            known = ", ".join(labels[:20]) + (", ..." if len(labels) > 20 else "")
+        label = index(row.label)
+        if label is None:
+            known = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
             raise InputError(f"{path}, line {row.line}: unknown label {row.label!r}; known: {known}")
-    return tuple(TextExample(row.text, row.text_pair, index[row.label]) for row in rows)
+        examples.append(TextExample(row.text, row.text_pair, label))
+    return tuple(examples)
 
 
 def score_examples(path: Path, rows: Sequence[TableRow], low: float, high: float) -> tuple[TextExample, ...]:

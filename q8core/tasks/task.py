@@ -14,10 +14,12 @@ from tokenizers import Tokenizer
 
 from q8core.errors import InputError
 from q8core.tasks.classify import encode_text
+from q8core.tasks.cut import CutTexts
 from q8core.tasks.examples import ClassifyData, QAExample, TextExample, is_regression, official_file
 from q8core.tasks.glue import GLUE, read_glue
+from q8core.tasks.labels import Classes, differing
 from q8core.tasks.metrics import METRICS, squad_scores
-from q8core.tasks.qa import Window, best_answers, encode_windows
+from q8core.tasks.qa import MAX_QUESTION_LEN, Window, best_answers, encode_windows, question_is_cut
 from q8core.tasks.squad import read_squad
 
 TaskKind = Literal["classify", "qa"]
@@ -57,7 +59,10 @@ class ClassifyTask:
     tokenizer: Tokenizer
     max_length: int = TEXT_LENGTH
     metrics: tuple[str, ...] = ("accuracy",)
+    outputs: tuple[int, ...] | None = None
+    """Index of each label among the outputs of the model that is scored; None where that is the label's own."""
     kind: TaskKind = field(default="classify", init=False)
+    cut: CutTexts = field(default_factory=lambda: CutTexts(), init=False, compare=False)
 
     @property
     def metric(self) -> str:
@@ -68,6 +73,29 @@ class ClassifyTask:
     def labels(self) -> tuple[str, ...]:
         """Names of the classes by index; the one name ``LABEL_0`` for regression."""
         return self.data.labels
+
+    @property
+    def classes(self) -> Classes:
+        """The labels with what tells them from each other."""
+        return Classes(self.data.labels, self.data.numbers, self.data.outputs)
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether an input is a pair of texts."""
+        return any(example.text_pair is not None for example in (*self.data.train, *self.data.dev))
+
+    def scored_on(self, outputs: Sequence[str]) -> ClassifyTask:
+        """Return the task for logits in the order of a model's outputs, whose labels are these.
+
+        Raises:
+            InputError: the model has other labels.
+        """
+        if is_regression(self.labels) and is_regression(outputs):
+            return self
+        order = self.classes.order_among(outputs)
+        if order is None:
+            raise InputError(differing(outputs, self.labels))
+        return self if order == tuple(range(len(order))) else replace(self, outputs=order)
 
     @property
     def train_examples(self) -> Sequence[TextExample]:
@@ -85,24 +113,29 @@ class ClassifyTask:
 
     def train_features(self) -> list[Feature]:
         """Tokens and labels of the training texts."""
-        return self._features(self.data.train)
+        return self._features("training", self.data.train)
 
     def dev_features(self, limit: int | None = None) -> list[Feature]:
         """Tokens of the first ``limit`` dev texts."""
-        return self._features(self.data.dev[:limit])
+        return self._features("dev", self.data.dev[:limit])
 
     def score(self, logits: Sequence[torch.Tensor]) -> dict[str, float]:
         """Every metric (0..1 or -1..1) of logits ``(labels,)`` for the first ``len(logits)`` dev texts."""
         number = is_regression(self.labels)
+        if self.outputs is not None:
+            logits = [row[list(self.outputs)] for row in logits]
         predicted = [float(row[0]) if number else int(row.argmax()) for row in logits]
         expected = [example.label for example in self.data.dev[: len(logits)]]
         return {name: METRICS[name](predicted, expected) for name in self.metrics}
 
-    def _features(self, examples: Sequence[TextExample]) -> list[Feature]:
+    def _features(self, part: str, examples: Sequence[TextExample]) -> list[Feature]:
         features: list[Feature] = []
+        cut = 0
         for example in examples:
             encoded = encode_text(self.tokenizer, example.text, example.text_pair, self.max_length)
             features.append(make_feature(encoded.input_ids, encoded.token_type_ids, (example.label,)))
+            cut += encoded.truncated
+        self.cut.note(part, "texts", cut, len(features), self.max_length)
         return features
 
 
@@ -117,6 +150,8 @@ class QATask:
     kind: TaskKind = field(default="qa", init=False)
     metric: str = field(default="f1", init=False)
     labels: tuple[str, ...] = field(default=(), init=False)
+    has_pairs: bool = field(default=True, init=False)
+    cut: CutTexts = field(default_factory=lambda: CutTexts(), init=False, compare=False)
     _windows: list[tuple[QAExample, list[Window]]] = field(default_factory=list, init=False)
 
     @property
@@ -136,10 +171,14 @@ class QATask:
     def train_features(self) -> list[Feature]:
         """Windows with answer positions; a window without the whole answer points at [CLS]."""
         features: list[Feature] = []
+        cut = 0
         for example in self.train:
-            for window in self._encode(example):
+            windows = self._encode(example)
+            cut += self._cuts_question(example, windows)
+            for window in windows:
                 target = answer_positions(window, example)
                 features.append(make_feature(window.input_ids, window.token_type_ids, target))
+        self.cut.note("training", "questions", cut, len(self.train), MAX_QUESTION_LEN)
         return features
 
     def dev_features(self, limit: int | None = None) -> list[Feature]:
@@ -147,6 +186,8 @@ class QATask:
         examples = self.dev[:limit]
         if len(self._windows) != len(examples):
             self._windows = [(example, self._encode(example)) for example in examples]
+            cut = sum(self._cuts_question(example, windows) for example, windows in self._windows)
+            self.cut.note("dev", "questions", cut, len(examples), MAX_QUESTION_LEN)
         return [make_feature(w.input_ids, w.token_type_ids) for _, windows in self._windows for w in windows]
 
     def score(self, logits: Sequence[torch.Tensor]) -> dict[str, float]:
@@ -164,6 +205,9 @@ class QATask:
 
     def _encode(self, example: QAExample) -> list[Window]:
         return encode_windows(self.tokenizer, example.question, example.context, self.max_length, SQUAD_DOC_STRIDE)
+
+    def _cuts_question(self, example: QAExample, windows: Sequence[Window]) -> bool:
+        return question_is_cut(self.tokenizer, example.question, windows, MAX_QUESTION_LEN)
 
 
 Task = ClassifyTask | QATask
@@ -193,7 +237,16 @@ def longest_input(asked: int | None, usual: int, positions: int) -> int:
 
 
 def read_task(
-    name: str, folder: Path, tokenizer: Tokenizer, max_length: int | None, positions: int, *, with_train: bool
+    name: str,
+    folder: Path,
+    tokenizer: Tokenizer,
+    max_length: int | None,
+    positions: int,
+    *,
+    with_train: bool,
+    usual: int | None = None,
+    outputs: Sequence[str] = (),
+    asked: Sequence[str] | None = None,
 ) -> Task:
     """Read a public data set from its official files: a task of :data:`GLUE`, or ``squad``.
 
@@ -204,15 +257,22 @@ def read_task(
         max_length: how many tokens of an input to read; None for as many as is usual.
         positions: how many the model has.
         with_train: whether to read the training data too.
+        usual: what is usual; None for the length that the task is trained with.
+        outputs: the labels of the model by index; empty for one without a head.
+        asked: the task's labels in the order of the outputs, as ``--labels`` has them.
 
     Raises:
         InputError: with file and line; or a length that the model cannot read.
     """
     if name in GLUE:
-        length = longest_input(max_length, TEXT_LENGTH, positions)
-        return ClassifyTask(read_glue(name, folder, with_train), tokenizer, length, GLUE[name].metrics)
+        length = longest_input(max_length, usual or TEXT_LENGTH, positions)
+        data = read_glue(name, folder, with_train, outputs, asked)
+        return ClassifyTask(data, tokenizer, length, GLUE[name].metrics)
     if name == "squad":
-        length = longest_input(max_length, SQUAD_LENGTH, positions)
+        if asked is not None:
+            raise InputError("--labels is for classes; squad has none")
+        # windows overlap, so that a shorter one cuts nothing
+        length = longest_input(max_length, min(usual or SQUAD_LENGTH, SQUAD_LENGTH), positions)
         train = read_squad(official_file(folder, "train-v1.1.json")) if with_train else []
         return QATask(train, read_squad(official_file(folder, "dev-v1.1.json")), tokenizer, length)
     raise InputError(f"unknown task {name!r}; allowed: {', '.join(GLUE)}, squad, or classify for your own files")

@@ -22,14 +22,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from q8core.checkpoint.float_source import FloatSource
+from q8core.checkpoint.text_input import checked_tokenizer
 from q8core.errors import InputError
 from q8core.tasks.task import Task
-from q8core.tokenizer import load_tokenizer
 from q8core.training.config import TrainConfig
-from q8core.training.head import BertModel, foreign_labels, has_head
+from q8core.training.head import BertModel
 from q8core.training.identity import weights_digest
 from q8core.training.loop import Loss, task_loss
-from q8core.training.model import load_bert, model_folder
+from q8core.training.model import find_source, load_for_task
 
 _TARGETS = ("labels", "start_positions", "end_positions")
 
@@ -205,40 +206,31 @@ def training_loss(
     """
     if teacher is None:
         return task_loss, {}
-    folder = model_folder(teacher)
-    model = load_bert(teacher, task.kind, task.labels)
-    _check_teacher(teacher, folder, model, task)
+    found = find_source(teacher)
+    found.require_head(task.kind)
+    model = load_for_task(teacher, task)
+    _check_teacher(found, task)
     identity = {"name": Path(teacher).name, "sha256": weights_digest(teacher)}
     return Distillation(student, model, config), {"teacher": identity}
 
 
 def why_not_itself(source: str, task: Task) -> str:
     """Say why a training that starts from `source` cannot have it as its teacher too; empty where it can."""
-    if not has_head(source, task.kind):
-        return f"{source} was not fine-tuned for this task"
-    labels = foreign_labels(source, task)
-    return f"{source} answers {', '.join(labels)}, and the data has {', '.join(task.labels)}" if labels else ""
+    return "" if find_source(source).head == task.kind else f"{source} was not fine-tuned for this task"
 
 
-def _check_teacher(teacher: str, folder: Path, model: BertModel, task: Task) -> None:
-    """Refuse a teacher that answers another question than the student is asked.
+def _check_teacher(teacher: FloatSource, task: Task) -> None:
+    """Refuse a teacher that reads its texts otherwise than the student.
 
     Raises:
         InputError: saying what differs.
     """
-    if not has_head(teacher, task.kind):
+    name, positions = str(teacher.path), teacher.config.max_position_embeddings
+    if checked_tokenizer(teacher.path, teacher.config).get_vocab() != task.tokenizer.get_vocab():
+        raise InputError(f"the teacher {name!r} has another vocabulary than the student: it would read other words")
+    if positions < task.max_length:
         raise InputError(
-            f"the teacher {teacher!r} was not fine-tuned for this task: it has no head of a {type(model).__name__}"
-        )
-    labels = foreign_labels(teacher, task)
-    if labels:
-        raise InputError(f"the teacher {teacher!r} has the labels {labels}, the data has {task.labels}")
-    if load_tokenizer(folder).get_vocab() != task.tokenizer.get_vocab():
-        raise InputError(f"the teacher {teacher!r} has another vocabulary than the student: it would read other words")
-    if model.config.max_position_embeddings < task.max_length:
-        raise InputError(
-            f"the teacher {teacher!r} reads {model.config.max_position_embeddings} tokens at most, and the task's "
-            f"max_length is {task.max_length}"
+            f"the teacher {name!r} reads {positions} tokens at most, and the task's max_length is {task.max_length}"
         )
 
 

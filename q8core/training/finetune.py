@@ -22,7 +22,7 @@ from q8core.training.distillation import training_loss
 from q8core.training.head import BertModel
 from q8core.training.identity import run_identity, weights_digest
 from q8core.training.loop import Trainer
-from q8core.training.model import load_bert, model_folder
+from q8core.training.model import check_trainable, find_source, load_for_task, model_folder
 
 RECORD_FILE = "training.json"
 
@@ -48,7 +48,8 @@ def finetune(
     if (output / MANIFEST_FILE).is_file():
         raise InputError(f"{output} holds an int8 checkpoint, which fp32 training would spoil; choose another --output")
     torch.manual_seed(config.seed)  # the new head's weights
-    model = load_bert(source, task.kind, task.labels, config.dropout)
+    check_trainable(find_source(source), task.kind)
+    model = load_for_task(source, task, config.dropout)
 
     def score(module: nn.Module, limit: int | None) -> dict[str, float]:
         floats = {name: tensor.cpu() for name, tensor in master_weights(module).items()}

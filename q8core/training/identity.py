@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from q8core.checkpoint.manifest import FLOAT_FILE, file_entry
-from q8core.errors import InputError
+from q8core.checkpoint.manifest import file_entry
 from q8core.tasks.digest import examples_digest
 from q8core.tasks.task import Task
-from q8core.training.model import model_folder
+from q8core.training.model import find_source
 
 
 def run_identity(source: str, task: Task, data: str, scheme: str) -> dict[str, Any]:
@@ -22,7 +21,7 @@ def run_identity(source: str, task: Task, data: str, scheme: str) -> dict[str, A
         scheme: its name.
 
     Raises:
-        InputError: the source has no safetensors weights.
+        CheckpointError: the source is no float model.
     """
     return {
         "base": Path(source).name,
@@ -43,9 +42,6 @@ def weights_digest(source: str) -> str:
     """Return the SHA-256 of a model's float weights: others under the same name make other runs.
 
     Raises:
-        InputError: there are none in safetensors' format.
+        CheckpointError: it is no float model: see :func:`q8core.checkpoint.float_source.open_source`.
     """
-    weights = model_folder(source) / FLOAT_FILE
-    if not weights.is_file():
-        raise InputError(f"{source!r} has no {FLOAT_FILE}")
-    return str(file_entry(weights)["sha256"])
+    return str(file_entry(find_source(source).file.path)["sha256"])

@@ -22,6 +22,8 @@ from q8core.tasks.task import Feature, Task
 GOLDEN_COUNT = 8
 # Golden logits are stored in the manifest as text: short inputs keep it small.
 GOLDEN_MAX_TOKENS = 128
+# So do fewer inputs where a classifier has thousands of labels.
+GOLDEN_NUMBERS = 50_000
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def publish(
         tensors=tensors,
         tokenizer_folder=origin.folder,
         golden=golden,
-        training=origin.training,
+        training={**origin.training, "cut": dict(task.cut.counts)},
         scores={"metric": task.metric, **scores},
     )
     return scores
@@ -82,12 +84,15 @@ def golden_examples(engines: Mapping[str, Engine], features: list[Feature]) -> l
     """Pick inputs spread over the lengths up to 128 tokens and record each engine's logits."""
     short = sorted((f for f in features if len(f) <= GOLDEN_MAX_TOKENS), key=len) or sorted(features, key=len)[:1]
     step = max(1, len(short) // GOLDEN_COUNT)
-    chosen = short[::step][:GOLDEN_COUNT]
     examples: list[GoldenExample] = []
-    for feature in chosen:
+    numbers = 0
+    for feature in short[::step][:GOLDEN_COUNT]:
+        if numbers >= GOLDEN_NUMBERS:
+            break
         ids, types = feature.input_ids.tolist(), feature.token_type_ids.tolist()
-        logits = {name: _rounded(_one(engine, ids, types)) for name, engine in engines.items()}
-        examples.append(GoldenExample(ids, types, logits))
+        found = {name: _one(engine, ids, types) for name, engine in engines.items()}
+        numbers += sum(logits.numel() for logits in found.values())
+        examples.append(GoldenExample(ids, types, {name: _rounded(logits) for name, logits in found.items()}))
     return examples
 
 

@@ -20,10 +20,10 @@ from q8core.training.batches import collate
 from q8core.training.config import TrainConfig
 from q8core.training.distillation import training_loss
 from q8core.training.finetune import RECORD_FILE
-from q8core.training.head import BertModel, check_quantizable, has_head
+from q8core.training.head import BertModel
 from q8core.training.identity import dev_identity, run_identity, weights_digest
 from q8core.training.loop import Trainer
-from q8core.training.model import load_bert, model_folder
+from q8core.training.model import check_trainable, find_source, load_for_task, model_folder
 from q8core.training.publish import Origin, publish
 
 CALIBRATION_BATCH = 16
@@ -53,7 +53,8 @@ def train_quantized(
     if not scheme.has_activation("ema"):
         raise InputError(f"scheme {scheme_name!r} needs no training; use `q8bert quantize --scheme {scheme_name}`")
     torch.manual_seed(config.seed)
-    model = load_bert(source, task.kind, task.labels, config.dropout)
+    check_trainable(find_source(source), task.kind)
+    model = load_for_task(source, task, config.dropout)
     prepared = prepare(model, scheme)
 
     def score(module: nn.Module, limit: int | None) -> dict[str, float]:
@@ -101,9 +102,10 @@ def quantize_trained(
     Calibration reads training examples only: the dev set stays unseen.
 
     Raises:
-        InputError: the source does not know the task.
+        CheckpointError: the source was not fine-tuned for this kind of task.
+        InputError: it has other labels.
     """
-    check_quantizable(source, task)
+    find_source(source).require_head(task.kind)
     scheme = find_scheme(scheme_name)
     prepared, facts = quantized_model(source, task, scheme, calibration_examples, method, seed)
     record = {**run_identity(source, task, data, scheme.name), "method": "post-training quantization"}
@@ -116,7 +118,7 @@ def quantized_model(
     source: str, task: Task, scheme: Scheme, calibration_examples: int, method: CalibrationMethod, seed: int
 ) -> tuple[BertModel, dict[str, Any]]:
     """A fine-tuned source prepared for a scheme without training, and what its record says about calibration."""
-    prepared = prepare(load_bert(source, task.kind, task.labels), scheme).eval()
+    prepared = prepare(load_for_task(source, task), scheme).eval()
     if not scheme.has_activation("ema"):
         return prepared, {}
     features = sample(task, calibration_examples, seed)
@@ -130,7 +132,7 @@ def baseline_scores(source: str, task: Task, names: tuple[str, ...]) -> dict[str
     A source that `q8bert train` made has its fp32 score in its record. Where weights, dev examples and the longest
     input are still those, it is not computed again.
     """
-    if not has_head(source, task.kind):
+    if find_source(source).head != task.kind:
         return {}
     scores: dict[str, dict[str, float]] = {}
     record = base_record(source)
@@ -140,7 +142,7 @@ def baseline_scores(source: str, task: Task, names: tuple[str, ...]) -> dict[str
         if name == "fp32" and known and "scores" in record:
             scores[name] = record["scores"]
             continue
-        model = load_bert(source, task.kind, task.labels)
+        model = load_for_task(source, task)
         if name == "fp32":
             engine = build_engine(model.config, task.kind, master_weights(model), "fp32")
         else:

@@ -33,15 +33,29 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier of the same labels."""
+    return save_tiny(tmp_path_factory.mktemp("source") / "model", "classify", labels=("blame", "praise"))
+
+
+@pytest.fixture(scope="module")
+def pretrained(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same encoder without a head."""
+    folder = Path(shutil.copytree(source, tmp_path_factory.mktemp("pretrained") / "model"))
+    BertForSequenceClassification.from_pretrained(source).bert.save_pretrained(folder)
+    return folder
+
+
 def own_data(folder: Path) -> list[object]:
     files = ["--train-file", folder / "train.csv", "--dev-file", folder / "dev.csv"]
     return ["--task", "classify", *files, "--label-column", "intent"]
 
 
-def test_own_data_from_training_to_scores(run, data: Path, tiny_classifier: Path, tmp_path: Path) -> None:
+def test_own_data_from_training_to_scores(run, data: Path, source: Path, tmp_path: Path) -> None:
     fp32, int8, post = tmp_path / "fp32", tmp_path / "int8", tmp_path / "post"
     common = [*own_data(data), "--precision", "fp32", "--epochs", 12, "--learning-rate", 1e-3, "--batch-size", 4]
-    code, out, err = run("train", "--model", tiny_classifier, "--output", fp32, "--scheme", "fp32", *common)
+    code, out, err = run("train", "--model", source, "--output", fp32, "--scheme", "fp32", *common)
     assert code == 0, err
     assert "accuracy 1.0000" in out
     code, out, err = run("train", "--model", fp32, "--output", int8, *common[:-6], "--epochs", 1, "--int8-only")
@@ -104,11 +118,11 @@ def test_the_version_is_that_of_the_package(run) -> None:
 
 
 def test_quantized_attention_products_from_training_to_serving(
-    run, data: Path, tiny_classifier: Path, tmp_path: Path
+    run, data: Path, pretrained: Path, tmp_path: Path
 ) -> None:
     trained, post, scores = tmp_path / "trained", tmp_path / "post", tmp_path / "scores.json"
     recipe = ["--precision", "bf16", "--epochs", 12, "--learning-rate", 1e-3, "--batch-size", 4, "--dropout", 0.1]
-    train = ["train", "--model", tiny_classifier, "--output", trained, "--scheme", "q8bert-attention"]
+    train = ["train", "--model", pretrained, "--output", trained, "--scheme", "q8bert-attention"]
     code, out, err = run(*train, *own_data(data), *recipe)
     assert code == 0, err
     quantize = ["quantize", "--model", trained, "--output", post, "--scheme", "static-attention"]
@@ -148,9 +162,9 @@ def test_squad_from_training_to_scores(run, tiny_qa: Path, tmp_path: Path) -> No
 
 
 def test_training_says_that_it_goes_without_the_native_library(
-    run, data: Path, tiny_classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run, data: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train = ["train", "--model", tiny_classifier, *own_data(data), "--max-steps", "1", "--precision", "fp32"]
+    train = ["train", "--model", source, *own_data(data), "--max-steps", "1", "--precision", "fp32"]
     assert "slower passes" not in run(*train, "--output", tmp_path / "native")[2]
     monkeypatch.setattr(passes, "_library", lambda: None)
     code, _, err = run(*train, "--output", tmp_path / "torch")
@@ -158,10 +172,10 @@ def test_training_says_that_it_goes_without_the_native_library(
     assert "note: the native library is not there" in err
 
 
-def test_wrong_arguments_are_one_sentence_and_a_code(run, data: Path, tiny_classifier: Path, tmp_path: Path) -> None:
-    here = ["--model", tiny_classifier, "--output", tmp_path / "x"]
-    headless = Path(shutil.copytree(tiny_classifier, tmp_path / "headless"))
-    BertForSequenceClassification.from_pretrained(tiny_classifier).bert.save_pretrained(headless)
+def test_wrong_arguments_are_one_sentence_and_a_code(
+    run, data: Path, source: Path, pretrained: Path, tiny_classifier: Path, tmp_path: Path
+) -> None:
+    here = ["--model", source, "--output", tmp_path / "x"]
     for arguments, words in (
         (["train", *here, "--task", "sst3", "--data", data], "unknown task 'sst3'; allowed: cola, mrpc"),
         (["train", *here, "--task", "sst2"], "needs --data"),
@@ -172,22 +186,25 @@ def test_wrong_arguments_are_one_sentence_and_a_code(run, data: Path, tiny_class
         (["train", *here, *own_data(data), "--scheme", "q9"], "q9"),
         (["train", *here, *own_data(data), "--epochs", "0"], "epochs is 0"),
         (["train", *here, *own_data(data), "--scheme", "no.toml"], "no.toml cannot be read as a scheme"),
-        (["train", *here, *own_data(data), "--distill-hidden", "0"], "--distill-hidden is 0.0, but it needs --teacher"),
-        (["train", *here, *own_data(data), "--teacher", tiny_classifier], "has the labels"),
+        (["train", *here, "--model", pretrained, *own_data(data), "--distill-hidden", "0"],
+          "--distill-hidden is 0.0, but it needs --teacher"),
+        (["train", *here, *own_data(data), "--teacher", tiny_classifier],
+          "the model answers negative, positive, the data has blame, praise"),
         (["train", *here, *own_data(data), "--max-length", "129"], "--max-length is 129; allowed: 8 to 128"),
         (["quantize", *here, *own_data(data), "--max-length", "7"], "--max-length is 7; allowed: 8 to 128"),
-        (["quantize", "--model", headless, "--output", tmp_path / "x", *own_data(data)], "it has no head of a BertFor"),
-        (["quantize", "--model", headless, "--output", tmp_path / "x", *own_data(data), "--scheme", "dynamic"],
-          "it has no head of a BertForSequenceClassification; fine-tune it first"),
+        (["quantize", "--model", pretrained, "--output", tmp_path / "x", *own_data(data)],
+          "was not fine-tuned for this task"),
+        (["quantize", "--model", pretrained, "--output", tmp_path / "x", *own_data(data), "--scheme", "dynamic"],
+          "needed is BertForSequenceClassification; fine-tune it first"),
         (["quantize", *here, *own_data(data), "--scheme", "no.json"], "no.json cannot be read as a scheme"),
         (["train", "--model", "no/such-model", "--output", tmp_path / "x", *own_data(data)], "no/such-model"),
         (["quantize", *here, *own_data(data), "--scheme", "q8bert"], "allowed: static, static-attention, dynamic"),
         (["evaluate", "--checkpoint", tiny_classifier, "--task", "squad", "--data", data], "made for classify"),
         (["evaluate", "--checkpoint", tiny_classifier, *own_data(data)[:2], "--dev-file", data / "dev.csv",
-          "--label-column", "intent"], "unknown label"),
+          "--label-column", "intent"], "the model answers negative, positive, the data has blame, praise"),
     ):  # fmt: skip
         code, _, err = run(*arguments)
-        assert code == 2, (arguments, err)
+        assert code in (2, 3), (arguments, err)
         assert words in err.replace("\n", " ")
         assert "Traceback" not in err
         assert not (tmp_path / "x" / "config.json").exists()

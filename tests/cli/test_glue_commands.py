@@ -48,7 +48,11 @@ def test_a_pair_task_from_training_to_serving(run, tiny_classifier: Path, tmp_pa
     data = write_glue(tmp_path / "data", "mrpc", pairs(("1", "0")))
     task = ["--task", "mrpc", "--data", data]
     fp32, int8, scores = tmp_path / "fp32", tmp_path / "int8", tmp_path / "scores.json"
-    code, _, err = run("train", "--model", tiny_classifier, "--output", fp32, "--scheme", "fp32", *task, *TRAIN)
+    other = ["train", "--model", tiny_classifier, "--output", fp32, "--scheme", "fp32", *task, *TRAIN]
+    code, _, err = run(*other)
+    assert code == 2
+    assert "answers negative, positive, the data has not_equivalent, equivalent: which is which" in err
+    code, _, err = run(*other, "--labels", "equivalent,not_equivalent")
     assert code == 0, err
     code, _, err = run("train", "--model", fp32, "--output", int8, *task, "--precision", "fp32", "--max-steps", 4)
     assert code == 0, err

@@ -320,7 +320,7 @@ def test_wrong_arguments_are_refused_before_anything_is_written(
         (["--recipes", own], "cola", "unknown key 'evels'; allowed: epochs"),
         (["--recipes", tmp_path / "typo"], "cola", "kola.toml is for no task"),
         (["--recipes", tmp_path / "none"], "cola", "no such folder"),
-        (["--model", tmp_path], "cola", "no model.safetensors"),
+        (["--model", tmp_path], "cola", "no config.json"),
     ):
         code, _, err = command(tmp_path / "out", *arguments, tasks=tasks)
         assert code in (2, 3), (arguments, tasks, err)

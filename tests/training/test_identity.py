@@ -86,7 +86,7 @@ def test_an_unfinished_run_does_not_go_on_with_other_data(
 
 def test_a_model_for_other_labels_is_not_quantized(tiny_classifier: Path, tmp_path: Path) -> None:
     source = save_tiny(tmp_path / "source", "classify", labels=("ham", "spam"))
-    with pytest.raises(InputError, match="answers ham, spam; the data has negative, positive"):
+    with pytest.raises(InputError, match=r"answers ham, spam, the data has negative, positive: .* --labels"):
         quantize_trained(str(source), make_task(tiny_classifier), "dynamic", tmp_path / "out", "made up", True)
     assert not (tmp_path / "out").exists()
 

@@ -95,7 +95,7 @@ def test_an_error_in_one_process_ends_all(tiny_classifier: Path, tmp_path: Path)
 
 def test_the_command_runs_under_torchrun_and_resumes_alone(tiny_classifier: Path, tmp_path: Path) -> None:
     """Stopped by SIGTERM to torchrun with two processes, finished by one."""
-    rows = [f"a very {(GOOD if i % 2 else BAD)[i % 3]} film\t{('bad', 'good')[i % 2]}" for i in range(24)]
+    rows = [f"a very {(GOOD if i % 2 else BAD)[i % 3]} film\t{('negative', 'positive')[i % 2]}" for i in range(24)]
     (tmp_path / "data.tsv").write_text("\n".join(["text\tlabel", *rows]) + "\n")
     data = ["--train-file", str(tmp_path / "data.tsv"), "--dev-file", str(tmp_path / "data.tsv")]
     output = tmp_path / "int8"

@@ -1,0 +1,119 @@
+"""Names of a float BERT's tensors: those that files have, read as those that the model has.
+
+A name is undone where that is exact: wrappers of training tools around modules, a prefix too many or too few, and the
+names of LayerNorm's parameters from before 2019. Every other name is left as it is, for the layout check to refuse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from q8core.errors import CheckpointError
+
+ENCODER = "bert."
+_ENCODER_ROOTS = ("embeddings", "encoder", "pooler")
+_HEAD_ROOTS = ("classifier", "qa_outputs", "cls")
+_WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+"""Modules that DataParallel, torch.compile, FSDP and activation checkpointing put around another, at any depth."""
+_OUTER = (*_WRAPPERS, "bert", "model", "base_model", "auto_model")
+"""What may stand around a whole model: attributes of Lightning modules, PEFT models and sentence-transformers."""
+_OLD_NORM_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+_ADAPTERS = (
+    "adapter", "adapters", "adapter_down", "base_layer", "lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B",
+    "lora_magnitude_vector", "ia3_l", "modules_to_save", "original_module", "prefix_tuning", "prompt_embeddings",
+)  # fmt: skip
+_UNUSED = ("bert.embeddings.position_ids", "bert.embeddings.token_type_ids", "cls.")
+"""Buffers of earlier versions of transformers, and the heads of pretraining."""
+
+
+@dataclass(frozen=True)
+class FloatNames:
+    """The tensors of a file by the names that the model has.
+
+    Attributes:
+        stored: the model's name -> the file's, without those that no model uses.
+        changes: what was undone, a phrase each.
+    """
+
+    stored: Mapping[str, str]
+    changes: tuple[str, ...]
+
+
+def read_names(names: Iterable[str], where: str) -> FloatNames:
+    """Find the model's name of every tensor in a file.
+
+    Args:
+        names: as the file has them.
+        where: what an error calls the file.
+
+    Raises:
+        CheckpointError: the file holds adapters, or two tensors have one name.
+    """
+    names = sorted(names)
+    _refuse_adapters(names, where)
+    stored: dict[str, str] = {}
+    prefixes: set[str] = set()
+    old_norms = False
+    for name in names:
+        canonical, prefix = _undone(name)
+        if canonical in stored:
+            raise CheckpointError(
+                f"{where}: {stored[canonical]} and {name} are both {canonical}; a file must hold one model once"
+            )
+        old_norms |= canonical != name and name.endswith(tuple(_OLD_NORM_NAMES))
+        if prefix is not None:
+            prefixes.add(prefix)
+        stored[canonical] = name
+    used = {name: found for name, found in stored.items() if not name.startswith(_UNUSED)}
+    return FloatNames(used, tuple(_told(prefixes, used, old_norms=old_norms)))
+
+
+def _undone(name: str) -> tuple[str, str | None]:
+    """Return the model's name, and what stood before it where that is not what the model has there."""
+    parts = name.split(".")
+    roots = [i for i, part in enumerate(parts) if part in (*_ENCODER_ROOTS, *_HEAD_ROOTS)]
+    if not roots:
+        return name, None
+    before, core = parts[: roots[0]], [part for part in parts[roots[0] :] if part not in _WRAPPERS]
+    if any(part not in _OUTER and not part.isdigit() for part in before):
+        return name, None
+    canonical = ".".join(core)
+    for old, new in _OLD_NORM_NAMES.items():
+        if canonical.endswith(old):
+            canonical = canonical.removesuffix(old) + new
+    expected = [] if core[0] in _HEAD_ROOTS else [ENCODER.rstrip(".")]
+    inner = len(core) < len(parts) - roots[0]
+    prefix = None if before == expected and not inner else _shown_prefix(before, parts[roots[0] :])
+    return ("" if core[0] in _HEAD_ROOTS else ENCODER) + canonical, prefix
+
+
+def _shown_prefix(before: Sequence[str], rest: Sequence[str]) -> str:
+    """Return what the note names: the prefix, and wrappers further inside."""
+    return ".".join((*before, *(part for part in rest if part in _WRAPPERS)))
+
+
+def _told(prefixes: set[str], stored: Mapping[str, str], *, old_norms: bool) -> Iterable[str]:
+    """Say what was undone; the bare names of an encoder saved alone are no change."""
+    bare = all(name.startswith(ENCODER) for name in stored)
+    odd = sorted(prefix for prefix in prefixes if prefix or not bare)
+    if odd:
+        shown = ", ".join(repr(f"{prefix}.") if prefix else "no prefix" for prefix in odd)
+        yield f"names with {shown} are read as the model's own"
+    if old_norms:
+        yield "LayerNorm's gamma and beta are read as weight and bias"
+
+
+def _refuse_adapters(names: Sequence[str], where: str) -> None:
+    found = [name for name in names if any(part in _ADAPTERS for part in name.split("."))]
+    if found:
+        raise CheckpointError(
+            f"{where} holds adapters ({shown_names(found)}), which are not supported; merge them into the weights "
+            "first (PEFT: `model.merge_and_unload().save_pretrained(folder)`)"
+        )
+
+
+def shown_names(names: Sequence[str]) -> str:
+    """Return the first names of a list, and how many there are."""
+    shown = ", ".join(names[:5])
+    return shown if len(names) <= 5 else f"{shown}, ... ({len(names)} in all)"
