@@ -11,12 +11,13 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from dataclasses import replace
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
 from q8core.engines.packing import TokenBatch
-from q8core.errors import Q8Error
+from q8core.errors import InputError, Q8Error
 from service.admission import Throughput
 from service.batcher import Batch, BatchQueue, Lane
 from service.errors import EngineDead, InferenceFailed, ServiceError, UnknownModel
@@ -46,6 +47,13 @@ class SpareWork(Protocol):
     def take(self) -> Batch | None:
         """One small batch to compute now, or None."""
         ...
+
+
+class _Computed(NamedTuple):
+    """Tokens that were computed, and the seconds that this took."""
+
+    tokens: int
+    seconds: float
 
 
 class StartupStopped(Exception):
@@ -148,11 +156,9 @@ class EngineThread(threading.Thread):
 
     def _compute(self, engine: Infers, batch: Batch) -> None:
         """Compute one batch; a failing engine fails the requests in it and nobody else."""
-        begin, cpu_begin = time.monotonic(), time.process_time()
-        self._busy_since = begin
+        self._busy_since = time.monotonic()
         try:
-            packed = TokenBatch.pack([(entry.item.input_ids, entry.item.token_type_ids) for entry in batch.entries])
-            parts = packed.split(engine.infer(packed))
+            done = self._answer(engine, batch)
         except Exception:
             lane = batch.lane
             log.exception("%s on %s failed for a batch of %d sequences", lane.model, lane.backend, len(batch.entries))
@@ -163,13 +169,45 @@ class EngineThread(threading.Thread):
             raise
         finally:
             self._busy_since = None
-        seconds = time.monotonic() - begin
-        for entry, logits in zip(batch.entries, parts, strict=True):
-            entry.ticket.resolve(entry.place, logits)
-        if not batch.spare:  # small ones would make the engine look slow
-            self._throughput.observe(batch.lane, batch.tokens, seconds)
-        self._metrics.engines.observe_batch(batch, seconds, time.process_time() - cpu_begin, time.time())
+        if done.tokens and not batch.spare:  # small ones would make the engine look slow
+            self._throughput.observe(batch.lane, done.tokens, done.seconds)
 
-    def _fail(self, batch: Batch, error: ServiceError) -> None:
+    def _answer(self, engine: Infers, batch: Batch) -> _Computed:
+        """Compute sequences together; where the engine refuses one of them, all others without it."""
+        begin, cpu_begin = time.monotonic(), time.process_time()
+        try:
+            packed = TokenBatch.pack([(entry.item.input_ids, entry.item.token_type_ids) for entry in batch.entries])
+            logits = engine.infer(packed)
+        except InputError as error:
+            refusal = str(error)
+        else:
+            parts = packed.split(logits)
+            seconds = time.monotonic() - begin
+            for entry, own in zip(batch.entries, parts, strict=True):
+                entry.ticket.resolve(entry.place, own)
+            self._metrics.engines.observe_batch(batch, seconds, time.process_time() - cpu_begin, time.time())
+            return _Computed(batch.tokens, seconds)
+        return self._answer_others(engine, batch, refusal)
+
+    def _answer_others(self, engine: Infers, batch: Batch, refusal: str) -> _Computed:
+        """Refuse the only sequence of a batch, or look for the refused ones in both halves of it.
+
+        An engine refuses before it computes. So finding one sequence among n costs some log n checks, and no other
+        sequence is computed twice.
+        """
+        if len(batch.entries) == 1:
+            log.debug("%s on %s refused a sequence: %s", batch.lane.model, batch.lane.backend, refusal)
+            self._fail(batch, InputError(refusal))
+            return _Computed(0, 0.0)
+        middle, done = len(batch.entries) // 2, _Computed(0, 0.0)
+        for half in (batch.entries[:middle], batch.entries[middle:]):
+            # of a request whose other sequence was refused, nobody waits for the rest
+            wanted = tuple(entry for entry in half if not entry.ticket.future.done())
+            if wanted:
+                more = self._answer(engine, replace(batch, entries=wanted))
+                done = _Computed(done.tokens + more.tokens, done.seconds + more.seconds)
+        return done
+
+    def _fail(self, batch: Batch, error: Q8Error | ServiceError) -> None:
         for ticket in {entry.ticket for entry in batch.entries}:
             self._queue.abandon(ticket, error)

@@ -13,6 +13,7 @@ import torch
 from fastapi.testclient import TestClient
 
 from q8core.engines import TokenBatch
+from q8core.errors import InputError
 from service.app import create_app
 from service.batcher import Lane
 from service.container import Service
@@ -186,9 +187,12 @@ def _trace() -> object:
     return RequestTrace("other")
 
 
-def test_a_failing_engine_drops_the_sample_and_nothing_else(classify_folder: Path) -> None:
+@pytest.mark.parametrize("error", [RuntimeError("broken"), InputError("token_type_ids holds 1; allowed: 0 to 0")])
+def test_a_failing_engine_drops_the_sample_and_nothing_else(
+    classify_folder: Path, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
     with serve(classify_folder) as running:
-        running.engines["classify", "fp32"].error = RuntimeError("broken")
+        running.engines["classify", "fp32"].error = error
         running.ask("/classify", inputs="good")
         wait_until(running.settled)
         assert running.service.shadow.dropped() == {**dict.fromkeys(DROPS, 0), "failed": 1}
@@ -198,6 +202,7 @@ def test_a_failing_engine_drops_the_sample_and_nothing_else(classify_folder: Pat
         running.ask("/classify", inputs="good")
         wait_until(running.settled)
         assert running.client.get("/agreement").json()["models"]["tiny-classify"]["compared"] == 1
+    assert ("Traceback" in caplog.text) == isinstance(error, RuntimeError), "a refusal is no fault of the engine"
 
 
 def test_a_drain_does_not_wait_for_it(classify_folder: Path) -> None:
