@@ -11,6 +11,7 @@ ServiceError
  ├── UnknownModel       no checkpoint for this task is loaded
  ├── Unauthorized       no key, or a wrong one, where one is needed
  ├── BodyTooSlow        the body did not arrive in time
+ ├── EncodedBody        the body is compressed
  ├── PathNotAllowed     a model outside the folders that may be loaded from
  ├── ModelConflict      another model is being loaded, or the name belongs to another task
  ├── ModelRejected      the new checkpoint is damaged or fails its self-test; the old one goes on
@@ -82,6 +83,12 @@ class BodyTooSlow(ServiceError):
     headers: Mapping[str, str] = {"connection": "close"}
 
 
+class EncodedBody(ServiceError):
+    """Raised when a request says that its body is compressed; the answer names what is taken (RFC 9110, 12.5.3)."""
+
+    headers: Mapping[str, str] = {"accept-encoding": "identity"}
+
+
 class PathNotAllowed(ServiceError):
     """Raised when a model shall be loaded from outside the folders that the operator allowed."""
 
@@ -147,6 +154,9 @@ class ErrorKind:
     meaning: str
 
 
+_UNSUPPORTED = ErrorKind(
+    415, "unsupported_media_type", "the Content-Type is not application/json, or Content-Encoding is not identity"
+)
 INTERNAL = ErrorKind(500, "internal", "a fault in the server; the request id finds it in the log")
 
 ERROR_KINDS: Mapping[type[Exception], ErrorKind] = {
@@ -156,6 +166,7 @@ ERROR_KINDS: Mapping[type[Exception], ErrorKind] = {
     Unauthorized: ErrorKind(401, "unauthorized", "keys are set, and the header Authorization: Bearer has none of them"),
     BodyTooSlow: ErrorKind(408, "body_too_slow", "the body did not arrive within --body-timeout-s"),
     BodyTooLarge: ErrorKind(413, "body_too_large", "the body exceeds the payload limit"),
+    EncodedBody: _UNSUPPORTED,
     TooManyTokens: ErrorKind(413, "too_many_tokens", "one request holds more tokens than the queue"),
     BadInput: ErrorKind(422, "validation", "a field is missing, unknown, or has a wrong type or value"),
     InputError: ErrorKind(422, "validation", "a field is missing, unknown, or has a wrong type or value"),
@@ -181,7 +192,7 @@ HTTP_KINDS: Mapping[int, ErrorKind] = {
     400: ErrorKind(400, "bad_json", "the body is not JSON"),
     404: ErrorKind(404, "not_found", "no such path"),
     405: ErrorKind(405, "method_not_allowed", "the path exists, but not for this method"),
-    415: ErrorKind(415, "unsupported_media_type", "the Content-Type is not application/json"),
+    415: _UNSUPPORTED,
     422: ErrorKind(422, "validation", "a field is missing, unknown, or has a wrong type or value"),
 }
 

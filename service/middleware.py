@@ -8,7 +8,8 @@ import logging
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import BodyTooLarge, BodyTooSlow, describe_error
+from service.content_encoding import check_encoding
+from service.errors import BodyTooLarge, BodyTooSlow, EncodedBody, describe_error
 from service.recorder import RequestRecorder
 from service.trace import RequestTrace, request_id
 from service.turns import Turns
@@ -62,7 +63,7 @@ class BodyMiddleware:
     """Reads the whole body, limited in size and time, hands it on in one piece, then notes when the client leaves.
 
     Everything behind it needs the whole body anyway; reading it here means one place that limits it, declared or
-    chunked, and one reader of the connection.
+    chunked, and one reader of the connection. A compressed body is refused unread.
     """
 
     def __init__(self, app: ASGIApp, *, limit: int, timeout_s: float) -> None:
@@ -77,13 +78,14 @@ class BodyMiddleware:
             return
         trace: RequestTrace = scope["state"]["trace"]
         try:
+            check_encoding(scope["method"], scope["headers"])
             async with asyncio.timeout(self._timeout_s):
                 body = await self._read(scope, receive)
         except TimeoutError:
             error = BodyTooSlow(f"the body did not arrive within {self._timeout_s:g} s (--body-timeout-s)")
             await send_error(error, trace, send)
             return
-        except BodyTooLarge as error:
+        except (BodyTooLarge, EncodedBody) as error:
             await send_error(error, trace, send)
             return
         if body is None:
