@@ -22,6 +22,7 @@ from service.auth import AuthMiddleware, load_keys
 from service.container import Service
 from service.cors import CrossOrigin
 from service.errors import ServiceError, describe_error
+from service.head import HeadMiddleware
 from service.metrics import COMPARE
 from service.middleware import BodyMiddleware, RequestMiddleware
 from service.modeladmin import ModelAdmin
@@ -115,6 +116,7 @@ def create_app(settings: Settings, registry: ModelRegistry) -> FastAPI:
     for kind in (RequestValidationError, HTTPException, ServiceError, InputError):
         app.add_exception_handler(kind, _answer_error)
     # the last one added is the outermost
+    app.add_middleware(HeadMiddleware)
     app.add_middleware(BodyMiddleware, limit=settings.payload_limit, timeout_s=settings.body_timeout_s)
     if keys.api or keys.admin:
         app.add_middleware(AuthMiddleware, keys=keys, protect_metrics=settings.protect_metrics)

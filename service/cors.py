@@ -24,7 +24,7 @@ class CrossOrigin:
         """Return the arguments of ``CORSMiddleware``."""
         return {
             "allow_origins": self._origins,
-            "allow_methods": ["GET", "POST"],
+            "allow_methods": ["GET", "HEAD", "POST"],
             "allow_headers": ["authorization", "content-type", "x-q8bert-backend", "x-request-id"],
             "expose_headers": EXPOSED_HEADERS,
             "max_age": 600,

@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.content_encoding import check_encoding
 from service.errors import BodyTooLarge, BodyTooSlow, EncodedBody, describe_error
+from service.paths import without_slash
 from service.recorder import RequestRecorder
 from service.trace import RequestTrace, request_id
 from service.turns import Turns
@@ -35,6 +36,7 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope["path"] = without_slash(scope["path"])
         trace = RequestTrace(request_id(scope["headers"]), task=self._recorder.task(scope["path"]))
         scope.setdefault("state", {})["trace"] = trace
         status = 0

@@ -43,7 +43,8 @@ class Overload:
         cross_origin: CrossOrigin | None = None,
     ) -> None:
         self._limit = limit
-        self._tasks = {path.encode(): (path, task) for path, task in tasks.items()}
+        # with and without the slash of `service.paths`: every request is looked up as it was sent
+        self._tasks = {sent.encode(): (path, task) for path, task in tasks.items() for sent in (path, f"{path}/")}
         self._queue = queue
         self._recorder = recorder
         self._cross_origin = cross_origin
