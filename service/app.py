@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -88,6 +89,8 @@ def create_app(settings: Settings, registry: ModelRegistry) -> FastAPI:
         try:
             async with watching(admin, settings.watch_s):
                 yield
+        except asyncio.CancelledError:
+            log.info("leaving at once")  # a second signal: uvicorn ends without asking the application to
         finally:
             service.drain()
             await run_in_threadpool(admin.join, settings.request_timeout_s)

@@ -70,6 +70,11 @@ class GuardedProtocol(HttpToolsProtocol):
     _too_large = False
     _refusing = False
 
+    @property
+    def request_arrives(self) -> bool:
+        """Whether a request has begun to arrive, and not ended."""
+        return self._part is not None
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for a request."""
         super().connection_made(transport)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -19,14 +20,14 @@ from q8core.errors import EngineError, Q8Error
 from service.container import Service
 from service.garbage import FullCollections
 from service.lifecycle import State
-from service.protocol import ConnectionLimits, guarded
+from service.protocol import ConnectionLimits, GuardedProtocol, guarded
 
 log = logging.getLogger(__name__)
 
 # How long the event loop may keep Python's lock while the engine thread wants it. By default it is 5 ms: as long as a
 # small batch takes, and under load an engine that has finished one waits that long before it can begin the next.
 _SWITCH_INTERVAL_S = 0.0002
-# How long the last answers may take to leave through slow connections.
+# How long the last answers may take to leave through slow connections, and requests that have begun to arrive.
 _CONNECTION_GRACE_S = 5
 
 
@@ -82,9 +83,30 @@ class DrainingServer(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Close the connections, and leave the process as it was."""
-        await super().shutdown(sockets)
+        """Close the connections, the slow ones after their time, and leave the process as it was."""
+        timer = asyncio.get_running_loop().call_later(_CONNECTION_GRACE_S, self._cut_connections)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            timer.cancel()
+        if self.force_exit:
+            self._cut_connections()
+            if self.server_state.tasks:
+                await asyncio.wait(self.server_state.tasks, timeout=_CONNECTION_GRACE_S)
         self._collections.give_back()
+
+    def _cut_connections(self) -> None:
+        """End what is left of them: their tasks learn that the client has left, which uvicorn would cancel instead."""
+        left = [connection for connection in self.server_state.connections if isinstance(connection, GuardedProtocol)]
+        if not left:
+            return
+        arriving = sum(connection.request_arrives for connection in left)
+        log.warning(
+            "cut %d connections: %d requests had not arrived, %d answers had not left",
+            *(len(left), arriving, len(left) - arriving),
+        )
+        for connection in left:
+            connection.transport.abort()
 
 
 def server_config(app: FastAPI) -> uvicorn.Config:
@@ -105,7 +127,8 @@ def server_config(app: FastAPI) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=_CONNECTION_GRACE_S,
+        # never reached: no connection outlives its own grace
+        timeout_graceful_shutdown=2 * _CONNECTION_GRACE_S,
     )
 
 
