@@ -168,6 +168,21 @@ def _first_words(text: str, count: int) -> str:
     return text if following is None else text[: following.start()]
 
 
+def last_ids(tokenizer: Tokenizer, text: str, enough: int) -> list[int]:
+    """Return a text's token ids without special ones; of a long text perhaps only the last ones, more than `enough`."""
+    end = _last_words(text, enough + 1)
+    ids = encode_plain(tokenizer, end).ids
+    return ids if len(ids) > enough or len(end) == len(text) else encode_plain(tokenizer, text).ids
+
+
+def _last_words(text: str, count: int) -> str:
+    """Cut a text before the last words, so many; all of it where it is short or holds fewer near its end."""
+    if len(text) < 16 * count:
+        return text
+    starts = [found.start() for found in WORD.finditer(text, max(0, len(text) - 256 * count))]
+    return text[starts[-count] :] if len(starts) >= count else text
+
+
 def copy_tokenizer(source: Path, target: Path) -> None:
     """Copy the tokenizer's files from one model folder to another, the same bytes where they agree.
 

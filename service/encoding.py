@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from q8core.errors import InputError
-from q8core.tasks.classify import Encoded, FunctionToApply, encode_text, postprocess
+from q8core.tasks.classify import Encoded, FunctionToApply, Side, encode_text, postprocess
 from q8core.tasks.qa import Window, best_answers, encode_windows, window_step
 from q8core.tokenizer import encode_plain
 from service import schemas
@@ -50,6 +50,23 @@ OWN_WORDS = BodyWords()
 """Those of /classify."""
 
 
+@dataclass(frozen=True)
+class Cut:
+    """How texts that are too long are cut.
+
+    Attributes:
+        limit: tokens of an input, special ones included, at most what the model takes; None: as many as that.
+        side: where tokens are lost.
+    """
+
+    limit: int | None = None
+    side: Side = "right"
+
+
+USUAL_CUT = Cut()
+"""That of /classify."""
+
+
 class ClassifyWork:
     """One request to classify, of any route."""
 
@@ -59,8 +76,11 @@ class ClassifyWork:
         items: Sequence[tuple[str, str | None]],
         parameters: schemas.ClassifyParameters,
         words: BodyWords = OWN_WORDS,
+        cut: Cut = USUAL_CUT,
     ) -> None:
         self._model = model
+        self._limit = model.checkpoint.max_length if cut.limit is None else cut.limit
+        self._side: Side = cut.side
         self._items = items
         self._parameters = parameters
         self._words = words
@@ -71,7 +91,7 @@ class ClassifyWork:
 
     def least_tokens(self, enough: int) -> int:
         """Count tokens that the sequences have at least; see `service.token_bounds`."""
-        limit, found = self._model.checkpoint.max_length, 0
+        limit, found = self._limit, 0
         for text, pair in self._items:
             words = least_tokens(text, limit) + (0 if pair is None else 1 + least_tokens(pair, limit))
             found += min(limit, 2 + words)
@@ -85,8 +105,8 @@ class ClassifyWork:
         Raises:
             InputTooLong: one does not fit and truncation is off.
         """
-        model, limit = self._model, self._model.checkpoint.max_length
-        encoded = [encode_text(model.tokenizer, text, pair, limit) for text, pair in self._items]
+        tokenizer, limit, side = self._model.tokenizer, self._limit, self._side
+        encoded = [encode_text(tokenizer, text, pair, limit, side) for text, pair in self._items]
         if not self._parameters.truncation:
             for place, one in enumerate(encoded):
                 if one.truncated:

@@ -20,7 +20,7 @@ from service.batcher import BatchQueue, Lane, Reserved, Ticket, WorkItem
 from service.cascade import FIRST, SECOND, Cascade
 from service.cascade_metrics import AUTO, CHANGED, CONFIRMED, KEPT
 from service.compare import BACKENDS, compare_labels, compare_spans
-from service.encoding import OWN_WORDS, BodyWords, ClassifyWork, EncodedRequest, QAWork
+from service.encoding import OWN_WORDS, USUAL_CUT, BodyWords, ClassifyWork, Cut, EncodedRequest, QAWork
 from service.errors import (
     BadInput,
     ClientClosed,
@@ -97,13 +97,14 @@ class Pipeline:
         backend_header: str | None,
         trace: RequestTrace,
         words: BodyWords = OWN_WORDS,
+        cut: Cut = USUAL_CUT,
     ) -> schemas.ClassifyResponse:
         """Classify every input of a request; errors name its fields with the route's words."""
         model = self._model("classify", request, backend_header, trace)
         items = request.items()
         if not items:
             raise EmptyInput("inputs is an empty list; send at least one text")
-        work = ClassifyWork(model, items, request.parameters or schemas.ClassifyParameters(), words)
+        work = ClassifyWork(model, items, request.parameters or schemas.ClassifyParameters(), words, cut)
         return await self._run(trace, work, model)
 
     async def answer(

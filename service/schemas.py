@@ -1,61 +1,32 @@
-"""Request and response bodies: the Hugging Face task schemas, typed strictly, unknown fields refused."""
+"""Request and response bodies: the Hugging Face task schemas, typed strictly (`service.strict`)."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Generic, Literal, TypedDict, TypeVar
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from q8core.tasks.classify import FunctionToApply
 from service.errors import UNION_MARK
-
-
-def _valid_unicode(text: str) -> str:
-    """Refuse lone surrogates: JSON can escape them (half an emoji), but they are no text."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise PydanticCustomError(
-            "invalid_unicode",
-            "the text holds half a surrogate pair at character {place}; it was probably cut inside an emoji",
-            {"place": error.start},
-        ) from error
-    return text
-
-
-Text = Annotated[str, AfterValidator(_valid_unicode)]
-
-
-class StrictModel(BaseModel):
-    """Base of request bodies: no coercion, and unknown fields are named together with the allowed ones."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_unknown_fields(cls, data: Any) -> Any:
-        if isinstance(data, dict):
-            unknown = [str(name) for name in data if name not in cls.model_fields]
-            if unknown:
-                raise PydanticCustomError(
-                    "unknown_field",
-                    "unknown field {unknown}; allowed: {allowed}",
-                    {"unknown": ", ".join(map(repr, unknown[:5])), "allowed": ", ".join(cls.model_fields)},
-                )
-        return data
-
+from service.strict import StrictModel, Text, valid_unicode
 
 _MODEL = "Name of a loaded model, see /info; default: the first one of the task."
+
+
+class HostedOptions(StrictModel):
+    """What Hugging Face's clients ask of its hosted API beside the inputs; nothing of it has an effect here."""
+
+    use_cache: bool | None = None
+    wait_for_model: bool | None = None
+    use_gpu: bool | None = None
+    dont_load_model: bool | None = None
+    retry_on_error: bool | None = None
+
+
+_OPTIONS = (
+    "Taken as Hugging Face's clients send it; without effect: nothing is cached, models are loaded, CPUs compute."
+)
 
 
 class TextPair(StrictModel):
@@ -71,7 +42,7 @@ ClassifyInput = str | tuple[str, str] | TextPair
 def _check_classify_inputs(value: Any) -> str | TextPair | list[ClassifyInput]:
     """Say in one sentence what a union of these shapes would say in many."""
     if isinstance(value, str):
-        return _valid_unicode(value)
+        return valid_unicode(value)
     if not isinstance(value, list):
         return _check_object("inputs", value)
     return [_check_classify_input(f"inputs[{place}]", item) for place, item in enumerate(value)]
@@ -102,7 +73,7 @@ def _check_text(place: str, text: Any) -> str:
     if not isinstance(text, str):
         raise _inputs_error(place, text)
     try:
-        return _valid_unicode(text)
+        return valid_unicode(text)
     except PydanticCustomError as error:
         raise PydanticCustomError(error.type, f"{place}: {error.message()}") from error  # type: ignore[arg-type]
 
@@ -143,6 +114,7 @@ class ClassifyRequest(StrictModel):
         examples=["a gripping, beautifully acted film"],
     )
     parameters: ClassifyParameters | None = None
+    options: HostedOptions | None = Field(default=None, description=_OPTIONS)
     backend: Text | None = Field(
         default=None,
         description="fp32, int8, or auto (int8, and fp32 where int8 is not sure: --cascade); default: the server's.",
@@ -222,6 +194,7 @@ class QARequest(StrictModel):
     question: Text | None = None
     context: Text | None = None
     parameters: QAParameters | None = None
+    options: HostedOptions | None = Field(default=None, description=_OPTIONS)
     backend: Text | None = Field(
         default=None,
         description="fp32, int8, or auto (int8, and fp32 where int8 is not sure: --cascade); default: the server's.",

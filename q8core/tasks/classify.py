@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from q8core.errors import InputError
-from q8core.tokenizer import first_ids
+from q8core.tokenizer import first_ids, last_ids
 
 FunctionToApply = Literal["softmax", "sigmoid", "none"]
+Side = Literal["left", "right"]
+"""Where a text loses tokens: at its beginning or at its end."""
 
 
 @dataclass(frozen=True)
@@ -33,25 +35,36 @@ class LabelScore:
     score: float
 
 
-def encode_text(tokenizer: Tokenizer, text: str, text_pair: str | None, max_length: int) -> Encoded:
+def encode_text(
+    tokenizer: Tokenizer, text: str, text_pair: str | None, max_length: int, side: Side = "right"
+) -> Encoded:
     """Encode one text or a pair, cut to ``max_length`` tokens the way BERT expects.
 
-    A pair is cut token by token from the longer side, as in BERT's original pre-processing.
+    A pair is cut token by token from the longer text, as in BERT's original pre-processing; each of the two texts is
+    cut on the same side.
+
+    Raises:
+        InputError: ``max_length`` leaves no room for text.
     """
     if max_length < 3 + (2 if text_pair is not None else 0):
         raise InputError(f"max_length {max_length} leaves no room for text; at least 3, or 5 for pairs")
-    a = first_ids(tokenizer, text, max_length)
-    b = first_ids(tokenizer, text_pair, max_length) if text_pair is not None else None
+    ids_of = first_ids if side == "right" else last_ids
+    a = ids_of(tokenizer, text, max_length)
+    b = ids_of(tokenizer, text_pair, max_length) if text_pair is not None else None
     cls_id, sep_id = special_token_id(tokenizer, "[CLS]"), special_token_id(tokenizer, "[SEP]")
     room = max_length - (2 if b is None else 3)
     keep_a, keep_b = _share(len(a), len(b or []), room)
     truncated = keep_a < len(a) or (b is not None and keep_b < len(b))
-    ids = [cls_id, *a[:keep_a], sep_id]
+    ids = [cls_id, *_cut(a, keep_a, side), sep_id]
     types = [0] * len(ids)
     if b is not None:
-        ids += [*b[:keep_b], sep_id]
+        ids += [*_cut(b, keep_b, side), sep_id]
         types += [1] * (keep_b + 1)
     return Encoded(ids, types, truncated)
+
+
+def _cut(ids: list[int], keep: int, side: Side) -> list[int]:
+    return ids[:keep] if side == "right" else ids[len(ids) - keep :]
 
 
 def _share(len_a: int, len_b: int, room: int) -> tuple[int, int]:

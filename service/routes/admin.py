@@ -12,8 +12,8 @@ from service.modeladmin import ModelAdmin
 from service.models import Model
 from service.registry import ModelRegistry
 from service.routes.dependencies import ServiceDep, error_responses
-from service.schemas import StrictModel, Text
 from service.settings import MODEL_NAME
+from service.strict import StrictModel, Text
 
 router = APIRouter(prefix="/admin/models", tags=["admin"])
 

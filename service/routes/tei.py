@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast
 
 from fastapi import APIRouter
 from pydantic import BaseModel, Discriminator, Field, Tag
@@ -11,17 +11,18 @@ from tokenizers import Encoding, Tokenizer
 from q8core.tasks.classify import special_token_id
 from q8core.tokenizer import encode_plain
 from service import schemas
-from service.encoding import BodyWords
-from service.errors import UNION_MARK, EmptyInput, TooManyTokens
+from service.encoding import BodyWords, Cut
+from service.errors import UNION_MARK, BadInput, EmptyInput, TooManyTokens
 from service.routes.dependencies import INFERENCE_ERRORS, BackendHeader, ServiceDep, TraceDep, error_responses
 from service.routes.naming import named_model
 from service.routes.texts import Texts, listed
+from service.strict import StrictModel, Text
 from service.token_bounds import least_tokens
 
 router = APIRouter(tags=["other servers' APIs"])
 
 _WORDS = BodyWords(truncate="truncate to true")
-_Pair = Annotated[list[schemas.Text], Field(min_length=1, max_length=2)]
+_Pair = Annotated[list[Text], Field(min_length=1, max_length=2)]
 
 
 def _shape(value: Any) -> str | None:
@@ -32,7 +33,7 @@ def _shape(value: Any) -> str | None:
 
 
 _Inputs = Annotated[
-    Annotated[schemas.Text, Tag(f"{UNION_MARK}text")]
+    Annotated[Text, Tag(f"{UNION_MARK}text")]
     | Annotated[_Pair, Tag(f"{UNION_MARK}pair")]
     | Annotated[list[_Pair], Field(fail_fast=True), Tag(f"{UNION_MARK}batch")],
     Discriminator(
@@ -43,7 +44,16 @@ _Inputs = Annotated[
 ]
 
 
-class PredictRequest(schemas.StrictModel):
+_PROMPTS = "Null: the models here have no prompts, and any name is answered 422."
+
+
+def _refuse_prompt(name: str | None) -> None:
+    """As TEI does where a model has no prompts."""
+    if name is not None:
+        raise BadInput(f"prompt_name is {name!r}, and the models here have no prompts; leave it out or send null")
+
+
+class PredictRequest(StrictModel):
     """What TEI takes: a flat list is one pair of texts; only a list of lists holds several inputs."""
 
     inputs: _Inputs = Field(
@@ -52,6 +62,10 @@ class PredictRequest(schemas.StrictModel):
     )
     raw_scores: bool = Field(default=False, description="Logits instead of probabilities.")
     truncate: bool = Field(default=False, description="Cut what does not fit the model; else it is answered 422.")
+    truncation_direction: Literal["Left", "Right", "left", "right"] = Field(
+        default="Right", description="Where a text that is cut loses tokens: Right, its end, or Left, its beginning."
+    )
+    prompt_name: Text | None = Field(default=None, description=_PROMPTS)
 
     @property
     def several(self) -> bool:
@@ -78,6 +92,7 @@ async def predict(
     body: PredictRequest, service: ServiceDep, trace: TraceDep, backend: BackendHeader = None
 ) -> PredictResponse:
     """Answer one flat list of labels, best first, or for a batch one for each input."""
+    _refuse_prompt(body.prompt_name)
     inputs = body.items()
     if not inputs:
         raise EmptyInput("inputs is an empty list; send at least one text")
@@ -85,16 +100,18 @@ async def predict(
         function_to_apply="none" if body.raw_scores else None, truncation=body.truncate
     )
     request = schemas.ClassifyRequest(inputs=inputs, parameters=parameters)
-    rows = await service.pipeline.classify(request, backend, trace, _WORDS)
+    cut = Cut(side="left" if body.truncation_direction.lower() == "left" else "right")
+    rows = await service.pipeline.classify(request, backend, trace, _WORDS, cut)
     return rows if body.several else rows[0]
 
 
-class TokenizeRequest(schemas.StrictModel):
+class TokenizeRequest(StrictModel):
     """One text or several."""
 
     inputs: Texts = Field(examples=["a gripping, beautifully acted film"])
     add_special_tokens: bool = Field(default=True, description="With [CLS] and [SEP], as the model sees it.")
-    model: schemas.Text | None = Field(default=None, description="A loaded model's name; default: any.")
+    prompt_name: Text | None = Field(default=None, description=_PROMPTS)
+    model: Text | None = Field(default=None, description="A loaded model's name; default: any.")
 
 
 class Token(BaseModel):
@@ -112,6 +129,7 @@ class Token(BaseModel):
 )
 def tokenize(body: TokenizeRequest, service: ServiceDep) -> list[list[Token]]:
     """Answer one list of tokens for each text, not cut: their number is what counts against a model's max_length."""
+    _refuse_prompt(body.prompt_name)
     model = named_model(service, None, body.model)
     texts = listed(body.inputs)
     if not texts:

@@ -8,26 +8,35 @@ from typing import Annotated, Literal
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
+from q8core.tasks.classify import Side
 from service import schemas
-from service.encoding import BodyWords, default_function
-from service.errors import EmptyInput
+from service.encoding import BodyWords, Cut, default_function
+from service.errors import BadInput, EmptyInput
+from service.models import Model
 from service.routes.dependencies import INFERENCE_ERRORS, BackendHeader, ServiceDep, TraceDep, error_responses
 from service.routes.naming import named_model
 from service.routes.texts import Texts, listed
+from service.strict import StrictModel, Text
 
 router = APIRouter(tags=["other servers' APIs"])
 
 _WORDS = BodyWords(inputs="input", truncate="truncate_prompt_tokens to -1")
+_FEWEST = 3  # [CLS], one of the text, [SEP]
 
 
-class VllmRequest(schemas.StrictModel):
+class VllmRequest(StrictModel):
     """One text or several, as vLLM takes them; token ids and chats are not taken."""
 
-    model: schemas.Text | None = Field(default=None, description="A loaded model's name; default: the served one.")
+    model: Text | None = Field(default=None, description="A loaded model's name; default: the served one.")
     input: Texts = Field(examples=["a gripping, beautifully acted film"])
-    user: schemas.Text | None = Field(default=None, description="Not used.")
-    truncate_prompt_tokens: Literal[-1] | None = Field(
-        default=None, description="-1: cut what does not fit the model; default: answer 422 instead."
+    user: Text | None = Field(default=None, description="Not used.")
+    truncate_prompt_tokens: Annotated[int, Field(ge=-1)] | None = Field(
+        default=None,
+        description="Cut each text to so many tokens, [CLS] and [SEP] included, at least 3; -1: to what the model "
+        "takes; default: answer 422 to what does not fit it.",
+    )
+    truncation_side: Side | None = Field(
+        default=None, description="Where a text that is cut loses tokens: right (the default), its end, or left."
     )
     use_activation: bool = Field(default=True, description="false: logits instead of probabilities.")
 
@@ -70,12 +79,11 @@ async def classify(
     model = named_model(service, "classify", body.model)
     parameters = schemas.ClassifyParameters(
         function_to_apply=default_function(model) if body.use_activation else "none",
-        truncation=body.truncate_prompt_tokens == -1,
+        truncation=body.truncate_prompt_tokens is not None,
     )
     inputs: list[schemas.ClassifyInput] = [*listed(body.input)]
-    rows = await service.pipeline.classify(
-        schemas.ClassifyRequest(inputs=inputs, parameters=parameters, model=model.name), backend, trace, _WORDS
-    )
+    request = schemas.ClassifyRequest(inputs=inputs, parameters=parameters, model=model.name)
+    rows = await service.pipeline.classify(request, backend, trace, _WORDS, _cut(body, model))
     order = {label: place for place, label in enumerate(model.checkpoint.labels)}
     tokens = trace.tokens or 0
     return VllmResponse(
@@ -85,6 +93,18 @@ async def classify(
         data=[_class(index, row, order) for index, row in enumerate(rows)],
         usage=VllmUsage(prompt_tokens=tokens, total_tokens=tokens),
     )
+
+
+def _cut(body: VllmRequest, model: Model) -> Cut:
+    """What to cut, if anything is to be cut; more than the model takes is refused, as vLLM does."""
+    tokens, most, side = body.truncate_prompt_tokens, model.checkpoint.max_length, body.truncation_side or "right"
+    if tokens is None or tokens == -1:
+        return Cut(side=side)
+    if not _FEWEST <= tokens <= most:
+        raise BadInput(
+            f"truncate_prompt_tokens is {tokens}; allowed: {_FEWEST} to {most}, what the model takes, or -1 for that"
+        )
+    return Cut(tokens, side)
 
 
 def _class(index: int, row: list[schemas.LabelScore], order: dict[str, int]) -> VllmClass:

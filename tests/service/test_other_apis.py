@@ -166,7 +166,6 @@ def test_tokenize_refuses_before_it_builds_tokens(
         ("/v1/classify", {"input": [1, 2]}, 422, "validation", "input[0]"),
         ("/v1/classify", {"input": {}}, 422, "validation", "a text or a list of texts is expected"),
         ("/v1/classify", {"inputs": TEXT}, 422, "validation", "unknown field 'inputs'; allowed: model, input"),
-        ("/v1/classify", {"input": TEXT, "truncate_prompt_tokens": 5}, 422, "validation", "truncate_prompt_tokens"),
         ("/v1/classify", {"input": "a\ud800"}, 422, "validation", "surrogate"),
         ("/predict", {"inputs": []}, 400, "empty_input", "empty list"),
         ("/predict", {"inputs": [TEXT, TEXT, TEXT]}, 422, "validation", "at most 2 items"),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,16 +11,20 @@ from transformers import BertTokenizerFast
 
 from q8core.errors import InputError
 from q8core.tasks.classify import encode_text, postprocess
-from q8core.tokenizer import first_ids, load_tokenizer
+from q8core.tokenizer import first_ids, last_ids, load_tokenizer
 
 TEXTS = st.text(alphabet=st.sampled_from(list("abcd ef.é🙂中")), max_size=60)
 
 
 # transformers takes an empty second text for none at all; here it stays a pair
-@given(text=TEXTS, pair=st.none() | TEXTS.filter(bool), length=st.integers(5, 40))
-def test_encoding_equals_hugging_face(tiny_classifier: Path, text: str, pair: str | None, length: int) -> None:
-    ours = encode_text(load_tokenizer(tiny_classifier), text, pair, length)
-    tokenizer = BertTokenizerFast.from_pretrained(tiny_classifier)
+@given(
+    text=TEXTS, pair=st.none() | TEXTS.filter(bool), length=st.integers(5, 40), side=st.sampled_from(["left", "right"])
+)
+def test_encoding_equals_hugging_face(
+    tiny_classifier: Path, text: str, pair: str | None, length: int, side: Any
+) -> None:
+    ours = encode_text(load_tokenizer(tiny_classifier), text, pair, length, side)
+    tokenizer = BertTokenizerFast.from_pretrained(tiny_classifier, truncation_side=side)
     whole = tokenizer(text, pair)
     cut = tokenizer(text, pair, max_length=length, truncation=True)
     assert len(ours.input_ids) == len(cut["input_ids"])
@@ -35,6 +40,16 @@ def test_a_pair_loses_tokens_of_its_longer_side(tiny_classifier: Path) -> None:
     assert encoded.token_type_ids == [0] * 4 + [1] * 8
     encoded = encode_text(tokenizer, "dog " * 30, "the cat", 12)
     assert encoded.token_type_ids == [0] * 9 + [1] * 3
+
+
+@given(texts=st.tuples(*[st.lists(st.sampled_from(["a", "b", "c", "d"]), min_size=1, max_size=40)] * 2))
+def test_of_a_pair_both_texts_lose_their_beginnings(tiny_classifier: Path, texts: tuple[list[str], list[str]]) -> None:
+    """With room for an even number of tokens, which Hugging Face shares between two long texts as BERT does."""
+    text, pair = (" ".join(words) for words in texts)
+    tokenizer = BertTokenizerFast.from_pretrained(tiny_classifier, truncation_side="left")
+    expected = tokenizer(text, pair, max_length=15, truncation=True)
+    ours = encode_text(load_tokenizer(tiny_classifier), text, pair, 15, "left")
+    assert (ours.input_ids, ours.token_type_ids) == (expected["input_ids"], expected["token_type_ids"])
 
 
 # pieces of which the tokenizer makes any number of tokens, none among them
@@ -62,20 +77,24 @@ PIECES = (
     length=st.integers(5, 6),
 )
 def test_what_is_cut_off_decides_nothing(tiny_classifier: Path, texts: list[str], length: int) -> None:
-    """Long texts are not tokenized to the end: their first ids are those of the whole text."""
+    """Long texts are not tokenized as a whole: their first and last ids are those of the whole text."""
     tokenizer = load_tokenizer(tiny_classifier)
     whole = [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
-    found = [first_ids(tokenizer, text, length) for text in texts]
-    for few, all_of_them in zip(found, whole, strict=True):
-        assert few == all_of_them[: len(few)]
-        assert len(few) > length or few == all_of_them
-    encoded = encode_text(tokenizer, texts[0], texts[1] if len(texts) == 2 else None, length)
-    assert encoded.truncated == (sum(map(len, whole)) + len(texts) + 1 > length)
+    for text, all_of_them in zip(texts, whole, strict=True):
+        first, last = first_ids(tokenizer, text, length), last_ids(tokenizer, text, length)
+        assert first == all_of_them[: len(first)]
+        assert last == all_of_them[len(all_of_them) - len(last) :]
+        for few in (first, last):
+            assert len(few) > length or few == all_of_them
+    for side in ("left", "right"):
+        encoded = encode_text(tokenizer, texts[0], texts[1] if len(texts) == 2 else None, length, side)
+        assert encoded.truncated == (sum(map(len, whole)) + len(texts) + 1 > length)
 
 
 def test_a_long_text_is_not_tokenized_to_the_end(tiny_classifier: Path) -> None:
     tokenizer = load_tokenizer(tiny_classifier)
     assert len(first_ids(tokenizer, "a good film " * 10_000, 128)) == 129
+    assert len(last_ids(tokenizer, "a good film " * 10_000, 128)) == 129
 
 
 def test_scores_equal_torch_and_are_sorted() -> None:
