@@ -34,6 +34,7 @@ def serve(
     default_backend: Annotated[str | None, _option("default_backend")] = None,
     kernel: Annotated[str | None, _option("kernel")] = None,
     threads: Annotated[int | None, _option("threads")] = None,
+    max_length: Annotated[int | None, _option("max_length")] = None,
     workers: Annotated[int | None, _option("workers")] = None,
     max_batch_tokens: Annotated[int | None, _option("max_batch_tokens")] = None,
     max_queue_tokens: Annotated[int | None, _option("max_queue_tokens")] = None,

@@ -27,6 +27,9 @@ def compare(
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads. [default: as many as serve would use]")
     ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(help="Tokens of the longest input, as of serve. [default: as each checkpoint says]")
+    ] = None,
     worst: Annotated[int, typer.Option(min=0, help="How many of the worst cases of each task to show.")] = 5,
     texts: Annotated[bool, typer.Option("--texts", help="Show the texts of the worst cases, too.")] = False,
     target_agreement: Annotated[
@@ -48,7 +51,7 @@ def compare(
     from service.registry import ModelRegistry
     from service.replay import read_requests, replay
 
-    registry = ModelRegistry.open(checkpoint or [], ("fp32", "int8"), kernel, threads)
+    registry = ModelRegistry.open(checkpoint or [], ("fp32", "int8"), kernel, threads, max_length=max_length)
     if len(registry.models) > len(registry.defaults):
         raise InputError("two checkpoints are for one task; compare one checkpoint per task")
     requests = read_requests(file, registry.defaults)
@@ -61,7 +64,8 @@ def compare(
             for case in own:
                 found.add(case)
             summary = summarize([case.comparison for case in own])
-            result["tasks"][task] = {"checkpoint": model.name, **summary, "worst": found.describe()}
+            cut = sum(request.truncated for request in requests if request.model is model)
+            result["tasks"][task] = {"checkpoint": model.name, **summary, "truncated": cut, "worst": found.describe()}
             _print_task(result["tasks"][task], task)
     if target_agreement is not None:
         result["cascade"] = _calibrate(registry, cases, target_agreement, cascade)
@@ -91,6 +95,8 @@ def _calibrate(
 
 def _print_task(summary: dict[str, Any], task: str) -> None:
     typer.echo(f"{task} ({summary['checkpoint']}): " + _agreement(summary))
+    if summary["truncated"]:
+        typer.echo(f"  {summary['truncated']} inputs were cut (--max-length; of questions those over 64 tokens)")
     for name, title in (("abs_diff", "score difference"), ("span_f1", "F1 of the spans")):
         if name in summary:
             typer.echo(f"  {title}: " + ", ".join(f"{key} {value:.5f}" for key, value in summary[name].items()))

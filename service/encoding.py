@@ -15,7 +15,7 @@ from torch import Tensor
 
 from q8core.errors import InputError
 from q8core.tasks.classify import Encoded, FunctionToApply, Side, encode_text, postprocess
-from q8core.tasks.qa import Window, best_answers, encode_windows, window_step
+from q8core.tasks.qa import Window, best_answers, encode_windows, question_is_cut, window_step
 from q8core.tokenizer import encode_plain
 from service import schemas
 from service.batcher import WorkItem
@@ -79,7 +79,7 @@ class ClassifyWork:
         cut: Cut = USUAL_CUT,
     ) -> None:
         self._model = model
-        self._limit = model.checkpoint.max_length if cut.limit is None else cut.limit
+        self._limit = model.max_length if cut.limit is None else cut.limit
         self._side: Side = cut.side
         self._items = items
         self._parameters = parameters
@@ -103,8 +103,10 @@ class ClassifyWork:
         """Encode every input.
 
         Raises:
+            InputError: one is a pair, and the model takes none.
             InputTooLong: one does not fit and truncation is off.
         """
+        self._model.checkpoint.check_pairs(any(pair is not None for _, pair in self._items))
         tokenizer, limit, side = self._model.tokenizer, self._limit, self._side
         encoded = [encode_text(tokenizer, text, pair, limit, side) for text, pair in self._items]
         if not self._parameters.truncation:
@@ -140,7 +142,7 @@ class ClassifyWork:
         tokens = len(encode_text(self._model.tokenizer, text, pair, max_length=2**31).input_ids)
         name = self._words.inputs if len(self._items) == 1 else f"{self._words.inputs}[{place}]"
         return InputTooLong(
-            f"{name} has {tokens} tokens, the model takes at most {limit}; shorten it or set {self._words.truncate}"
+            f"{name} has {tokens} tokens, {self._model.limit_text}; shorten it or set {self._words.truncate}"
         )
 
 
@@ -156,6 +158,7 @@ class QAWork:
 
     Raises:
         BadInput: the window is larger than the model takes.
+        InputError: the model takes no pairs, and so no questions.
     """
 
     def __init__(
@@ -167,8 +170,9 @@ class QAWork:
         listed: bool,
         max_tokens: int,
     ) -> None:
+        model.checkpoint.check_pairs()
         longest = model.checkpoint.config.max_position_embeddings
-        self._size = parameters.max_seq_len or min(DEFAULT_WINDOW, model.checkpoint.max_length)
+        self._size = parameters.max_seq_len or min(DEFAULT_WINDOW, model.max_length)
         if self._size > longest:
             raise BadInput(f"parameters.max_seq_len is {self._size}; the model takes at most {longest} tokens")
         stride = parameters.doc_stride
@@ -271,10 +275,7 @@ class QAWork:
         return (1 + math.ceil(max(0, context - room) / step)) * self._size
 
     def _question_is_cut(self, item: schemas.QAInput, windows: Sequence[Window]) -> bool:
-        longest = self._parameters.max_question_len
-        if windows[0].context_start - 2 < longest:  # [CLS] and [SEP] stand around the question
-            return False
-        return len(encode_plain(self._model.tokenizer, item.question)) > longest
+        return question_is_cut(self._model.tokenizer, item.question, windows, self._parameters.max_question_len)
 
     def _search_all(self, logits: list[Tensor], top_k: int) -> list[list[schemas.AnswerSpan]]:
         rest = iter(logits)

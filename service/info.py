@@ -58,7 +58,7 @@ def describe_model(model: Model) -> dict[str, Any]:
         "revision": model.revision,
         "labels": list(checkpoint.labels),
         "problem_type": checkpoint.problem_type,
-        "max_length": checkpoint.max_length,
+        "max_length": model.max_length,
         "scheme": checkpoint.scheme.name if checkpoint.scheme else None,
         "scores": manifest.scores if manifest else {},
         "training": manifest.training if manifest else {},

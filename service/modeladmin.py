@@ -149,7 +149,7 @@ class ModelAdmin:
         return folders[0]
 
     def _prepare(self, folder: Path, name: str | None) -> tuple[Model, dict[Lane, Engine]]:
-        model = open_model(folder, name)
+        model = open_model(folder, name, self._service.registry.max_length)
         known = self._service.registry.models.get(model.name)
         if known is not None and known.task != model.task:
             raise ModelConflict(

@@ -12,10 +12,10 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from q8core.checkpoint import Checkpoint
+from q8core.checkpoint.config import SHORTEST_INPUT
 from q8core.engines import load_engine, self_test
 from q8core.engines.protocol import Engine
-from q8core.errors import CheckpointError, InputError
-from q8core.tasks.classify import encode_text
+from q8core.errors import InputError
 from service.batcher import Lane, LoadedModel
 from service.folder_state import FolderState, folder_state
 
@@ -45,6 +45,7 @@ class Model:
 
     Attributes:
         folder_state: the checkpoint's folder before it was read.
+        max_length: tokens of the longest input that is read; longer ones are cut.
         load: counts every opened checkpoint of the process, so that a name's next checkpoint has lanes of its own.
     """
 
@@ -52,8 +53,10 @@ class Model:
     checkpoint: Checkpoint
     tokenizer: Tokenizer
     folder_state: FolderState
+    max_length: int
     engines: dict[str, LoadedEngine] = field(default_factory=lambda: dict[str, LoadedEngine]())
     load: int = field(default_factory=lambda: next(_loads))
+    _said_cut: bool = False
 
     @property
     def task(self) -> str:
@@ -70,28 +73,48 @@ class Model:
         """What tells it from the name's other checkpoints."""
         return LoadedModel(self.task, self.name, self.load)
 
+    @property
+    def limit_text(self) -> str:
+        """How many tokens are read, and who says so."""
+        positions = self.checkpoint.config.max_position_embeddings
+        if self.max_length == positions:
+            return f"the model takes at most {positions}"
+        return f"at most {self.max_length} of the model's {positions} are read (--max-length)"
+
+    def note_cut(self) -> None:
+        """Log the first time that a text is cut; every answer's header counts its own."""
+        if not self._said_cut:
+            self._said_cut = True
+            what = "questions are" if self.task == "qa" else f"texts with more than {self.max_length} tokens are"
+            log.warning("%s: %s cut; x-q8bert-truncated counts them in each answer", self.name, what)
+
     def lane(self, backend: str) -> Lane:
         """Return the lane of its engine on this backend."""
         return Lane(self.task, backend, self.name, self.load)
 
 
-def open_model(path: Path, name: str | None = None) -> Model:
+def open_model(path: Path, name: str | None = None, max_length: int | None = None) -> Model:
     """Verify a checkpoint and what every request would stumble over; its own name serves where none is given.
+
+    Args:
+        path: its folder.
+        name: to serve it under.
+        max_length: tokens of the longest input to read; None: as many as the checkpoint says.
 
     Raises:
         CheckpointError: the folder is missing, damaged or cannot serve.
+        InputError: the model cannot read inputs of that length.
     """
     state = folder_state(path)
     checkpoint = Checkpoint.open(path)
-    tokenizer = checkpoint.tokenizer()
-    size, rows = tokenizer.get_vocab_size(), checkpoint.config.vocab_size
-    if size > rows:
-        raise CheckpointError(f"{checkpoint.path}: the tokenizer has {size} tokens, the model's table {rows} rows")
-    try:
-        encode_text(tokenizer, "", None, checkpoint.max_length)
-    except InputError as error:
-        raise CheckpointError(f"{checkpoint.path}: {error}") from error
-    return Model(name or checkpoint.name, checkpoint, tokenizer, state)
+    tokenizer, positions = checkpoint.tokenizer(), int(checkpoint.config.max_position_embeddings)
+    if max_length is not None and not SHORTEST_INPUT <= max_length <= positions:
+        raise InputError(
+            f"--max-length is {max_length}; {path} allows {SHORTEST_INPUT} to {positions} (the model's positions)"
+        )
+    if checkpoint.config.type_vocab_size < 2:
+        log.warning("%s has one token type: pairs of texts, and questions, are refused", path)
+    return Model(name or checkpoint.name, checkpoint, tokenizer, state, max_length or checkpoint.max_length)
 
 
 def load_engines(

@@ -252,6 +252,8 @@ class Pipeline:
             self._encoding_tokens -= tokens
         trace.tokens = sum(item.tokens for item in encoded.items)
         trace.truncated, trace.windows = encoded.truncated, encoded.windows
+        if encoded.truncated:
+            work.model.note_cut()
         return encoded
 
     async def _compute(self, trace: RequestTrace, encoded: EncodedRequest, lane: Lane, deadline: float) -> list[Tensor]:

@@ -35,10 +35,16 @@ class ModelRegistry:
         backends: the backends to load for each.
         kernel: the int8 kernel, or auto.
         threads: CPU threads of the engines; None: all that the process may use.
+        max_length: tokens of the longest input to read; None: as many as each checkpoint says.
     """
 
     def __init__(
-        self, models: Mapping[str, Model], backends: Sequence[str], kernel: str = "auto", threads: int | None = None
+        self,
+        models: Mapping[str, Model],
+        backends: Sequence[str],
+        kernel: str = "auto",
+        threads: int | None = None,
+        max_length: int | None = None,
     ) -> None:
         self.models = dict(models)
         self.backends = tuple(backends)
@@ -48,6 +54,7 @@ class ModelRegistry:
         self._retired: list[Model] = []
         self._kernel = kernel
         self._threads = threads or available_cpus()
+        self.max_length = max_length
 
     @classmethod
     def open(
@@ -57,6 +64,7 @@ class ModelRegistry:
         kernel: str = "auto",
         threads: int | None = None,
         named: Sequence[tuple[str, Path]] = (),
+        max_length: int | None = None,
     ) -> ModelRegistry:
         """Verify the checkpoints; engines come later, with `load`.
 
@@ -66,28 +74,34 @@ class ModelRegistry:
             kernel: as in the constructor.
             threads: as in the constructor.
             named: further checkpoints with the names to serve them under. Without any the bundled ones are served.
+            max_length: as in the constructor.
 
         Raises:
             CheckpointError: a folder is missing, damaged or cannot serve.
-            InputError: no checkpoint at all, or two of one name.
+            InputError: no checkpoint at all, two of one name, or one that cannot read inputs of that length.
         """
         sources: list[tuple[str | None, Path]] = [*((None, path) for path in paths), *named]
         models: dict[str, Model] = {}
         for name, path in sources or [(None, path) for path in bundled_checkpoints()]:
-            model = open_model(path, name)
+            model = open_model(path, name, max_length)
             known = models.setdefault(model.name, model)
             if known is not model:
                 raise InputError(
                     f"{known.checkpoint.path} and {path} are both called {model.name!r}; "
                     "give one another name with --model NAME=PATH"
                 )
-        return cls(models, backends, kernel, threads)
+        return cls(models, backends, kernel, threads, max_length)
 
     @classmethod
     def from_settings(cls, settings: Settings) -> ModelRegistry:
         """Open what the settings name; raises as `open`."""
         return cls.open(
-            settings.checkpoint, settings.backends, settings.kernel, settings.threads, settings.named_models
+            settings.checkpoint,
+            settings.backends,
+            settings.kernel,
+            settings.threads,
+            settings.named_models,
+            settings.max_length,
         )
 
     @property

@@ -42,6 +42,8 @@ class Recorded:
     model: Model
     work: Work[object]
     items: list[WorkItem]
+    truncated: int
+    """Inputs of it that were cut."""
 
 
 def read_requests(file: Path, models: Mapping[str, Model]) -> list[Recorded]:
@@ -94,7 +96,8 @@ def _read_request(name: str, body: Any, models: Mapping[str, Model]) -> Recorded
     if model is None:
         raise InputError(f"this is a request for {task}; the checkpoints are for {', '.join(models)}")
     work = _work(body, task, model)
-    return Recorded(name, model, work, work.encode().items)
+    encoded = work.encode()
+    return Recorded(name, model, work, encoded.items, encoded.truncated)
 
 
 def _asks(body: Any) -> bool:

@@ -66,6 +66,12 @@ class Settings(BaseSettings):
             "divided among the workers."
         ),
     )
+    max_length: int | None = Field(
+        default=None,
+        ge=1,
+        description="Tokens of the longest input that is read, up to the model's positions; longer texts are cut. "
+        "Default: as each checkpoint says, for a Hugging Face folder the model's own.",
+    )
     workers: int = Field(
         default=1,
         ge=1,

@@ -121,9 +121,11 @@ def quantized_model(
     prepared = prepare(load_for_task(source, task), scheme).eval()
     if not scheme.has_activation("ema"):
         return prepared, {}
-    features = sample(task, calibration_examples, seed)
+    chosen = sample(task, calibration_examples, seed)
+    features = chosen.train_features()
     calibrate(prepared, _batches(features, task), method=method)
-    return prepared, {"calibration": {"examples": len(features), "method": method, "seed": seed}}
+    facts = {"examples": len(features), "method": method, "seed": seed, "cut": chosen.cut.counts["training"]}
+    return prepared, {"calibration": facts}
 
 
 def baseline_scores(source: str, task: Task, names: tuple[str, ...]) -> dict[str, dict[str, float]]:
@@ -152,8 +154,8 @@ def baseline_scores(source: str, task: Task, names: tuple[str, ...]) -> dict[str
     return scores
 
 
-def sample(task: Task, count: int, seed: int) -> list[Feature]:
-    """Features of ``count`` training examples drawn by seed, without encoding all others.
+def sample(task: Task, count: int, seed: int) -> Task:
+    """Return the task with ``count`` of its training examples, drawn by seed.
 
     Raises:
         InputError: there is no training data.
@@ -163,7 +165,7 @@ def sample(task: Task, count: int, seed: int) -> list[Feature]:
         raise InputError("static quantization is calibrated on training data, and there is none")
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(examples), generator=generator)[:count].tolist()
-    return task.with_train([examples[i] for i in order]).train_features()
+    return task.with_train([examples[i] for i in order])
 
 
 def base_record(source: str) -> dict[str, Any]:

@@ -97,12 +97,12 @@ async def classify(
 
 def _cut(body: VllmRequest, model: Model) -> Cut:
     """What to cut, if anything is to be cut; more than the model takes is refused, as vLLM does."""
-    tokens, most, side = body.truncate_prompt_tokens, model.checkpoint.max_length, body.truncation_side or "right"
+    tokens, most, side = body.truncate_prompt_tokens, model.max_length, body.truncation_side or "right"
     if tokens is None or tokens == -1:
         return Cut(side=side)
     if not _FEWEST <= tokens <= most:
         raise BadInput(
-            f"truncate_prompt_tokens is {tokens}; allowed: {_FEWEST} to {most}, what the model takes, or -1 for that"
+            f"truncate_prompt_tokens is {tokens}; allowed: {_FEWEST} to {most} ({model.limit_text}), or -1 for that"
         )
     return Cut(tokens, side)
 

@@ -88,7 +88,8 @@ def test_it_holds_int8_weights_only_and_says_so(bundled: Checkpoint) -> None:
 
 @pytest.mark.parametrize("backend", ["fp32", "int8"])
 def test_it_replays_its_golden_answers(bundled: Checkpoint, backend: str) -> None:
-    result = self_test(load_engine(bundled, backend), bundled)
+    # on the kernel that recorded them: another may round one activation the other way
+    result = self_test(load_engine(bundled, backend, "native" if backend == "int8" else "auto"), bundled)
     assert result.examples == len(bundled.golden) >= 4
     assert result.labels_equal
 

@@ -225,7 +225,7 @@ def test_minus_one_is_what_the_model_takes(client: TestClient) -> None:
 @pytest.mark.parametrize("count", [0, 1, 2, POSITIONS + 1, 512, 10**30])
 def test_a_length_that_cannot_be_is_refused(client: TestClient, count: int) -> None:
     error = refused(client, "/v1/classify", truncate_prompt_tokens=count)
-    assert error == f"truncate_prompt_tokens is {count}; allowed: 3 to 64, what the model takes, or -1 for that"
+    assert error == f"truncate_prompt_tokens is {count}; allowed: 3 to 64 (the model takes at most 64), or -1 for that"
 
 
 @pytest.mark.parametrize(

@@ -76,9 +76,9 @@ def watched(**folders: Path) -> Iterator[Watched]:
 
         real = module.open_model
 
-        def open_model(path: Path, name: str | None = None) -> object:
+        def open_model(path: Path, *rest: object) -> object:
             found.opened.append(path)
-            return real(path, name)
+            return real(path, *rest)
 
         patch.setattr(module, "open_model", open_model)
         yield found
