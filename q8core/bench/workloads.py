@@ -18,9 +18,10 @@ from q8core.bench import sample_lengths
 from q8core.engines import TokenBatch
 from q8core.errors import InputError
 from q8core.tasks.classify import encode_text
+from q8core.tasks.columns import Columns
 from q8core.tasks.qa import encode_windows
 from q8core.tasks.squad import read_squad
-from q8core.tasks.tabular import Columns, read_table
+from q8core.tasks.tabular import read_table
 from q8core.tokenizer import load_tokenizer
 
 MAX_LENGTH = 384
@@ -142,7 +143,7 @@ def random_batch(lengths: Sequence[int], vocabulary: int) -> TokenBatch:
 
 def _sentence_lengths(file: Path, wanted: int, tokenizer: Tokenizer) -> list[int]:
     """Count the tokens of a file's first sentences (GLUE's layout: a column `sentence`)."""
-    rows = read_table(file, Columns(text="sentence"))[:wanted]
+    rows = read_table(file, Columns(text="sentence", raw_quotes=True))[:wanted]
     return [len(encode_text(tokenizer, row.text, None, MAX_LENGTH).input_ids) for row in rows]
 
 

@@ -1,8 +1,7 @@
-"""What every reader yields: examples, and how their files are found and opened."""
+"""What every reader yields: examples, and how their files are found."""
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,30 +68,3 @@ def official_file(folder: Path, name: str) -> Path:
         if path.is_file():
             return path
     raise InputError(f"{folder} has neither {name} nor {name}.gz")
-
-
-def open_text(path: Path) -> str:
-    """Read a UTF-8 file, plain or ``.gz``, with or without a byte order mark.
-
-    Raises:
-        InputError: the file is missing, empty, not UTF-8, or a broken gzip file.
-    """
-    try:
-        raw = path.read_bytes()
-        if path.suffix == ".gz":
-            raw = gzip.decompress(raw)
-    except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist") from error
-    except (OSError, EOFError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
-    try:
-        # not "utf-8-sig", which counts the place of an error from behind the mark
-        text = raw.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise InputError(
-            f"{path}, line {line}: not UTF-8 text (byte 0x{raw[error.start]:02x}); save it as UTF-8"
-        ) from error
-    if not text.strip():
-        raise InputError(f"{path} is empty")
-    return text

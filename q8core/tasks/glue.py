@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from q8core.errors import InputError
+from q8core.tasks.columns import Columns
 from q8core.tasks.examples import REGRESSION_LABELS, ClassifyData, TextExample, official_file
 from q8core.tasks.labels import official_classes
-from q8core.tasks.tabular import Columns, TableRow, label_examples, read_table, score_examples
+from q8core.tasks.tabular import TableRow, label_examples, read_table, score_examples
 
 _TRUTH = {"entailment": "entailment", "not_entailment": "not_entailment"}
 _TRUTH_3 = {"entailment": "entailment", "neutral": "neutral", "contradiction": "contradiction"}
@@ -90,7 +91,8 @@ def read_glue(
         raise InputError(f"--labels is for classes; {name} predicts a number")
     classes = official_classes(tuple(task.labels.values()), outputs, asked) if task.labels else None
     paths = [official_file(folder, file) for file in (("train.tsv", task.dev) if with_train else (task.dev,))]
-    parts = [_examples(path, read_table(path, task.columns), task) for path in paths]
+    columns = replace(task.columns, raw_quotes=True)
+    parts = [_examples(path, read_table(path, columns), task) for path in paths]
     train, dev = parts[0] if with_train else (), parts[-1]
     if classes is None:
         return ClassifyData(REGRESSION_LABELS, train, dev)

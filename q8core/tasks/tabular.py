@@ -2,37 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from q8core.errors import InputError
-from q8core.tasks.examples import ClassifyData, TextExample, open_text
+from q8core.tasks.columns import Columns
+from q8core.tasks.examples import ClassifyData, TextExample
+from q8core.tasks.json_lines import json_rows
 from q8core.tasks.labels import own_classes
-
-log = logging.getLogger(__name__)
-
-Row = tuple[int, dict[str, str]]
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Names of the columns to read."""
-
-    text: str = "text"
-    text_pair: str | None = None
-    label: str = "label"
-    header: tuple[str, ...] | None = None
-    """The columns of a .csv or .tsv file that does not name them in its first line."""
-    empty_texts: bool = False
-    """Whether a text may be empty."""
-    short_rows: float = 0.0
-    """The largest share of rows with too few cells that are skipped, which is logged; with more the file is refused."""
+from q8core.tasks.separated import separated_rows
+from q8core.text_file import read_text
 
 
 @dataclass(frozen=True)
@@ -52,15 +32,11 @@ def read_table(path: Path, columns: Columns) -> list[TableRow]:
     ``.jsonl`` is one object a line. A trailing ``.gz`` is unpacked.
 
     Raises:
-        InputError: with file and line, for an unknown ending, a missing column, a broken line, an
-            empty text or label, a file without rows, or more short rows than the columns allow.
+        InputError: with file and line, for an unknown ending, a missing or repeated column, a broken line, an empty
+            text or label, a file without rows, or more short rows than the columns allow.
     """
     rows: list[TableRow] = []
-    wanted = [columns.text, columns.label] + ([columns.text_pair] if columns.text_pair else [])
     for line, row in _rows(path, columns):
-        for name in wanted:
-            if name not in row:
-                raise InputError(f"{path}, line {line}: no column {name!r}; there are: {', '.join(row) or 'none'}")
         text, label = row[columns.text], row[columns.label].strip()
         if not text.strip() and not columns.empty_texts:
             raise InputError(f"{path}, line {line}: the text is empty")
@@ -72,65 +48,17 @@ def read_table(path: Path, columns: Columns) -> list[TableRow]:
     return rows
 
 
-def _rows(path: Path, columns: Columns) -> Iterator[Row]:
+def _rows(path: Path, columns: Columns) -> Iterator[tuple[int, dict[str, str]]]:
     endings = [ending for ending in path.suffixes if ending != ".gz"]
     ending = endings[-1].lower() if endings else ""
     if ending not in (".csv", ".tsv", ".jsonl"):
         raise InputError(f"{path}: unknown kind of table; allowed endings: .csv, .tsv, .jsonl (also with .gz)")
-    text = open_text(path)
-    return _json_rows(path, text) if ending == ".jsonl" else _separated_rows(path, text, ending == ".tsv", columns)
-
-
-def _separated_rows(path: Path, text: str, tabs: bool, columns: Columns) -> Iterator[Row]:
-    stream = io.StringIO(text, newline="")
-    reader = csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.reader(stream, strict=True)
-    header = columns.header
-    expected = f"it needs {len(header)}: {', '.join(header)}" if header else ""
-    rows, short = 0, list[tuple[int, str]]()
-    try:
-        names = header or next(reader)
-        for cells in reader:
-            if not cells:
-                continue
-            rows += 1
-            if len(cells) != len(names):
-                expected = expected or f"the header has {len(names)}"
-                problem = f"{path}, line {reader.line_num}: {len(cells)} cells, but {expected}"
-                if len(cells) > len(names) or not columns.short_rows:
-                    raise InputError(problem)
-                short.append((reader.line_num, problem))
-                continue
-            yield reader.line_num, dict(zip(names, cells, strict=True))
-    except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num}: broken line: {error}") from error
-    if short:
-        line, problem = short[0]
-        if len(short) > columns.short_rows * rows:
-            share = f"{len(short)} of {rows} rows have too few"
-            raise InputError(f"{problem}; {share}, and only up to {columns.short_rows:.0%} are skipped")
-        _say_skipped(path, len(short), line)
-
-
-@cache
-def _say_skipped(path: Path, rows: int, line: int) -> None:
-    """Say it once, however often a process reads the file."""
-    log.warning("rows with too few cells skipped: file=%s rows=%d first_line=%d", path, rows, line)
-
-
-def _json_rows(path: Path, text: str) -> Iterator[Row]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}, line {number}: not valid JSON: {error.msg}") from error
-        if not isinstance(row, dict):
-            raise InputError(f"{path}, line {number}: expected a JSON object, got {type(row).__name__}")
-        for name, value in row.items():
-            if not isinstance(value, str | int):
-                row[name] = "" if value is None else json.dumps(value)
-        yield number, {str(name): str(value) for name, value in row.items()}
+    text = read_text(path)
+    if not text.strip():
+        raise InputError(f"{path} is empty")
+    if ending == ".jsonl":
+        return json_rows(path, text, columns)
+    return separated_rows(path, text, ending == ".tsv", columns)
 
 
 def read_classify(

@@ -181,7 +181,7 @@ def test_wrong_arguments_are_one_sentence_and_a_code(
         (["train", *here, "--task", "sst2"], "needs --data"),
         (["train", *here, "--task", "sst2", "--data", data], "has neither train.tsv nor train.tsv.gz"),
         (["train", *here, "--task", "classify"], "--train-file and --dev-file"),
-        (["train", *here, *own_data(data)[:-1], "label"], "no column 'label'; there are: text, intent"),
+        (["train", *here, *own_data(data)[:-1], "label"], "no column 'label'; there are: 'text', 'intent'"),
         (["train", *here, *own_data(data), "--precision", "fp16"], "allowed: auto, fp32, bf16"),
         (["train", *here, *own_data(data), "--scheme", "q9"], "q9"),
         (["train", *here, *own_data(data), "--epochs", "0"], "epochs is 0"),

@@ -124,7 +124,7 @@ def test_bad_files_are_one_sentence_with_file_and_line(task: str, split: str, tm
     if task != "cola":
         cases.append((lines[0].encode() + b"\n", "holds no rows"))
         renamed = lines[0].replace(GLUE[task].columns.label, "verdict")
-        cases.append(("\n".join([renamed, *lines[1:]]).encode(), f"line 2: no column {GLUE[task].columns.label!r}"))
+        cases.append(("\n".join([renamed, *lines[1:]]).encode(), f"line 1: no column {GLUE[task].columns.label!r}"))
     for content, words in cases:
         file.write_bytes(content)
         with pytest.raises(InputError) as caught:

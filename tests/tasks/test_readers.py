@@ -51,14 +51,14 @@ def test_all_formats_give_the_same_rows(tmp_path: Path) -> None:
     [
         ("a.csv", b"", "is empty"),
         ("a.csv", b"text,label\n", "no rows"),
-        ("a.csv", b"text,kind\nx,1\n", "line 2: no column 'label'; there are: text, kind"),
+        ("a.csv", b"text,kind\nx,1\n", "line 1: no column 'label'; there are: 'text', 'kind'"),
         ("a.csv", b"text,label\nx,1,2\n", "line 2: 3 cells, but the header has 2"),
         ("a.csv", b'text,label\n"x"y,1\n', "line 2: broken line"),
         ("a.csv", b"text,label\nx,1\n \t,1\n", "line 3: the text is empty"),
         ("a.csv", b"text,label\nx,\n", "line 2: the label is empty"),
         ("a.csv", b"text,label\nx,1\n\xff\xfe,1\n", "line 3: not UTF-8"),
         ("a.jsonl", b'{"text": "x", "label": "1"}\n{"text": \n', "line 2: not valid JSON"),
-        ("a.jsonl", b'["x"]\n', "line 1: expected a JSON object, got list"),
+        ("a.jsonl", b'["x"]\n', "line 1: expected a JSON object, got ['x']"),
         ("a.txt", b"text,label\nx,1\n", "allowed endings: .csv, .tsv, .jsonl"),
         ("a.csv.gz", b"not gzip", "cannot be read"),
     ],
@@ -104,7 +104,7 @@ def test_a_wrong_answer_start_moves_to_the_nearest_occurrence(tmp_path: Path) ->
 
 
 def test_bad_squad_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="'dog' is not in its context"):
+    with pytest.raises(InputError, match="'dog', which is not in its context"):
         read_squad(squad_file(tmp_path, "cat", "dog", 0))
     (tmp_path / "x.json").write_text('{"data": [{"paragraphs": [{}]}]}')
     with pytest.raises(InputError, match="SQuAD's layout"):
@@ -120,7 +120,8 @@ def test_an_empty_question_is_named_with_its_file_and_id(tmp_path: Path, questio
     file.write_text(file.read_text().replace('"who?"', json.dumps(question)))
     with pytest.raises(InputError) as caught:
         read_squad(file)
-    assert str(caught.value) == f"{file}, question q1: the question is empty"
+    kind = "blank" if question else "empty"
+    assert str(caught.value) == f"{file}: data[0].paragraphs[0].qas[0] (id 'q1'): question is {kind}"
 
 
 def test_targets_point_at_the_answer_or_at_cls(tiny_qa: Path, tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def test_simulation_and_engine_agree(tiny_classifier: Path, tmp_path: Path, sche
 
     model = BertForSequenceClassification.from_pretrained(tiny_classifier).eval()
     prepared = prepare(model, preset(scheme))
-    calibrate(prepared, _batches(sample(task, 512, 42), task))
+    calibrate(prepared, _batches(sample(task, 512, 42).train_features(), task))
     simulated = torch.stack(model_logits(prepared, task.dev_features(), "classify"))
     for kernel in ("fbgemm", "onednn"):
         executed = torch.stack(engine_logits(load_engine(opened, "int8", kernel), task.dev_features()))

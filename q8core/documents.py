@@ -1,0 +1,192 @@
+"""JSON and TOML that users bring, parsed strictly: what two readers could understand differently is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import reprlib
+import tomllib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypedDict, cast
+
+from pydantic import ValidationError
+
+from q8core.errors import InputError, Q8Error
+from q8core.text_file import read_text, text_problem
+
+Place = Sequence[str | int]
+"""Keys and indices from the root of a document to a value."""
+
+_SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
+_ALLOWED = {
+    "string_type": "a text",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "dict_type": "an object",
+    "model_type": "an object",
+    "dataclass_type": "an object",
+}
+_LITERALS = {None: "null", True: "true", False: "false"}
+_repr = reprlib.Repr()
+_repr.maxstring = _repr.maxlong = _repr.maxother = 80
+_repr.maxlevel = 3
+
+
+class Hooks(TypedDict, total=False):
+    """What `json.loads` calls, by the names that it has there."""
+
+    object_pairs_hook: Callable[[list[tuple[str, Any]]], Any]
+    parse_constant: Callable[[str], Any]
+    parse_float: Callable[[str], Any]
+
+
+class _Refused(ValueError):
+    """Raised while JSON is parsed, for what its syntax allows and two readers understand differently."""
+
+
+def parse_json(
+    text: str, path: Path, line: int | None = None, error: type[Q8Error] = InputError, hooks: Hooks | None = None
+) -> Any:
+    """Parse JSON.
+
+    Args:
+        text: all of a file, or a part of it.
+        path: of the file.
+        line: where the part begins; None for all of the file.
+        error: what to raise.
+        hooks: what `json.loads` calls for objects and numbers.
+
+    Raises:
+        Q8Error: the given one, with the file and, where it is known, the line.
+    """
+    where = f"{path}, line {line}" if line else f"{path}"
+    try:
+        return json.loads(text, **(hooks or {}))
+    except json.JSONDecodeError as problem:
+        place = f"{path}, line {(line or 1) + problem.lineno - 1}"
+        raise error(f"{place}: not valid JSON: {problem.msg}") from problem
+    except RecursionError as problem:
+        raise error(f"{where}: nested too deeply") from problem
+    except _Refused as problem:
+        raise error(f"{where}: {problem}") from problem
+    except ValueError as problem:  # Python's bound, whose words are for programmers
+        raise error(f"{where}: a number has too many digits") from problem
+
+
+def parse_strict_json(text: str, path: Path, error: type[Q8Error] = InputError) -> Any:
+    """Parse a whole file of JSON in which no object has a key twice, and no number is NaN or infinite.
+
+    Raises:
+        Q8Error: the given one, with the file and, where it is known, the line.
+    """
+    if not text.strip():
+        raise error(f"{path} is empty")
+    hooks: Hooks = {"object_pairs_hook": _once, "parse_constant": _no_constant, "parse_float": _finite}
+    return parse_json(text, path, None, error, hooks)
+
+
+def read_json(path: Path, error: type[Q8Error] = InputError) -> Any:
+    """Read a file of strict JSON, whose strings are all text.
+
+    Raises:
+        Q8Error: the given one, with the file and, where it is known, the line or the place.
+    """
+    text = read_text(path, error)
+    value = parse_strict_json(text, path, error)
+    if _SURROGATE_ESCAPE.search(text):
+        for place, string in _strings(value):
+            if problem := text_problem(string):
+                raise error(f"{path}: {place_name(place)} {problem}")
+    return value
+
+
+def read_toml(path: Path, error: type[Q8Error] = InputError) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises:
+        Q8Error: the given one, with the file and, where it is known, the line.
+    """
+    try:
+        return tomllib.loads(read_text(path, error))
+    except RecursionError as problem:
+        raise error(f"{path} is not valid TOML: nested too deeply") from problem
+    except tomllib.TOMLDecodeError as problem:
+        raise error(f"{path} is not valid TOML: {problem}") from problem
+    except ValueError as problem:  # Python's bound, whose words are for programmers
+        raise error(f"{path} is not valid TOML: a number has too many digits") from problem
+
+
+def place_name(place: Place) -> str:
+    """``("data", 0, "text")`` -> ``data[0].text``."""
+    parts = [f"[{part}]" if isinstance(part, int) else f".{_key(part)}" for part in place]
+    return "".join(parts).removeprefix(".") or "the document"
+
+
+def shown(value: object) -> str:
+    """Return a value for a message: short, on one line, and in JSON's words where they differ from Python's."""
+    if value is None or isinstance(value, bool):
+        return _LITERALS[value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return json.dumps(value)
+    return _repr.repr(value)
+
+
+def first_problem(error: ValidationError) -> tuple[tuple[str | int, ...], str]:
+    """The place of the first problem that pydantic found in a document, and its words: ``is null; allowed: a text``."""
+    problem = error.errors(include_url=False)[0]
+    place, kind = problem["loc"], problem["type"]
+    if kind == "missing":
+        return place, "is missing"
+    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
+        return place, "is unknown"
+    if isinstance(problem["input"], str) and (no_text := text_problem(problem["input"])):
+        return place, no_text
+    return place, f"is {shown(problem['input'])}; allowed: {_ALLOWED.get(kind, problem['msg'])}"
+
+
+def _key(name: str) -> str:
+    return name if name.isprintable() else shown(name)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        counts = Counter(key for key, _ in pairs)
+        twice = next(key for key in found if counts[key] > 1)
+        raise _Refused(f"an object has the key {shown(twice)} twice")
+    return found
+
+
+def _no_constant(name: str) -> Any:
+    raise _Refused(f"not valid JSON: {name} is no number")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if math.isinf(value):
+        raise _Refused(f"the number {shown(digits)} is too large")
+    return value
+
+
+def _strings(value: Any) -> list[tuple[Place, str]]:
+    """All keys and strings with their places; without recursion, since a document may be nested deeply."""
+    found: list[tuple[Place, str]] = []
+    waiting: list[tuple[tuple[str | int, ...], Any]] = [((), value)]
+    while waiting:
+        place, one = waiting.pop()
+        if isinstance(one, str):
+            found.append((place, one))
+        elif isinstance(one, list):
+            waiting += [((*place, index), item) for index, item in enumerate(cast("list[Any]", one))]
+        elif isinstance(one, dict):
+            items = cast("dict[str, Any]", one).items()
+            found += [((*place, key), key) for key, _ in items]
+            waiting += [((*place, key), item) for key, item in items]
+    return found

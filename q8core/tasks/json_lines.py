@@ -1,0 +1,62 @@
+"""Rows of JSON Lines files: one object a line, as texts by key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from q8core.documents import parse_json, shown
+from q8core.errors import InputError
+from q8core.tasks.columns import Columns, check_names
+from q8core.text_file import text_problem
+
+
+class _Object(list[tuple[str, Any]]):
+    """The pairs of a JSON object: a dict would keep the last of two with the same key."""
+
+
+def json_rows(path: Path, text: str, columns: Columns) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield the columns to read of each object, with its line; what other columns hold does not matter.
+
+    A text is a JSON string; a label may also be a whole number, true or false.
+
+    Raises:
+        InputError: with file and line, for a line that is no JSON object, a missing or repeated column, and a text or
+            label that is none.
+    """
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        pairs = parse_json(line, path, number, hooks={"object_pairs_hook": _Object})
+        if not isinstance(pairs, _Object):
+            raise InputError(f"{where}: expected a JSON object, got {shown(pairs)}")
+        check_names(where, [name for name, _ in pairs], columns)
+        values = dict(pairs)
+        row = {name: _text(where, name, values[name]) for name in columns.wanted if name != columns.label}
+        yield number, {**row, columns.label: _label(where, columns.label, values[columns.label])}
+
+
+def _text(where: str, name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise InputError(f"{where}: column {name!r} is {_shown(value)}; allowed: a text")
+    if problem := text_problem(value):
+        raise InputError(f"{where}: column {name!r} {problem}")
+    return value
+
+
+def _label(where: str, name: str, value: object) -> str:
+    """A label as a .csv would hold it: numbers as they are written, truth values as Python and pandas write them."""
+    if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
+        return str(value)
+    if isinstance(value, list) and not isinstance(value, _Object):
+        raise InputError(f"{where}: column {name!r} is a list; several labels of one text are not supported yet")
+    if not isinstance(value, str):
+        problem = f"column {name!r} is {_shown(value)}"
+        raise InputError(f"{where}: {problem}; allowed for a label: a text, a whole number, true or false")
+    return _text(where, name, value)
+
+
+def _shown(value: object) -> str:
+    return "an object" if isinstance(value, _Object) else shown(value)

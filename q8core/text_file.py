@@ -1,0 +1,56 @@
+"""Text files that users bring: where their bytes become text, and what is no text is refused."""
+
+from __future__ import annotations
+
+import gzip
+import re
+import zlib
+from pathlib import Path
+
+from q8core.errors import InputError, Q8Error
+
+_LINE_END = re.compile(r"\r\n|\r|\n")
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
+
+
+def read_text(path: Path, error: type[Q8Error] = InputError) -> str:
+    """Read a UTF-8 file, plain or ``.gz``, with or without a byte order mark.
+
+    Args:
+        path: of the file.
+        error: what to raise.
+
+    Raises:
+        Q8Error: the given one, with the file and, where there is one, the line: the file is missing or cannot be read,
+            is a broken gzip file, is not UTF-8, or holds a NUL character.
+    """
+    try:
+        raw = path.read_bytes()
+        if path.suffix == ".gz":
+            raw = gzip.decompress(raw)
+    except (OSError, EOFError, zlib.error) as problem:
+        raise error(f"{path} cannot be read: {getattr(problem, 'strerror', None) or problem}") from problem
+    try:
+        # not "utf-8-sig", which counts the place of an error from behind the mark
+        text = raw.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as problem:
+        line = line_at(raw[: problem.start].decode("utf-8"))
+        byte = raw[problem.start]
+        raise error(f"{path}, line {line}: not UTF-8 text (byte 0x{byte:02x}); save it as UTF-8") from problem
+    before, nul, _ = text.partition("\0")
+    if nul:
+        raise error(f"{path}, line {line_at(before)}: a NUL character, which is no text; save it as UTF-8")
+    return text
+
+
+def line_at(before: str) -> int:
+    """Return the number of the line on which a text ends; lines end with a line feed, a carriage return, or both."""
+    return len(_LINE_END.findall(before)) + 1
+
+
+def text_problem(text: str) -> str | None:
+    """Say why a string is no text, which JSON can write by escapes; None for a text."""
+    if "\0" in text:
+        return "holds a NUL character, which is no text"
+    half = None if text.isascii() else _HALF_PAIR.search(text)
+    return half and f"holds half a surrogate pair, \\u{ord(half[0]):04x}, which is no text"
