@@ -15,7 +15,7 @@ from typing import Any, TypedDict, cast
 from pydantic import ValidationError
 
 from q8core.errors import InputError, Q8Error
-from q8core.text_file import read_text, text_problem
+from q8core.text_file import lines_of, read_text, text_problem
 
 Place = Sequence[str | int]
 """Keys and indices from the root of a document to a value."""
@@ -114,7 +114,7 @@ def read_toml(path: Path, error: type[Q8Error] = InputError) -> dict[str, Any]:
         Q8Error: the given one, with the file and, where it is known, the line.
     """
     try:
-        return tomllib.loads(read_text(path, error))
+        return tomllib.loads("\n".join(lines_of(read_text(path, error))))
     except RecursionError as problem:
         raise error(f"{path} is not valid TOML: nested too deeply") from problem
     except tomllib.TOMLDecodeError as problem:
@@ -141,7 +141,11 @@ def shown(value: object) -> str:
 def first_problem(error: ValidationError) -> tuple[tuple[str | int, ...], str]:
     """The place of the first problem that pydantic found in a document, and its words: ``is null; allowed: a text``."""
     problem = error.errors(include_url=False)[0]
-    place, kind = problem["loc"], problem["type"]
+    # pydantic also names the member of a union that it tried
+    place = tuple(part for part in problem["loc"] if not str(part).startswith("list["))
+    kind = problem["type"]
+    if kind == "json_invalid":
+        return (), f"cannot be read: {problem['msg']}"
     if kind == "missing":
         return place, "is missing"
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):

@@ -43,9 +43,17 @@ def read_text(path: Path, error: type[Q8Error] = InputError) -> str:
     return text
 
 
+def lines_of(text: str) -> list[str]:
+    """Return the lines of a text without their ends: line feeds, carriage returns (once of Macs), or both together.
+
+    Not `str.splitlines`, which also splits at characters that stand inside of texts.
+    """
+    return _LINE_END.split(text)
+
+
 def line_at(before: str) -> int:
-    """Return the number of the line on which a text ends; lines end with a line feed, a carriage return, or both."""
-    return len(_LINE_END.findall(before)) + 1
+    """Return the number of the line on which a text ends."""
+    return len(lines_of(before))
 
 
 def text_problem(text: str) -> str | None:

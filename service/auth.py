@@ -18,6 +18,7 @@ from pathlib import Path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from q8core.errors import InputError
+from q8core.text_file import lines_of, read_text
 from service.errors import Unauthorized
 from service.middleware import send_error
 from service.settings import ADMIN_KEY_VARIABLE, API_KEYS_VARIABLE, Settings
@@ -101,12 +102,7 @@ def _from_file(path: Path | None) -> Iterable[bytes]:
     """Digests of a file's lines: keys or their hashes; empty lines and those that begin with # are left out."""
     if path is None:
         return
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise InputError(f"the key file {path} cannot be read: {reason}") from None
-    numbered = [(number, line.strip()) for number, line in enumerate(lines, 1)]
+    numbered = [(number, line.strip()) for number, line in enumerate(lines_of(read_text(path)), 1)]
     numbered = [(number, line) for number, line in numbered if line and not line.startswith("#")]
     if not numbered:
         raise InputError(f"the key file {path} holds no key")

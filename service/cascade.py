@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from pydantic import TypeAdapter, ValidationError
+
+from q8core.documents import first_problem, parse_strict_json, place_name, shown
 from q8core.errors import InputError
+from q8core.text_file import read_text
 from service.agreement import wilson_interval
 from service.compare import FLOAT, INTEGER
 from service.errors import UnknownBackend
@@ -156,27 +160,26 @@ class Cascade:
         return [place for place, verdict in enumerate(verdicts) if verdict.margin < threshold]
 
 
+@dataclass(frozen=True)
+class _File:
+    format_version: int
+    calibrations: list[Calibration]
+
+
 def _read_calibrations(file: Path) -> list[Calibration]:
-    try:
-        content: Any = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{file} cannot be read: {error}") from error
+    text = read_text(file)
+    content = parse_strict_json(text, file)
     version = cast("dict[str, Any]", content).get("format_version") if isinstance(content, dict) else None
     if version != FORMAT_VERSION:
-        raise InputError(f"{file}: format_version is {version!r}; this release reads {FORMAT_VERSION}")
+        raise InputError(f"{file}: format_version is {shown(version)}; this release reads {FORMAT_VERSION}")
     try:
-        return [_calibration(entry) for entry in content["calibrations"]]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{file} is not a file of `q8bert compare --cascade`: {error!r}") from error
-
-
-def _calibration(entry: Mapping[str, Any]) -> Calibration:
-    known = [field.name for field in fields(Calibration)]
-    if set(entry) != set(known):
-        raise ValueError(f"the fields are {sorted(entry)}, expected {sorted(known)}")
-    low, high = entry["agreement_ci95"]
-    values: dict[str, Any] = {**entry, "agreement_ci95": (float(low), float(high))}
-    one = Calibration(**values)
-    if isinstance(one.threshold, bool) or not 0 <= one.threshold < math.inf:
-        raise ValueError(f"threshold is {one.threshold!r}; a number from 0")
-    return one
+        found = TypeAdapter(_File).validate_json(text, strict=True, extra="forbid").calibrations
+    except ValidationError as error:
+        place, problem = first_problem(error)
+        reason = f"{place_name(place)} {problem}"
+        raise InputError(f"{file} is not a file of `q8bert compare --cascade`: {reason}") from error
+    for number, one in enumerate(found):
+        if not 0 <= one.threshold < math.inf:
+            reason = f"calibrations[{number}].threshold is {shown(one.threshold)}; allowed: a number from 0"
+            raise InputError(f"{file} is not a file of `q8bert compare --cascade`: {reason}")
+    return found

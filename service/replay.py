@@ -5,7 +5,6 @@ As the shadow does, it computes one sequence at a time, so that the same request
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,11 @@ from pydantic import ValidationError
 from torch import Tensor
 from tqdm import tqdm
 
+from q8core.documents import parse_json
 from q8core.engines.packing import TokenBatch
 from q8core.engines.protocol import Engine
 from q8core.errors import InputError
+from q8core.text_file import lines_of, read_text
 from service import schemas
 from service.agreement import Case, compare_request
 from service.batcher import Lane, WorkItem
@@ -56,17 +57,12 @@ def read_requests(file: Path, models: Mapping[str, Model]) -> list[Recorded]:
     Raises:
         InputError: a line is not such a body, with the line's number, or there is no line.
     """
-    try:
-        lines = file.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} cannot be read: {error}") from error
     found: list[Recorded] = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(lines_of(read_text(file)), start=1):
         if line.strip():
+            body = parse_json(line, file, number)
             try:
-                found.append(_read_request(f"line {number}", json.loads(line), models))
-            except json.JSONDecodeError as error:
-                raise InputError(f"{file}, line {number} is not JSON: {error}") from error
+                found.append(_read_request(f"line {number}", body, models))
             except (ServiceError, InputError, RequestValidationError) as error:
                 raise InputError(f"{file}, line {number}: {describe_error(error).message}") from error
     if not found:

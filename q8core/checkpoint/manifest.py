@@ -9,8 +9,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
 
+from pydantic import TypeAdapter, ValidationError
+
+from q8core.documents import first_problem, parse_strict_json, place_name
 from q8core.errors import CheckpointError
 from q8core.tasks.task import TaskKind
+from q8core.text_file import read_text
 
 FORMAT_VERSION = 1
 MANIFEST_FILE = "q8bert.json"
@@ -32,7 +36,7 @@ class GoldenExample:
 
     input_ids: list[int]
     token_type_ids: list[int]
-    logits: dict[str, Any]
+    logits: dict[str, list[float] | list[list[float]]]
 
 
 @dataclass(frozen=True)
@@ -67,18 +71,16 @@ class Manifest:
                 unknown or of the wrong kind.
         """
         file = folder / MANIFEST_FILE
-        try:
-            if file.stat().st_size > MAX_MANIFEST_BYTES:
-                raise CheckpointError(f"{file} has {file.stat().st_size} bytes; at most {MAX_MANIFEST_BYTES} are read")
-            raw: object = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise CheckpointError(f"{file} cannot be read: {error}") from error
+        if file.is_file() and file.stat().st_size > MAX_MANIFEST_BYTES:
+            raise CheckpointError(f"{file} has {file.stat().st_size} bytes; at most {MAX_MANIFEST_BYTES} are read")
+        text = read_text(file, CheckpointError)
+        raw = parse_strict_json(text, file, CheckpointError)
         if not isinstance(raw, dict):
             raise CheckpointError(f"{file}: expected a JSON object")
-        return cls._from_dict(file, cast(dict[str, Any], raw))
+        return cls._from_dict(file, cast(dict[str, Any], raw), text)
 
     @classmethod
-    def _from_dict(cls, file: Path, raw: dict[str, Any]) -> Manifest:
+    def _from_dict(cls, file: Path, raw: dict[str, Any], text: str) -> Manifest:
         version = raw.get("format_version")
         if version != FORMAT_VERSION:
             raise CheckpointError(f"{file}: format_version is {version!r}; this release reads {FORMAT_VERSION}")
@@ -90,25 +92,10 @@ class Manifest:
         if raw["task"] not in ("classify", "qa"):
             raise CheckpointError(f"{file}: task is {raw['task']!r}; allowed: classify, qa")
         try:
-            golden = tuple(
-                GoldenExample(
-                    [int(i) for i in g["input_ids"]], [int(i) for i in g["token_type_ids"]], dict(g["logits"])
-                )
-                for g in raw["golden"]
-            )
-            return cls(
-                name=str(raw["name"]),
-                task=raw["task"],
-                labels=tuple(str(label) for label in raw["labels"]),
-                max_length=int(raw["max_length"]),
-                scheme=dict(raw["scheme"]),
-                files={str(name): dict(entry) for name, entry in raw["files"].items()},
-                golden=golden,
-                training=dict(raw.get("training", {})),
-                scores=dict(raw.get("scores", {})),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise CheckpointError(f"{file}: a field has the wrong form: {error!r}") from error
+            return TypeAdapter(cls).validate_json(text, strict=True, extra="forbid")
+        except ValidationError as error:
+            place, problem = first_problem(error)
+            raise CheckpointError(f"{file}: {place_name(place)} {problem}") from error
 
 
 def file_entry(path: Path) -> dict[str, Any]:

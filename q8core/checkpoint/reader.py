@@ -24,7 +24,7 @@ from q8core.checkpoint.manifest import (
 )
 from q8core.checkpoint.tensors import TensorFile
 from q8core.checkpoint.text_input import check_pairs, checked_tokenizer, own_length
-from q8core.errors import CheckpointError
+from q8core.errors import CheckpointError, SchemeError
 from q8core.quant import Scheme, dequantized_tensors
 from q8core.tasks.examples import is_regression
 from q8core.tasks.task import TaskKind
@@ -53,7 +53,7 @@ class Checkpoint:
         self.max_length = max_length
         self.manifest = manifest
         self._source = source
-        self.scheme = Scheme.from_dict(manifest.scheme) if manifest else None
+        self.scheme = _scheme(path, manifest) if manifest else None
 
     @classmethod
     def open(cls, path: Path) -> Checkpoint:
@@ -156,6 +156,13 @@ class Checkpoint:
         assert self.scheme is not None
         check_int8_layout(self._int8, self.config, self.task, len(self.labels), self.scheme)
         _check_values(self._int8)
+
+
+def _scheme(path: Path, manifest: Manifest) -> Scheme:
+    try:
+        return Scheme.from_dict(manifest.scheme)
+    except SchemeError as error:
+        raise CheckpointError(f"{path / MANIFEST_FILE}: {error}") from error
 
 
 def _check_facts(path: Path, config: BertConfig, task: TaskKind, labels: tuple[str, ...], max_length: int) -> None:

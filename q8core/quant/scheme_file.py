@@ -10,12 +10,11 @@ overrides."bert.encoder.layer.0.*" = { enabled = false }   # for the modules tha
 
 from __future__ import annotations
 
-import json
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from q8core.documents import read_json, read_toml
 from q8core.errors import SchemeError
 from q8core.quant.scheme import EMBEDDING_SLOTS, LINEAR_SLOTS, PRESETS, SLOTS, Scheme, preset
 
@@ -53,19 +52,17 @@ def read_scheme(path: Path) -> Scheme:
 
 
 def _parse(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-        data: Any = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
-        raise SchemeError(f"{path} cannot be read as a scheme: {error}") from error
+    if path.suffix == ".toml":
+        return read_toml(path, SchemeError)
+    data = read_json(path, SchemeError)
     if not isinstance(data, dict):
         raise SchemeError(f"{path} must hold a table of keys and values, not a {type(data).__name__}")
-    return data
+    return cast("dict[str, Any]", data)
 
 
 def _with_base(data: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Return the whole scheme that the changes in `data` make of its base."""
-    if data["base"] not in PRESETS:
+    if data["base"] not in tuple(PRESETS):  # whatever the file holds: a list has no hash
         raise SchemeError(f"base must be one of {', '.join(PRESETS)}; found {data['base']!r}")
     whole: dict[str, Any] = preset(data["base"]).to_dict()
     slots: dict[str, dict[str, object]] = whole["slots"]

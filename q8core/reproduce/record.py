@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from q8core.documents import read_json
 from q8core.errors import CheckpointError, InputError
 from q8core.reproduce.methods import BASELINES
 from q8core.training.config import TrainConfig
@@ -81,10 +82,10 @@ class RunRecord:
         if not file.is_file():
             return None
         try:
-            values = json.loads(file.read_text(encoding="utf-8"))
+            values = read_json(file, CheckpointError)
             values.pop("status")
             return cls(folder=folder, **values)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (CheckpointError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{file} is damaged ({error}); delete its folder to run it again") from error
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from q8core.documents import parse_json, shown
 from q8core.errors import InputError
 from q8core.tasks.columns import Columns, check_names
-from q8core.text_file import text_problem
+from q8core.text_file import lines_of, text_problem
 
 
 class _Object(list[tuple[str, Any]]):
@@ -25,7 +25,7 @@ def json_rows(path: Path, text: str, columns: Columns) -> Iterator[tuple[int, di
         InputError: with file and line, for a line that is no JSON object, a missing or repeated column, and a text or
             label that is none.
     """
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(lines_of(text), start=1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"

@@ -51,7 +51,7 @@ class TrainConfig:
             InputError: naming the value and what is allowed.
         """
         checks = {
-            "epochs": self.epochs > 0,
+            "epochs": 0 < self.epochs < math.inf,
             "batch_size": self.batch_size >= 1,
             "learning_rate": 0 < self.learning_rate < 1,
             "weight_decay": 0 <= self.weight_decay < 1,

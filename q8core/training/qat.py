@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
+from q8core.documents import read_json
 from q8core.engines import build_engine
-from q8core.errors import InputError
+from q8core.errors import CheckpointError, InputError
 from q8core.evaluate import evaluate_engine
 from q8core.quant import Scheme, calibrate, convert, find_scheme, master_weights, prepare, preset
 from q8core.quant.ranges import CalibrationMethod
@@ -171,7 +171,12 @@ def sample(task: Task, count: int, seed: int) -> Task:
 def base_record(source: str) -> dict[str, Any]:
     """The record of the fp32 run that made the source, empty where there is none."""
     file = Path(source) / RECORD_FILE
-    return dict(json.loads(file.read_text())) if file.is_file() else {}
+    if not file.is_file():
+        return {}
+    record = read_json(file, CheckpointError)
+    if not isinstance(record, dict):
+        raise CheckpointError(f"{file} holds no record of a training run: expected a JSON object")
+    return cast("dict[str, Any]", record)
 
 
 def _batches(features: list[Feature], task: Task) -> Iterator[dict[str, torch.Tensor]]:

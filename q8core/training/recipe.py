@@ -8,12 +8,12 @@ it continues from as its `teacher` where that was fine-tuned for the same labels
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
+from q8core.documents import read_toml
 from q8core.errors import InputError
 from q8core.training.config import TrainConfig, best_precision
 
@@ -83,13 +83,10 @@ def _check_folder(folder: Path) -> None:
 
 
 def _read(file: Path) -> Recipe:
-    try:
-        document = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} is not valid TOML: {error}") from error
+    document = read_toml(file)
     _check_keys(f"{file}", document, ("seeds", "teacher", *_TABLES))
     seeds = document.get("seeds", 1)
-    if type(seeds) is not int or seeds < 1:
+    if not _fits(seeds, int) or seeds < 1:
         raise InputError(f"{file}: seeds is {seeds!r}; a whole number of at least 1")
     teacher = document.get("teacher", False)
     if not isinstance(teacher, bool):
@@ -127,7 +124,9 @@ def _fits(value: object, hint: Any) -> bool:
         return value in get_args(hint)
     if get_args(hint):
         return any(_fits(value, choice) for choice in get_args(hint))
-    return type(value) in ((int, float) if hint is float else (hint,))
+    if type(value) is int:  # TOML's own range, in which every number has a float beside it
+        return hint in (int, float) and -(2**63) <= value < 2**63
+    return type(value) is hint
 
 
 def _describe(hint: Any) -> str:

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from q8core.bench import sample_lengths
+from q8core.documents import parse_json
 from q8core.errors import InputError
+from q8core.text_file import lines_of, read_text
 from service.loadtest.target import Target
 
 TASKS = ("classify", "qa", "compare")
@@ -82,18 +84,11 @@ def _words(number: int, draw: random.Random) -> str:
 
 
 def _read_bodies(file: Path) -> list[bytes]:
-    try:
-        lines = file.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--file {file} cannot be read: {error}") from error
     bodies: list[bytes] = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(lines_of(read_text(file)), 1):
         if not line.strip():
             continue
-        try:
-            json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{file}:{number} is not JSON: {error}") from error
+        parse_json(line, file, number)
         bodies.append(line.encode())
     if not bodies:
         raise InputError(f"--file {file} holds no request bodies; one JSON object a line is expected")

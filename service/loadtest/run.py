@@ -10,6 +10,7 @@ from pathlib import Path
 
 from q8core.cli.console import table_console
 from q8core.errors import InputError
+from q8core.text_file import read_text
 from service.loadtest.bodies import load_asks
 from service.loadtest.load import Load, run_load
 from service.loadtest.summary import summarize
@@ -71,11 +72,8 @@ def _read_key(file: Path | None) -> str | None:
     """Return the key in a file: on the command line, every user of the machine would see it."""
     if file is None:
         return None
-    try:
-        key = file.read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--api-key-file {file} cannot be read: {error}") from error
-    if not key or not key.isprintable():
+    key = read_text(file).strip()
+    if not key or not key.isascii() or not key.isprintable():
         raise InputError(f"--api-key-file {file} does not hold one line with a key")
     return key
 

@@ -134,7 +134,7 @@ def test_float_weights_that_are_no_numbers(tiny_classifier: Path, tmp_path: Path
         ({"surprise": 1}, r"unknown fields \['surprise'\]"),
         ({"labels": ["one"]}, "at least 2"),
         ({"max_length": 100000}, "max_length is 100000"),
-        ({"golden": [{}]}, "wrong form"),
+        ({"golden": [{}]}, r"golden\[0\].input_ids is missing"),
         ({"files": {}}, "does not list"),
     ],
 )

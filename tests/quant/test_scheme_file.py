@@ -58,8 +58,9 @@ def test_embeddings_are_a_group_too(tmp_path: Path) -> None:
         ('base = "q8bert"\nslots.query = 3', "slot 'query' must be a table"),
         ('base = "q8bert"\nname = "static"\nema_decay = 0.5', "'static' is the name of a preset"),
         ('name = "mine"', "missing scheme key 'slots'"),
-        ("base = ", "cannot be read as a scheme"),
-        ("\xff", "cannot be read as a scheme"),
+        ("base = ", "is not valid TOML: Invalid value"),
+        ('base = ["q8bert"]', r"base must be one of q8bert, .*; found \['q8bert'\]"),
+        ("\xff", "line 1: not UTF-8 text"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_file(tmp_path: Path, text: str, message: str) -> None:

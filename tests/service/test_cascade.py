@@ -112,7 +112,7 @@ def test_other_files_are_refused(classify_folder: Path, qa_folder: Path, tmp_pat
         assert "cascade.json" in str(error.value)
 
     refused("cannot be read")
-    for text, words in (("{", "cannot be read"), ("[]", "format_version"), ('{"format_version": 2}', "2")):
+    for text, words in (("{", "line 1: not valid JSON"), ("[]", "format_version"), ('{"format_version": 2}', "2")):
         file.write_text(text)
         refused(words)
     for change in ({"extra": 1}, {"threshold": -1}, {"threshold": "x"}, {"agreement_ci95": 0.5}):

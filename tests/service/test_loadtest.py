@@ -306,7 +306,7 @@ def test_a_file_with_a_bad_line_is_named_with_its_line(tmp_path: Path) -> None:
     file = tmp_path / "bodies.jsonl"
     file.write_text('{"inputs": "x"}\n\n{oops\n')
     end = run_command("http://127.0.0.1:9", "--file", file)
-    assert f"{file}:3" in str(end.exception)
+    assert f"{file}, line 3: not valid JSON" in str(end.exception)
     file.write_text("\n")
     assert "no request bodies" in str(run_command("http://127.0.0.1:9", "--file", file).exception)
 

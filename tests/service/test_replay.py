@@ -118,7 +118,7 @@ def test_a_threshold_for_serve(classify_folder: Path, qa_folder: Path, tmp_path:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("{", "line 2 is not JSON"),
+        ("{", "line 2: not valid JSON"),
         ("[1]", "line 2: "),
         ('{"inputs": []}', "empty list"),
         ('{"inputs": 5}', "line 2: inputs"),

@@ -197,6 +197,13 @@ def test_all_ends_of_lines(tmp_path: Path, name: str, comma: str, end: str) -> N
     assert rows(tmp_path / name, content) == [TableRow(2, "x", None, "a"), TableRow(4, "y", None, "b")]
 
 
+def test_all_ends_of_json_lines(tmp_path: Path) -> None:
+    lines = [GOOD, "", '{"text": "a\u2028b\x85c", "label": "b"}', ""]
+    for end in ("\n", "\r\n", "\r"):
+        found = rows(tmp_path / "t.jsonl", end.join(lines))
+        assert found == [TableRow(1, "fine", None, "a"), TableRow(3, "a\u2028b\x85c", None, "b")]
+
+
 @pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.jsonl"])
 def test_a_nul_character_is_no_text(tmp_path: Path, name: str) -> None:
     assert refusal(tmp_path / name, b"text,label\nx,a\rx\0y,a\n").startswith(", line 3: a NUL character")
