@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from typing import Literal, cast, get_args
 
+from q8core.documents import shown
 from q8core.errors import SchemeError
 
 Granularity = Literal["per_tensor", "per_channel"]
@@ -65,14 +66,14 @@ class SlotScheme:
         _check_choice("activation", self.activation, get_args(ActivationRange))
         _check_bool("requantize_output", self.requantize_output)
         if type(self.start_step) is not int or self.start_step < 0:
-            raise SchemeError(f"start_step must be an integer of at least 0, not {self.start_step!r}")
+            raise SchemeError(f"start_step must be an integer of at least 0, not {shown(self.start_step)}")
         _check_choice("input_grid", self.input_grid, get_args(InputGrid))
         if self.input_grid == "asymmetric" and self.activation != "ema":
             raise SchemeError(
-                f"input_grid 'asymmetric' needs activation 'ema', not {self.activation!r}: set it to 'symmetric'"
+                f"input_grid 'asymmetric' needs activation 'ema', not {shown(self.activation)}: set it to 'symmetric'"
             )
         if self.requantize_output and self.activation != "ema":
-            raise SchemeError(f"requantize_output needs activation 'ema', not {self.activation!r}")
+            raise SchemeError(f"requantize_output needs activation 'ema', not {shown(self.activation)}")
 
 
 @dataclass(frozen=True)
@@ -102,17 +103,17 @@ class Scheme:
 
     def __post_init__(self) -> None:
         if not isinstance(cast(object, self.name), str) or not self.name:
-            raise SchemeError(f"a scheme's name must be a text that is not empty, not {self.name!r}")
+            raise SchemeError(f"a scheme's name must be a text that is not empty, not {shown(self.name)}")
         _check_keys("slot", self.slots, SLOTS, complete=True)
         if type(self.ema_decay) not in (int, float) or not 0 <= self.ema_decay < 1:
-            raise SchemeError(f"ema_decay must be at least 0 and less than 1, not {self.ema_decay!r}")
+            raise SchemeError(f"ema_decay must be at least 0 and less than 1, not {shown(self.ema_decay)}")
         for flag in ("ema_debias", "ignore_padding", "share_qkv_input"):
             _check_bool(flag, getattr(self, flag))
         for slot, slot_scheme in self.slots.items():
             _check_slot(slot, slot_scheme)
         _check_products(self.slots)
         for glob, changes in self.overrides.items():
-            _slot_from_dict(f"override {glob!r}", changes, base=SlotScheme())
+            _slot_from_dict(f"override {shown(glob)}", changes, base=SlotScheme())
         object.__setattr__(self, "slots", {slot: self.slots[slot] for slot in SLOTS})
         object.__setattr__(self, "overrides", {glob: dict(change) for glob, change in self.overrides.items()})
 
@@ -122,7 +123,7 @@ class Scheme:
         resolved = self.slots[slot]
         for glob, changes in self.overrides.items():
             if fnmatchcase(path, glob):
-                resolved = _slot_from_dict(f"override {glob!r}", changes, base=resolved)
+                resolved = _slot_from_dict(f"override {shown(glob)}", changes, base=resolved)
         _check_slot(slot, resolved, where=f" at {path}")
         return resolved
 
@@ -161,11 +162,11 @@ class Scheme:
         slots: dict[str, SlotScheme] = {}
         for slot, value in _mapping("slots", data["slots"]).items():
             _check_keys("slot", {slot: None}, SLOTS)
-            known_to_all = {"input_grid": SlotScheme.input_grid, **_mapping(f"slot {slot!r}", value)}
-            slots[slot] = _slot_from_dict(f"slot {slot!r}", known_to_all)
+            known_to_all = {"input_grid": SlotScheme.input_grid, **_mapping(f"slot {shown(slot)}", value)}
+            slots[slot] = _slot_from_dict(f"slot {shown(slot)}", known_to_all)
         slots.setdefault(ATTENTION_PRODUCTS, _FLOAT_PRODUCTS)
         overrides = {
-            glob: _mapping(f"override {glob!r}", change)
+            glob: _mapping(f"override {shown(glob)}", change)
             for glob, change in _mapping("overrides", data["overrides"]).items()
         }
         values = {**data, "slots": slots, "overrides": overrides}
@@ -219,26 +220,26 @@ def _check_products(slots: Mapping[str, SlotScheme], where: str = "") -> None:
 
 def _check_bool(what: str, value: object) -> None:
     if not isinstance(value, bool):
-        raise SchemeError(f"{what} must be true or false, not {value!r}")
+        raise SchemeError(f"{what} must be true or false, not {shown(value)}")
 
 
 def _check_choice(what: str, value: object, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise SchemeError(f"{what} must be one of {', '.join(allowed)}; found {value!r}")
+        raise SchemeError(f"{what} must be one of {', '.join(allowed)}; found {shown(value)}")
 
 
 def _check_keys(what: str, data: Mapping[str, object], allowed: tuple[str, ...], complete: bool = False) -> None:
     unknown = [key for key in data if key not in allowed]
     if unknown:
-        raise SchemeError(f"unknown {what} {unknown[0]!r}; allowed are {', '.join(allowed)}")
+        raise SchemeError(f"unknown {what} {shown(unknown[0])}; allowed are {', '.join(allowed)}")
     missing = [key for key in allowed if key not in data]
     if complete and missing:
-        raise SchemeError(f"missing {what} {missing[0]!r}; needed are {', '.join(allowed)}")
+        raise SchemeError(f"missing {what} {shown(missing[0])}; needed are {', '.join(allowed)}")
 
 
 def _mapping(what: str, value: object) -> Mapping[str, object]:
     if not isinstance(value, Mapping):
-        raise SchemeError(f"{what} must be a table of keys and values, not {value!r}")
+        raise SchemeError(f"{what} must be a table of keys and values, not {shown(value)}")
     return cast("Mapping[str, object]", value)
 
 

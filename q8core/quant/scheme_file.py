@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from q8core.documents import read_json, read_toml
+from q8core.documents import read_json, read_toml, shown
 from q8core.errors import SchemeError
 from q8core.quant.scheme import EMBEDDING_SLOTS, LINEAR_SLOTS, PRESETS, SLOTS, Scheme, preset
 
@@ -32,7 +32,9 @@ def find_scheme(name: str) -> Scheme:
         return preset(name)
     if name.endswith(_ENDINGS):
         return read_scheme(Path(name))
-    raise SchemeError(f"no scheme {name!r}; allowed are {', '.join(PRESETS)}, or a file that ends in .toml or .json")
+    raise SchemeError(
+        f"no scheme {shown(name)}; allowed are {', '.join(PRESETS)}, or a file that ends in .toml or .json"
+    )
 
 
 def read_scheme(path: Path) -> Scheme:
@@ -47,7 +49,9 @@ def read_scheme(path: Path) -> Scheme:
     except SchemeError as error:
         raise SchemeError(f"{path}: {error}") from None
     if scheme.name in PRESETS and scheme != PRESETS[scheme.name]:
-        raise SchemeError(f"{path}: {scheme.name!r} is the name of a preset that does something else; choose another")
+        raise SchemeError(
+            f"{path}: {shown(scheme.name)} is the name of a preset that does something else; choose another"
+        )
     return scheme
 
 
@@ -63,7 +67,7 @@ def _parse(path: Path) -> dict[str, Any]:
 def _with_base(data: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Return the whole scheme that the changes in `data` make of its base."""
     if data["base"] not in tuple(PRESETS):  # whatever the file holds: a list has no hash
-        raise SchemeError(f"base must be one of {', '.join(PRESETS)}; found {data['base']!r}")
+        raise SchemeError(f"base must be one of {', '.join(PRESETS)}; found {shown(data['base'])}")
     whole: dict[str, Any] = preset(data["base"]).to_dict()
     slots: dict[str, dict[str, object]] = whole["slots"]
     for group, members in _GROUPS.items():
@@ -71,8 +75,8 @@ def _with_base(data: Mapping[str, Any], name: str) -> dict[str, Any]:
             slots[slot] |= _table(group, data.get(group, {}))
     for slot, changes in _table("slots", data.get("slots", {})).items():
         if slot not in slots:
-            raise SchemeError(f"unknown slot {slot!r}; allowed are {', '.join(SLOTS)}")
-        slots[slot] |= _table(f"slot {slot!r}", changes)
+            raise SchemeError(f"unknown slot {shown(slot)}; allowed are {', '.join(SLOTS)}")
+        slots[slot] |= _table(f"slot {shown(slot)}", changes)
     overrides = {**whole["overrides"], **_table("overrides", data.get("overrides", {}))}
     rest = {key: value for key, value in data.items() if key not in ("base", "slots", "overrides", *_GROUPS)}
     return {**whole, "name": name, **rest, "overrides": overrides}
@@ -80,5 +84,5 @@ def _with_base(data: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 def _table(what: str, value: object) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise SchemeError(f"{what} must be a table of keys and values, not {value!r}")
+        raise SchemeError(f"{what} must be a table of keys and values, not {shown(value)}")
     return value

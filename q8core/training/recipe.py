@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
-from q8core.documents import read_toml
+from q8core.documents import read_toml, shown
 from q8core.errors import InputError
 from q8core.training.config import TrainConfig, best_precision
 
@@ -87,10 +87,10 @@ def _read(file: Path) -> Recipe:
     _check_keys(f"{file}", document, ("seeds", "teacher", *_TABLES))
     seeds = document.get("seeds", 1)
     if not _fits(seeds, int) or seeds < 1:
-        raise InputError(f"{file}: seeds is {seeds!r}; a whole number of at least 1")
+        raise InputError(f"{file}: seeds is {shown(seeds)}; a whole number of at least 1")
     teacher = document.get("teacher", False)
     if not isinstance(teacher, bool):
-        raise InputError(f"{file}: teacher is {teacher!r}; true or false")
+        raise InputError(f"{file}: teacher is {shown(teacher)}; true or false")
     return Recipe(seeds, *(_config(f"{file}, [{name}]", document.get(name)) for name in _TABLES), teacher=teacher)
 
 
@@ -105,7 +105,7 @@ def _config(where: str, table: object) -> TrainConfig:
         values["precision"] = best_precision()
     for name, value in values.items():
         if not _fits(value, hints[name]):
-            raise InputError(f"{where}: {name} is {value!r}; allowed: {_describe(hints[name])}")
+            raise InputError(f"{where}: {name} is {shown(value)}; allowed: {_describe(hints[name])}")
     try:
         return TrainConfig(**cast("dict[str, Any]", values))
     except InputError as error:
@@ -115,7 +115,7 @@ def _config(where: str, table: object) -> TrainConfig:
 def _check_keys(where: str, table: Mapping[str, object], allowed: tuple[str, ...]) -> None:
     for key in table:
         if key not in allowed:
-            raise InputError(f"{where}: unknown key {key!r}; allowed: {', '.join(allowed)}")
+            raise InputError(f"{where}: unknown key {shown(key)}; allowed: {', '.join(allowed)}")
 
 
 def _fits(value: object, hint: Any) -> bool:

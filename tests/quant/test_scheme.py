@@ -83,7 +83,7 @@ def test_missing_keys_are_errors() -> None:
         ({"activation": "max"}, "activation must be one of ema, dynamic, none; found 'max'"),
         ({"enabled": "yes"}, "enabled must be true or false, not 'yes'"),
         ({"start_step": -1}, "start_step must be an integer of at least 0, not -1"),
-        ({"start_step": True}, "start_step must be an integer of at least 0, not True"),
+        ({"start_step": True}, "start_step must be an integer of at least 0, not true"),
         ({"requantize_output": True, "activation": "dynamic"}, "requantize_output needs activation 'ema'"),
     ],
 )
