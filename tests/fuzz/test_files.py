@@ -36,6 +36,7 @@ FEW = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
 )
+DEEP, LONG = b'{"a": ' + b"[" * 50_000, b'{"a": ' + b"9" * 5000 + b"}"
 LINES = re.compile(r"\r\n|\r|\n")
 PAIRED = Columns("text", "pair", "label")
 
@@ -106,6 +107,9 @@ def test_tsv(tmp_path: Path, content: bytes) -> None:
         ),
     )
 )
+@example(content=DEEP)
+@example(content=LONG)
+@example(content=b'{"text": "\\ud83d", "pair": "y", "label": "a"}')
 def test_jsonl(tmp_path: Path, content: bytes) -> None:
     rows = found(lambda file: read_table(file, PAIRED), tmp_path / "t.jsonl", content)
     if rows is None:
@@ -116,6 +120,7 @@ def test_jsonl(tmp_path: Path, content: bytes) -> None:
         value = json.loads(lines[row.line - 1])
         assert (row.text, row.text_pair) == (value["text"], value["pair"])
         assert row.label == str(value["label"]).strip()
+        f"{row.text}{row.text_pair}{row.label}".encode()
         assert isinstance(value["label"], str | int | float)
 
 
@@ -138,6 +143,8 @@ SQUAD = {"version": "1.1", "data": [{"title": "t", "paragraphs": [{"context": CO
 
 @FEW
 @given(content=broken_json(SQUAD))
+@example(content=DEEP)
+@example(content=LONG)
 def test_squad(tmp_path: Path, content: bytes) -> None:
     examples = found(read_squad, tmp_path / "own.json", content)
     if examples is None:
@@ -171,12 +178,16 @@ CHANGES = {
 
 @FEW
 @given(content=broken_bytes(SCHEME_TOML.encode()))
+@example(content=b"a = " + b"[" * 50_000)
+@example(content=b"a = " + b"9" * 5000)
 def test_scheme_toml(tmp_path: Path, content: bytes) -> None:
     found(lambda file: find_scheme(str(file)), tmp_path / "mine.toml", content)
 
 
 @FEW
 @given(content=st.one_of(broken_json(CHANGES), broken_json(preset("static").to_dict())))
+@example(content=DEEP)
+@example(content=LONG)
 def test_scheme_json(tmp_path: Path, content: bytes) -> None:
     scheme = found(lambda file: find_scheme(str(file)), tmp_path / "mine.json", content)
     assert scheme is None or json.loads(json.dumps(scheme.to_dict()).encode())
@@ -199,6 +210,8 @@ ODD_TOML = st.sampled_from(
         ),
     )
 )
+@example(content=b"a = " + b"[" * 50_000)
+@example(content=b"a = " + b"9" * 5000)
 def test_recipe(tmp_path: Path, content: bytes) -> None:
     recipe = found(lambda file: load_recipe("rte", file.parent), tmp_path / "rte.toml", content)
     if recipe is not None:
@@ -212,6 +225,8 @@ ENTRY = Calibration("m", "abc", "classify", 0.25, 0.99, 10, 0.9, 0.99, (0.9, 1.0
 
 @FEW
 @given(content=broken_json({"format_version": 1, "calibrations": [asdict(ENTRY) | {"agreement_ci95": [0.9, 1.0]}]}))
+@example(content=DEEP)
+@example(content=LONG)
 def test_cascade(tmp_path: Path, content: bytes) -> None:
     for one in found(_read_calibrations, tmp_path / "cascade.json", content) or []:
         assert isinstance(one.revision, str)
@@ -243,6 +258,9 @@ CONFIG = {
 @example(content=json.dumps({**CONFIG, "num_hidden_layers": 0}).encode())
 @example(content=json.dumps({**CONFIG, "num_hidden_layers": 10**9}).encode())
 @example(content=json.dumps({"model_type": "bert", "num_labels": 10**12}).encode())
+@example(content=DEEP)
+@example(content=LONG)
+@example(content=json.dumps({**CONFIG, "id2label": [1]}).encode())
 def test_config(tmp_path: Path, content: bytes) -> None:
     read = found(lambda file: read_config(file.parent), tmp_path / "config.json", content)
     if read is not None:
