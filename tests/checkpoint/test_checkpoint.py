@@ -136,6 +136,9 @@ def test_float_weights_that_are_no_numbers(tiny_classifier: Path, tmp_path: Path
         ({"max_length": 100000}, "max_length is 100000"),
         ({"golden": [{}]}, r"golden\[0\].input_ids is missing"),
         ({"files": {}}, "does not list"),
+        ({"max_length": "64"}, "q8bert.json: max_length is '64'; allowed: a whole number"),
+        ({"labels": ["a", 1]}, r"q8bert.json: labels\[1\] is 1; allowed: a text"),
+        ({"scheme": {}}, "q8bert.json: missing scheme key 'name'"),
     ],
 )
 def test_wrong_manifests(copy: Path, changes: dict[str, object], message: str) -> None:
