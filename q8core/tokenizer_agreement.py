@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Encoding, Tokenizer, normalizers, pre_tokeniz
 from tokenizers.models import WordPiece
 
 from q8core.errors import CheckpointError
-from q8core.tokenizer_config import CONFIG_FILE, TokenizerSettings
+from q8core.tokenizer_config import ADDITIONAL, CONFIG_FILE, EXTRA, OWN, TokenizerSettings
 
 _ADDED = "the added token"  # begins the name of each of them
 _PREFIX, _LONGEST_WORD = "##", 100  # what transformers' BertTokenizer always takes
@@ -50,12 +50,18 @@ def agreeing_config(tokenizer: Tokenizer, settings: TokenizerSettings) -> dict[s
     normalizer = _state(tokenizer.normalizer)
     if normalizer["type"] == "BertNormalizer":
         config |= {name: normalizer[key] for key, name in _NORMALIZER_KEYS.items()}
-    config |= {key: str(token) for key, token in settings.named.items()}
-    config.pop("additional_special_tokens", None)
-    if not isinstance(config.get("extra_special_tokens"), dict):
-        config["extra_special_tokens"] = [str(token) for token in settings.extra]
+    config.pop(ADDITIONAL, None)
+    config[EXTRA] = [str(token) for token in settings.extra]
     added = sorted(tokenizer.get_added_tokens_decoder().items())
     config["added_tokens_decoder"] = {str(index): _flags(token) for index, token in added}
+    # a token that has a name becomes special where it is read from this list: a name stays where it is special already
+    special = {token.content for _, token in added if token.special}
+    config = {key: value for key, value in config.items() if key not in settings.named}
+    named = {key: str(token) for key, token in settings.named.items() if str(token) in special}
+    config |= {key: token for key, token in named.items() if key.endswith("_token")}
+    config.pop(OWN, None)
+    own = {key: token for key, token in named.items() if key not in config}
+    config |= {OWN: own} if own else {}
     return config
 
 
@@ -170,7 +176,8 @@ def _token_difference(
 ) -> str:
     winner = f"the files beside it and {settings.tokenizer_class}'s defaults"
     if old is None or new is None:
-        return f"tokenizer.json has {'no ' if old is None else ''}{key}; {winner} {'do' if new else 'do not'}, and win"
+        without, with_it = ("does not have", "have it") if old is None else ("has", "leave it out")
+        return f"tokenizer.json {without} {key}; {winner} {with_it}, and win"
     flags = [flag for flag in new if new[flag] != old[flag]]
     was, now = (", ".join(f"{flag}={_text(token[flag])}" for flag in flags) for token in (old, new))
     return f"tokenizer.json has {key} with {was}; {winner} have {now}, and win"

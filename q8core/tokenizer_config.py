@@ -24,7 +24,7 @@ _BERT_TOKENS = {
     "mask_token": "[MASK]",
 }
 _NAMED = ("bos_token", "eos_token", *_BERT_TOKENS)
-_EXTRA, _ADDITIONAL, _OWN = "extra_special_tokens", "additional_special_tokens", "model_specific_special_tokens"
+EXTRA, ADDITIONAL, OWN = "extra_special_tokens", "additional_special_tokens", "model_specific_special_tokens"
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 # transformers makes these of the vocabulary in tokenizer.json and of the config
@@ -132,7 +132,7 @@ def _merged(config: _Values, older: _Values) -> _Values:
     A model's own tokens by name become ``model_specific_special_tokens``, all others without a name a list,
     ``extra_special_tokens``, or ``additional_special_tokens`` where only the older file has them.
     """
-    for key in (listed := config.part(_ADDITIONAL)).all:
+    for key in (listed := config.part(ADDITIONAL)).all:
         listed.token(key)  # refused under the name that it has in the file
     values = dict(config.all)
     own = {
@@ -140,25 +140,20 @@ def _merged(config: _Values, older: _Values) -> _Values:
         for key in config.all
         if key.endswith("_token") and key not in _NAMED and isinstance(config.all[key], str)
     }
-    if not values.get(_EXTRA) and _ADDITIONAL in values:
-        values[_EXTRA] = values.pop(_ADDITIONAL)
-    if isinstance(values.get(_EXTRA), dict):
-        own |= values.pop(_EXTRA)
+    if not values.get(EXTRA) and ADDITIONAL in values:
+        values[EXTRA] = values.pop(ADDITIONAL)
+    if isinstance(values.get(EXTRA), dict):
+        own |= values.pop(EXTRA)
     for key, value in older.all.items():
-        if key == _EXTRA and isinstance(value, list):
-            before = values.get(_EXTRA) or []
-            values[key] = [*before, *(_typed(token) for token in cast(list[object], value) if token not in before)]
+        if key == EXTRA and isinstance(value, list):
+            before, listed = values.get(EXTRA) or [], older.part(EXTRA)
+            values[key] = [*before, *(listed.untyped(place) for place in listed.all if listed.all[place] not in before)]
         else:
-            values[key] = _typed(value) if key != _EXTRA else value
-    if isinstance(values.get(_EXTRA), dict):
-        own |= values.pop(_EXTRA)
+            values[key] = older.untyped(key) if isinstance(value, dict) and key != EXTRA else value
+    if isinstance(values.get(EXTRA), dict):
+        own |= values.pop(EXTRA)
     file = Path(f"{config.file}, with {SPECIAL_FILE} over it,") if older.all else config.file
-    return _Values(file, values | {_OWN: own} if own else values)
-
-
-def _typed(token: object) -> object:
-    """A token of special_tokens_map.json, where an object does not say that it is one."""
-    return token | {"__type": "AddedToken", "special": True} if isinstance(token, dict) else token
+    return _Values(file, values | {OWN: own} if own else values)
 
 
 def _special_tokens(
@@ -176,17 +171,17 @@ def _special_tokens(
     for key, value in values.all.items():  # a model's own, such as image_token
         if key.endswith("_token") and key not in _NAMED and isinstance(value, str | dict):
             named[key] = values.token(key) or ""
-    for key in (own := values.part(_OWN)).all:
+    for key in (own := values.part(OWN)).all:
         named[key] = own.token(key) or ""
-    listed = values.part(_EXTRA if _EXTRA in values.all else _ADDITIONAL)
+    listed = values.part(EXTRA if EXTRA in values.all else ADDITIONAL)
     return named, tuple(token for key in listed.all if (token := listed.token(key)) is not None)
 
 
 def _old_added(folder: Path, specials: _Values) -> dict[int, AddedToken]:
     """What the oldest layout adds: each token's id, in a file of their own."""
-    listed = specials.part(_EXTRA)
-    special = {str(specials.token(key)) for key in _NAMED if specials.all.get(key)}
-    special |= {str(listed.token(key)) for key in listed.all}
+    # transformers looks before it takes the config's objects for tokens
+    known = [*(specials.all.get(key) for key in _NAMED), *specials.part(EXTRA).all.values()]
+    special = {str(token) for token in known if isinstance(token, str | AddedToken)}
     found: dict[int, AddedToken] = {}
     values = _Values(folder / ADDED_FILE, read_json(folder / ADDED_FILE))
     for token, index in values.all.items():
@@ -235,7 +230,7 @@ class _Values:
     def token(self, key: str, *, typed: bool = True) -> str | AddedToken | None:
         """Return a token, with its flags where the file has them; ``typed``: an object must say that it is one."""
         value = self.all.get(key)
-        if value is None or isinstance(value, str):
+        if value is None or isinstance(value, str | AddedToken):
             return value
         content = cast(dict[str, Any], value).get("content") if isinstance(value, dict) else None
         if not isinstance(content, str) or (typed and value.get("__type") != "AddedToken"):
@@ -244,6 +239,13 @@ class _Values:
         if not all(isinstance(flag, bool) for flag in flags.values()):
             raise self.wrong(key, "its flags must be true or false")
         return AddedToken(content, **flags)
+
+    def untyped(self, key: str) -> str | AddedToken | None:
+        """Return a special token of special_tokens_map.json, where an object does not say that it is a token."""
+        token = self.token(key, typed=False)
+        if isinstance(token, AddedToken):
+            token.special = True
+        return token
 
     def added_tokens(self) -> dict[int, AddedToken] | None:
         """Return the newer layout's added tokens by id; None where the file has no such list."""
@@ -263,5 +265,5 @@ class _Values:
 
 
 def _shown(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False)
+    text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -166,6 +166,14 @@ OWN_ADDED = st.sampled_from(
 @example({"lowercase": False}, [], {"do_lower_case": True}, None, None)
 @example({"lowercase": False}, [], None, None, None)
 @example({"lowercase": False}, [], {"do_lower_case": True, "tokenizer_class": "PreTrainedTokenizerFast"}, None, None)
+@example("sequence", [], {"additional_special_tokens": [{"content": "[new]", **TYPED}]}, None, {"[new]": 90})
+@example(
+    {"lowercase": False},
+    [AddedToken("[new]", lstrip=True)],
+    {"image_token": "[new]", "added_tokens_decoder": {}, "tokenizer_class": "ConvBertTokenizer"},
+    None,
+    None,
+)
 def test_files_are_read_as_auto_tokenizer_reads_them_and_a_copys_agree(
     kind: Settings | str, own: list[AddedToken], config: Settings | None, special: Settings | None, old: Settings | None
 ) -> None:
