@@ -7,7 +7,6 @@ import logging
 import os
 import re
 import shutil
-from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from tokenizers import Encoding, Tokenizer
 
 from q8core.errors import CheckpointError
+from q8core.say_once import warn_once
 from q8core.tokenizer_agreement import agreeing_config, apply_settings
 from q8core.tokenizer_config import CONFIG_FILE, SPECIAL_FILE, TokenizerSettings, read_json, read_settings
 
@@ -46,7 +46,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     """
     tokenizer, differences, _ = _read(folder)
     if differences:
-        _say_once("tokenizer files disagree: folder=%s %s", str(folder), "; ".join(differences))
+        warn_once(_log, "tokenizer files disagree: folder=%s %s", str(folder), "; ".join(differences))
     tokenizer.no_padding()
     tokenizer.no_truncation()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -64,11 +64,6 @@ def _read(folder: Path) -> tuple[Tokenizer, list[str], TokenizerSettings]:
         raise CheckpointError(f"{file} is not a readable tokenizer: {error}") from error
     settings = read_settings(folder)
     return (*apply_settings(tokenizer, settings, file), settings)
-
-
-@cache
-def _say_once(message: str, *values: str) -> None:
-    _log.warning(message, *values)
 
 
 def _advice(folder: Path) -> str:

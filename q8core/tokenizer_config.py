@@ -10,7 +10,9 @@ from typing import Any, cast
 
 from tokenizers import AddedToken
 
+from q8core.documents import parse_json
 from q8core.errors import CheckpointError
+from q8core.text_file import read_text
 
 CONFIG_FILE = "tokenizer_config.json"
 SPECIAL_FILE = "special_tokens_map.json"
@@ -69,10 +71,7 @@ def read_json(file: Path) -> dict[str, Any]:
     """
     if not file.is_file():
         return {}
-    try:
-        values: object = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:  # no UTF-8 and no JSON are ValueErrors
-        raise CheckpointError(f"{file} cannot be read as JSON: {error}") from error
+    values: object = parse_json(read_text(file, CheckpointError), file, error=CheckpointError)
     if not isinstance(values, dict):
         raise CheckpointError(f"{file} holds {_shown(values)}; a JSON object with the tokenizer's settings is needed")
     return cast(dict[str, Any], values)

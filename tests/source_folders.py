@@ -148,7 +148,7 @@ VARIANTS: Mapping[str, Variant] = {
         config=with_values(position_embedding_type="relative_key"), refused="'relative_key'; only 'absolute'"
     ),
     "another activation": Variant(config=with_values(hidden_act="relu"), refused="'relu'; only 'gelu'"),
-    "a decoder": Variant(config=with_values(is_decoder=True), refused="is_decoder is true; only False"),
+    "a decoder": Variant(config=with_values(is_decoder=True), refused="is_decoder is true; only false"),
     "quantized": Variant(config=with_values(quantization_config={"quant_method": "gptq"}), refused="quantized already"),
     "no layers": Variant(
         config=with_values(num_hidden_layers=0), refused="num_hidden_layers is 0; allowed: a whole number from 1"

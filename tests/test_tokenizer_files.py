@@ -271,9 +271,9 @@ def test_files_that_agree_are_copied_byte_for_byte_and_nothing_of_another_stays(
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("tokenizer_config.json", "{", r"tokenizer_config\.json cannot be read as JSON"),
-        ("tokenizer_config.json", b"\xff", r"tokenizer_config\.json cannot be read as JSON"),
-        ("tokenizer_config.json", "[" * 100_000, r"tokenizer_config\.json cannot be read as JSON"),
+        ("tokenizer_config.json", "{", r"tokenizer_config\.json, line 1: not valid JSON"),
+        ("tokenizer_config.json", b"\xff", r"tokenizer_config\.json, line 1: not UTF-8 text"),
+        ("tokenizer_config.json", "[" * 100_000, r"tokenizer_config\.json: nested too deeply"),
         ("tokenizer_config.json", "[1]", r"tokenizer_config\.json holds \[1\]; a JSON object"),
         ("tokenizer_config.json", {"do_lower_case": "yes"}, r'do_lower_case is "yes"; true or false'),
         ("tokenizer_config.json", {"do_lower_case": None}, "do_lower_case is null; true or false"),

@@ -61,7 +61,7 @@ def _check_kind(file: Path, values: Mapping[str, Any]) -> None:
     wanted = {"hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False}
     for name, allowed in {**wanted, "add_cross_attention": False}.items():
         if values.get(name, allowed) not in (allowed, None):
-            raise CheckpointError(f"{file}: {name} is {shown(values[name])}; only {allowed!r} is supported")
+            raise CheckpointError(f"{file}: {name} is {shown(values[name])}; only {shown(allowed)} is supported")
     for name, what in (("quantization_config", "quantized already"), ("pruned_heads", "pruned")):
         if values.get(name):
             raise CheckpointError(f"{file}: the model is {what} ({name} is set), which is not supported")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import cast
 
@@ -23,6 +22,7 @@ from q8core.checkpoint.layout import Shape, float_shapes, head_path, pooler_shap
 from q8core.checkpoint.manifest import CLASS_OF_TASK, FLOAT_FILE, INT8_FILE
 from q8core.checkpoint.tensors import TensorFile
 from q8core.errors import CheckpointError
+from q8core.say_once import warn_once
 from q8core.tasks.examples import MULTI_LABEL, is_regression
 from q8core.tasks.task import TaskKind
 
@@ -137,10 +137,10 @@ def open_source(folder: Path) -> FloatSource:
     head = _declared_head(folder, config)
     stored = _checked(file, config, head, names.stored)
     for change in names.changes:
-        _say_once(f"{file.path}: {change}")
+        warn_once(log, "%s: %s", file.path, change)
     odd = sorted({file.dtype(name) for name in stored.values()} - {"F32"})
     if odd:
-        _say_once(f"{file.path}: weights in {', '.join(odd)} are read as float32")
+        warn_once(log, "%s: weights in %s are read as float32", file.path, ", ".join(odd))
     names = cast("dict[int, str]", config.id2label or {})
     labels = tuple(names[i] for i in range(len(names)))
     if head == "classify":
@@ -252,9 +252,3 @@ def _check_tensor(file: TensorFile, name: str, shape: Shape, labels: int | None)
         return
     reason = "" if labels is None else f", which names {labels} labels in id2label"
     raise CheckpointError(f"{file.path}: {name} has shape {found}, config.json needs {shape}{reason}")
-
-
-@cache
-def _say_once(line: str) -> None:
-    """Log a line once, however often a process opens the source."""
-    log.warning("%s", line)

@@ -27,6 +27,7 @@ def info(
     from q8core.checkpoint import Checkpoint
 
     opened = Checkpoint.open(checkpoint)
+    opened.tokenizer()
     manifest = opened.manifest
     card = {
         "name": opened.name,

@@ -71,7 +71,7 @@ def train(
     int8_only: Int8Only = False,
 ) -> None:
     """Fine-tune in fp32, or train with quantization into an int8 checkpoint."""
-    from q8core.checkpoint.text_input import checked_tokenizer
+    from q8core.checkpoint.text_input import checked_tokenizer, own_length
     from q8core.training.distillation import why_not_itself
     from q8core.training.finetune import finetune
     from q8core.training.model import check_inputs, check_trainable, find_source
@@ -101,6 +101,9 @@ def train(
     )
     work = options.read(reads, with_train=True)
     check_inputs(source, work)
+    own = own_length(source.path, source.config)
+    if max_length is None and work.max_length < own:
+        typer.echo(f"note: inputs are {work.max_length} tokens at most (--max-length); the model takes {own}", err=True)
     recipe = load_recipe(task, recipes)
     config = recipe.config(
         quantized,

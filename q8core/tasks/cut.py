@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
-from functools import cache
+
+from q8core.say_once import warn_once
 
 log = logging.getLogger(__name__)
 
@@ -31,10 +32,6 @@ class CutTexts:
         """
         self.counts[part] = cut
         if cut:
-            _say_once(part, what, cut, total, limit)
-
-
-@cache
-def _say_once(part: str, what: str, cut: int, total: int, limit: int) -> None:
-    option = " (--max-length)" if what == "texts" else ""
-    log.warning("%d of %d %s %s are cut: longer than %d tokens%s", cut, total, part, what, limit, option)
+            option = " (--max-length)" if what == "texts" else ""
+            message = "%d of %d %s %s are cut: longer than %d tokens%s"
+            warn_once(log, message, cut, total, part, what, limit, option)

@@ -7,13 +7,13 @@ import io
 import logging
 import sys
 from collections.abc import Iterator, Sequence
-from functools import cache
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 from q8core.documents import shown
 from q8core.errors import InputError
+from q8core.say_once import warn_once
 from q8core.tasks.columns import Columns, check_names
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,8 @@ def separated_rows(path: Path, text: str, tabs: bool, columns: Columns) -> Itera
         if len(short) > columns.short_rows * rows:
             share = f"{len(short)} of {rows} rows have too few"
             raise InputError(f"{problem}; {share}, and only up to {columns.short_rows:.0%} are skipped")
-        _say_skipped(path, len(short), line)
+        message = "rows with too few cells skipped: file=%s rows=%d first_line=%d"
+        warn_once(log, message, path, len(short), line)
 
 
 def _header(path: Path, records: Iterator[Record], columns: Columns, raw: bool) -> tuple[Sequence[str], str]:
@@ -109,9 +110,3 @@ def _next_cells(reader: Any) -> list[str] | None:
             return next(reader, None)
         finally:
             csv.field_size_limit(before)
-
-
-@cache
-def _say_skipped(path: Path, rows: int, line: int) -> None:
-    """Say it once, however often a process reads the file."""
-    log.warning("rows with too few cells skipped: file=%s rows=%d first_line=%d", path, rows, line)

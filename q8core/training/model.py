@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from copy import deepcopy
-from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +14,7 @@ from transformers.utils import logging as hf_logging
 from q8core.checkpoint.float_source import FloatSource, open_source
 from q8core.checkpoint.text_input import check_pairs
 from q8core.errors import InputError
+from q8core.say_once import warn_once
 from q8core.tasks.examples import MULTI_LABEL, is_regression
 from q8core.tasks.labels import Classes, differing
 from q8core.tasks.task import ClassifyTask, Task, TaskKind
@@ -101,7 +101,7 @@ def _load(source: FloatSource, kind: TaskKind, classes: Classes, dropout: float)
     for name, value in changes.items():
         setattr(config, name, value)
     if source.head not in (None, kind):
-        _say_once(f"{source.path}: the head of {' '.join(source.config.architectures or [])} is not used")
+        warn_once(log, "%s: the head of %s is not used", source.path, " ".join(source.config.architectures or []))
     model_class = HEAD_CLASSES[kind]
     tensors = dict(source.tensors(kind))
     level = hf_logging.get_verbosity()
@@ -158,8 +158,3 @@ def model_folder(source: str) -> Path:
         return Path(snapshot_download(source, allow_patterns=["*.json", "*.txt", "model.safetensors"]))
     except Exception as error:  # the hub client raises many kinds; all mean: not to be had
         raise InputError(f"{source!r} is neither a folder nor reachable on the hub: {error}") from error
-
-
-@cache
-def _say_once(line: str) -> None:
-    log.warning("%s", line)

@@ -18,6 +18,7 @@ from q8core.checkpoint import Checkpoint, float_source
 from q8core.checkpoint.float_source import open_source
 from q8core.engines import TokenBatch, load_engine
 from q8core.errors import CheckpointError
+from q8core.say_once import warn_once
 from q8core.training.identity import weights_digest
 from q8core.training.model import load_bert
 from tests.conftest import save_tiny
@@ -31,7 +32,7 @@ IDS = [2, 60, 61, 62, 3]
 
 @pytest.fixture(autouse=True)
 def nothing_said_yet() -> None:
-    float_source._say_once.cache_clear()
+    warn_once.cache_clear()
 
 
 @pytest.mark.parametrize("name", GOOD)

@@ -12,8 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BertForSequenceClassification
 
-from q8core.checkpoint import float_source
-from q8core.tasks import cut
+from q8core.say_once import warn_once
 from tests.conftest import save_tiny
 from tests.source_folders import VARIANTS, make_variant
 from tests.tasks.glue_files import write_glue
@@ -30,8 +29,7 @@ def data(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def nothing_said_yet() -> None:
-    float_source._say_once.cache_clear()
-    cut._say_once.cache_clear()
+    warn_once.cache_clear()
 
 
 def commands(folder: Path, data: Path, output: Path) -> dict[str, list[object]]:
@@ -68,7 +66,7 @@ def test_every_command_takes_what_can_be_undone_and_says_so(
     folder, output = make_variant(tiny_classifier, tmp_path / "it", name), tmp_path / "out"
     for command, arguments in commands(folder, data, output).items():
         shutil.rmtree(output, ignore_errors=True)
-        float_source._say_once.cache_clear()
+        warn_once.cache_clear()
         caplog.clear()
         code, _, err = run(*arguments)
         assert code == 0, (command, err)

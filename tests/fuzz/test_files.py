@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from q8core.checkpoint import Checkpoint
-from q8core.checkpoint.config_file import read_config
+from q8core.checkpoint.config import read_config
 from q8core.checkpoint.manifest import MANIFEST_FILE
 from q8core.errors import Q8Error
 from q8core.quant import find_scheme, preset
@@ -264,7 +264,7 @@ CONFIG = {
 def test_config(tmp_path: Path, content: bytes) -> None:
     read = found(lambda file: read_config(file.parent), tmp_path / "config.json", content)
     if read is not None:
-        config, raw = read
+        config, raw = read, json.loads(content.decode("utf-8-sig"))
         assert (config.hidden_size, config.num_hidden_layers) == (
             raw.get("hidden_size", 768),
             raw.get("num_hidden_layers", 12),
