@@ -1,4 +1,4 @@
-"""A folder's tokenizer files, agreeing or not, are read as AutoTokenizer reads them, copied, and checked."""
+"""A folder's tokenizer files, agreeing or not, are read as AutoTokenizer reads them, and copied."""
 
 from __future__ import annotations
 
@@ -17,13 +17,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import AutoTokenizer
 
 from q8core.errors import CheckpointError
-from q8core.tokenizer import (
-    TOKENIZER_FILES,
-    check_tokenizer,
-    copy_tokenizer,
-    load_tokenizer,
-    model_max_length,
-)
+from q8core.tokenizer import TOKENIZER_FILES, copy_tokenizer, load_tokenizer
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 LETTERS = [*"abcdefgioprstul", *"PGÉ", *"éèñ", *"中文字", *".,["]
@@ -357,54 +351,3 @@ def test_the_bundled_vocabulary_is_without_case(tmp_path: Path) -> None:
     shutil.copyfile(bundled / "vocab.txt", tmp_path / "vocab.txt")
     with pytest.raises(CheckpointError, match="do_lower_case=True"):
         load_tokenizer(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("config", "length"),
-    [
-        (None, None), ({}, None), ({"model_max_length": None}, None), ({"model_max_length": 512}, 512),
-        ({"model_max_length": 512.0}, 512), ({"model_max_length": 1e30}, None),
-        ({"model_max_length": 10**30}, None), ('{"model_max_length": Infinity}', None),
-    ],
-)  # fmt: skip
-def test_model_max_length_is_the_files(tmp_path: Path, config: object, length: int | None) -> None:
-    write_json(tmp_path / "tokenizer_config.json", config)
-    found = model_max_length(tmp_path)
-    assert found == length
-    assert type(found) is type(length)
-
-
-@pytest.mark.parametrize("value", ["0", "-1", "512.5", "true", '"512"', "[]", "NaN", "-Infinity", "0.5"])
-def test_a_model_max_length_that_is_no_length_is_refused(tmp_path: Path, value: str) -> None:
-    file = tmp_path / "tokenizer_config.json"
-    file.write_text(f'{{"model_max_length": {value}}}')
-    with pytest.raises(CheckpointError) as refused:
-        model_max_length(tmp_path)
-    assert str(refused.value) == f"{file}: model_max_length is {value}; a positive whole number is needed"
-
-
-def test_ids_beyond_the_models_table_are_named() -> None:
-    words = ["[UNK]", "[CLS]", "[SEP]", "a"]
-    tokenizer = Tokenizer(models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
-    check_tokenizer(tokenizer, 4, "my model")
-    tokenizer.add_tokens(["new", "newer", "newest", "last"])
-    check_tokenizer(tokenizer, 8, "my model")
-    with pytest.raises(CheckpointError) as refused:
-        check_tokenizer(tokenizer, 4, "my model")
-    assert str(refused.value) == (
-        "my model: the tokenizer's ids go up to 7, the model's table has 4 rows; beyond it: 'new' (4), 'newer' (5), "
-        "'newest' (6), ...; take the tokenizer that the model was trained with, or give the model rows for them "
-        "(model.resize_token_embeddings(8)) and train it"
-    )
-    holes = Tokenizer(models.WordPiece({"[UNK]": 0, "[CLS]": 1, "[SEP]": 2, "far": 90}, unk_token="[UNK]"))
-    check_tokenizer(holes, 91, "my model")
-    with pytest.raises(CheckpointError, match=r"go up to 90, .* 90 rows; beyond it: 'far' \(90\); take"):
-        check_tokenizer(holes, 90, "my model")
-
-
-@pytest.mark.parametrize("missing", ["[CLS]", "[SEP]"])
-def test_a_vocabulary_without_berts_special_tokens_is_refused(missing: str) -> None:
-    words = [word for word in ("[UNK]", "[CLS]", "[SEP]") if word != missing]
-    tokenizer = Tokenizer(models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
-    with pytest.raises(CheckpointError, match=rf"m: the tokenizer has no \{missing[:-1]}\] token"):
-        check_tokenizer(tokenizer, 3, "m")

@@ -21,7 +21,7 @@ from q8core.checkpoint import Checkpoint
 from q8core.checkpoint.config import read_config
 from q8core.checkpoint.manifest import MANIFEST_FILE
 from q8core.errors import Q8Error
-from q8core.quant import find_scheme, preset
+from q8core.quant import Scheme, find_scheme, preset
 from q8core.tasks.squad import read_squad
 from q8core.tasks.tabular import Columns, read_table
 from q8core.training.recipe import load_recipe
@@ -181,7 +181,8 @@ CHANGES = {
 @example(content=b"a = " + b"[" * 50_000)
 @example(content=b"a = " + b"9" * 5000)
 def test_scheme_toml(tmp_path: Path, content: bytes) -> None:
-    found(lambda file: find_scheme(str(file)), tmp_path / "mine.toml", content)
+    scheme = found(lambda file: find_scheme(str(file)), tmp_path / "mine.toml", content)
+    assert scheme is None or Scheme.from_dict(scheme.to_dict()) == scheme
 
 
 @FEW
