@@ -15,6 +15,7 @@ from q8core.tasks.glue import GLUE
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+    from q8core.checkpoint.float_source import FloatSource
     from q8core.tasks.task import Task, TaskKind
 
 OWN_FILES = "classify"
@@ -38,6 +39,23 @@ class TextModel:
     outputs: tuple[str, ...] = ()
     usual: int | None = None
     several_labels: bool = False
+
+
+def text_model(source: FloatSource, kind: TaskKind, usual: int | None) -> TextModel:
+    """Return what reading data needs to know of a float model with, or for, the head of a task.
+
+    Raises:
+        CheckpointError: its tokenizer is missing, damaged, or does not fit.
+    """
+    from q8core.checkpoint.text_input import checked_tokenizer
+
+    return TextModel(
+        checked_tokenizer(source.path, source.config),
+        source.config.max_position_embeddings,
+        source.labels if kind == source.head == "classify" else (),
+        usual,
+        source.several_labels,
+    )
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from q8core.cli.data import DataOptions, TextModel, echo_scores
+from q8core.cli.data import DataOptions, echo_scores, text_model
 from q8core.cli.options import (
     DataFolder,
     DevFile,
@@ -48,7 +48,7 @@ def quantize(
     int8_only: Int8Only = False,
 ) -> None:
     """Quantize a fine-tuned model without training it again, and score the result."""
-    from q8core.checkpoint.text_input import checked_tokenizer, own_length
+    from q8core.checkpoint.text_input import own_length
     from q8core.quant import PRESETS, find_scheme
     from q8core.training.model import check_inputs, find_source
     from q8core.training.qat import quantize_trained
@@ -67,13 +67,7 @@ def quantize(
     options = DataOptions(task, data, train_file, dev_file, text_column, pair_column, label_column, max_length, labels)
     source = find_source(model)
     source.require_head(options.kind)
-    reads = TextModel(
-        checked_tokenizer(source.path, source.config),
-        source.config.max_position_embeddings,
-        source.labels if options.kind == "classify" else (),
-        own_length(source.path, source.config),
-        source.several_labels,
-    )
+    reads = text_model(source, options.kind, own_length(source.path, source.config))
     work = options.read(reads, with_train=calibrated)
     check_inputs(source, work)
     scores = quantize_trained(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from q8core.cli.before_training import prepare_training
-from q8core.cli.data import DataOptions, TextModel, echo_scores
+from q8core.cli.data import DataOptions, echo_scores, text_model
 from q8core.cli.options import (
     DataFolder,
     DevFile,
@@ -23,6 +23,9 @@ from q8core.cli.options import (
     TrainingLength,
 )
 from q8core.errors import InputError
+
+if TYPE_CHECKING:
+    from q8core.tasks.task import Task
 
 
 def train(
@@ -71,10 +74,8 @@ def train(
     int8_only: Int8Only = False,
 ) -> None:
     """Fine-tune in fp32, or train with quantization into an int8 checkpoint."""
-    from q8core.checkpoint.text_input import checked_tokenizer, own_length
     from q8core.training.distillation import why_not_itself
     from q8core.training.finetune import finetune
-    from q8core.training.model import check_inputs, check_trainable, find_source
     from q8core.training.processes import joined_processes
     from q8core.training.qat import train_quantized
     from q8core.training.recipe import load_recipe
@@ -92,18 +93,7 @@ def train(
     if int8_only and not quantized:
         raise InputError("--int8-only is for int8 checkpoints; --scheme fp32 makes none")
     options = DataOptions(task, data, train_file, dev_file, text_column, pair_column, label_column, max_length, labels)
-    source = find_source(model)
-    check_trainable(source, options.kind)
-    reads = TextModel(
-        checked_tokenizer(source.path, source.config),
-        source.config.max_position_embeddings,
-        source.labels if options.kind == source.head == "classify" else (),
-    )
-    work = options.read(reads, with_train=True)
-    check_inputs(source, work)
-    own = own_length(source.path, source.config)
-    if max_length is None and work.max_length < own:
-        typer.echo(f"note: inputs are {work.max_length} tokens at most (--max-length); the model takes {own}", err=True)
+    work = _read(model, options)
     recipe = load_recipe(task, recipes)
     config = recipe.config(
         quantized,
@@ -138,3 +128,18 @@ def train(
             )
         if processes.is_first:
             echo_scores(output, scores)
+
+
+def _read(model: str, options: DataOptions) -> Task:
+    """Read the data for a model that can be trained on it, and say where that reads less than the model could."""
+    from q8core.checkpoint.text_input import own_length
+    from q8core.training.model import check_inputs, check_trainable, find_source
+
+    source = find_source(model)
+    check_trainable(source, options.kind)
+    work = options.read(text_model(source, options.kind, None), with_train=True)
+    check_inputs(source, work)
+    own = own_length(source.path, source.config)
+    if options.max_length is None and work.max_length < own:
+        typer.echo(f"note: inputs are {work.max_length} tokens at most (--max-length); the model takes {own}", err=True)
+    return work
