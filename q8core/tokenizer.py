@@ -150,9 +150,7 @@ def first_ids(tokenizer: Tokenizer, text: str, enough: int) -> list[int]:
 
     What will be cut off anyway is not tokenized, which takes seconds and hundreds of bytes a token.
     """
-    begin = _first_words(text, enough + 1)
-    ids = encode_plain(tokenizer, begin).ids
-    return ids if len(ids) > enough or len(begin) == len(text) else encode_plain(tokenizer, text).ids
+    return _ids_of_part(tokenizer, text, _first_words(text, enough + 1), enough)
 
 
 def _first_words(text: str, count: int) -> str:
@@ -165,9 +163,13 @@ def _first_words(text: str, count: int) -> str:
 
 def last_ids(tokenizer: Tokenizer, text: str, enough: int) -> list[int]:
     """Return a text's token ids without special ones; of a long text perhaps only the last ones, more than `enough`."""
-    end = _last_words(text, enough + 1)
-    ids = encode_plain(tokenizer, end).ids
-    return ids if len(ids) > enough or len(end) == len(text) else encode_plain(tokenizer, text).ids
+    return _ids_of_part(tokenizer, text, _last_words(text, enough + 1), enough)
+
+
+def _ids_of_part(tokenizer: Tokenizer, text: str, part: str, enough: int) -> list[int]:
+    """The ids of a part that most likely holds more than `enough`; those of the whole text where it does not."""
+    ids = encode_plain(tokenizer, part).ids
+    return ids if len(ids) > enough or len(part) == len(text) else encode_plain(tokenizer, text).ids
 
 
 def _last_words(text: str, count: int) -> str:
