@@ -141,8 +141,8 @@ def open_source(folder: Path) -> FloatSource:
     odd = sorted({file.dtype(name) for name in stored.values()} - {"F32"})
     if odd:
         warn_once(log, "%s: weights in %s are read as float32", file.path, ", ".join(odd))
-    names = cast("dict[int, str]", config.id2label or {})
-    labels = tuple(names[i] for i in range(len(names)))
+    by_index = cast("dict[int, str]", config.id2label or {})
+    labels = tuple(by_index[i] for i in range(len(by_index)))
     if head == "classify":
         _check_labels(folder, config, labels)
     return FloatSource(folder, config, head, labels, file, stored)

@@ -22,8 +22,8 @@ INT8_FILE = "model.int8.safetensors"
 FLOAT_FILE = "model.safetensors"
 CLASS_OF_TASK: dict[TaskKind, str] = {"classify": "BertForSequenceClassification", "qa": "BertForQuestionAnswering"}
 """What config.json calls a model with the head of a task."""
-# A manifest is a few kilobytes, with the most and longest labels (q8core.tasks.labels) some 20 MB; anything far larger
-# is not one, and is not parsed.
+# A manifest is a few kilobytes, and one with the most labels (q8core.tasks.labels) fits.
+# A larger file is no manifest and is not parsed.
 MAX_MANIFEST_BYTES = 64_000_000
 
 

@@ -76,9 +76,9 @@ class Checkpoint:
 
     @classmethod
     def _of_manifest(cls, path: Path, manifest: Manifest) -> Checkpoint:
-        config = read_config(path)
-        _check_facts(path, config, manifest.task, manifest.labels, manifest.max_length)
         source = open_source(path) if (path / FLOAT_FILE).is_file() else None
+        config = read_config(path) if source is None else source.config
+        _check_facts(path, config, manifest.task, manifest.labels, manifest.max_length)
         if source is not None and source.head != manifest.task:
             raise CheckpointError(f"{path}: architectures is {config.architectures}, the task {manifest.task}")
         checkpoint = cls(path, config, manifest.task, manifest.labels, manifest.max_length, manifest, source)

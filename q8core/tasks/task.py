@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -82,7 +83,7 @@ class ClassifyTask:
     @property
     def has_pairs(self) -> bool:
         """Whether an input is a pair of texts."""
-        return any(example.text_pair is not None for example in (*self.data.train, *self.data.dev))
+        return any(example.text_pair is not None for example in chain(self.data.train, self.data.dev))
 
     def scored_on(self, outputs: Sequence[str]) -> ClassifyTask:
         """Return the task for logits in the order of a model's outputs, whose labels are these.
