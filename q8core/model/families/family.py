@@ -1,0 +1,90 @@
+"""What a family is: how its config.json says an encoder's sizes, and how its files name the sites.
+
+Hugging Face's files are what all families are read from and written to; everything else speaks of sites.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from q8core.model.head import Activation, HeadSpec, TaskKind
+from q8core.model.sites import HEAD_DENSE, HEAD_OUTPUT, sites
+from q8core.model.spec import EncoderSpec
+
+Values = Mapping[str, Any]
+"""A config.json, what it leaves out filled in with the family's defaults."""
+
+
+@dataclass(frozen=True)
+class HeadNames:
+    """A task's head in a family's files.
+
+    Attributes:
+        architecture: transformers' class, as ``architectures`` in config.json names it.
+        output: the module of the last linear.
+        dense: the module of the layer before it, if there is one.
+        activation: what follows that layer.
+    """
+
+    architecture: str
+    output: str
+    dense: str | None = None
+    activation: Activation | None = None
+
+    @property
+    def modules(self) -> Mapping[str, str]:
+        """Site -> module."""
+        return {HEAD_OUTPUT: self.output} | ({} if self.dense is None else {HEAD_DENSE: self.dense})
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of encoders.
+
+    Attributes:
+        model_type: its name in config.json.
+        title: its name in sentences.
+        prefix: the module of the encoder in a model with a head, without the dot.
+        defaults: transformers' own values of what a config.json may leave out.
+        sizes: names of whole numbers in config.json that must be at least 1.
+        fixed: what a config.json may say in one way only, such as the activation.
+        spec: the encoder's description, of a config's values.
+        modules: slot -> module below the prefix; ``{layer}`` stands for a layer's number.
+        heads: the head of each task.
+        unused: beginnings of the names of tensors that files may hold and no task reads.
+        other_heads: classes of transformers whose heads no task reads, and the beginning of their tensors' names.
+    """
+
+    model_type: str
+    title: str
+    prefix: str
+    defaults: Values
+    sizes: tuple[str, ...]
+    fixed: Values
+    spec: Callable[[Values], EncoderSpec]
+    modules: Mapping[str, str]
+    heads: Mapping[TaskKind, HeadNames]
+    unused: tuple[str, ...] = ()
+    other_heads: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    def head(self, kind: TaskKind, labels: int) -> HeadSpec:
+        """Return the head of a task: a classifier has an output for each label, question answering has two."""
+        names = self.heads[kind]
+        if kind == "qa":
+            return HeadSpec("every", 2, names.activation)
+        return HeadSpec("first", labels, names.activation)
+
+    def module(self, slot: str, layer: int | None = None) -> str:
+        """Return the module of an encoder's site in files."""
+        return f"{self.prefix}.{self.modules[slot].format(layer=layer)}"
+
+    def site_modules(self, spec: EncoderSpec, kind: TaskKind | None) -> dict[str, str]:
+        """Return site -> module in files, of the encoder and a task's head, for all sites that have tensors."""
+        found: dict[str, str] = {}
+        for site in sites(spec, None):
+            if site.kind != "products":
+                layer = int(site.path.split(".")[1]) if site.path.startswith("layers.") else None
+                found[site.path] = self.module(site.slot, layer)
+        return found if kind is None else {**found, **self.heads[kind].modules}

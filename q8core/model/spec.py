@@ -1,0 +1,53 @@
+"""The sizes of an encoder, and in what it differs from the others: all that engines and training need to know."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """A post-norm transformer encoder (Devlin et al., 2018) of one of the supported families.
+
+    Attributes:
+        layers: encoder layers.
+        hidden: columns of the hidden state.
+        heads: attention heads of a layer.
+        inner: columns of the feed-forward state.
+        vocabulary: rows of the table of words.
+        positions: tokens of the longest sequence.
+        token_types: rows of the table of token types; 0 where a family has none.
+        norm_epsilon: what layer norms add to the variance.
+        first_position: the row of the position table that a sequence's first token has. RoBERTa and MPNet count from 2.
+        embedding: columns of the tables, where a projection takes these to `hidden` (ELECTRA); None where they
+            are alike.
+        relative_buckets: rows of the table of relative attention biases, which all layers share (MPNet); 0 for none.
+    """
+
+    layers: int
+    hidden: int
+    heads: int
+    inner: int
+    vocabulary: int
+    positions: int
+    token_types: int
+    norm_epsilon: float
+    first_position: int = 0
+    embedding: int | None = None
+    relative_buckets: int = 0
+
+    @property
+    def head_size(self) -> int:
+        """Columns of one attention head."""
+        return self.hidden // self.heads
+
+    @property
+    def table_columns(self) -> int:
+        """Columns of the embedding tables and of the norm behind them."""
+        return self.embedding or self.hidden
+
+    @property
+    def linear_shapes(self) -> tuple[tuple[int, int], ...]:
+        """The (out, in) of an encoder layer's matrices, with queries, keys and values as one."""
+        h, f = self.hidden, self.inner
+        return (3 * h, h), (h, h), (f, h), (h, f)
