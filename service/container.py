@@ -68,7 +68,7 @@ class Service:
             settings, registry, self.queue, self.lifecycle, self.metrics, self.shadow, self.cascade
         )
         self.worker = EngineThread(
-            self._start_up, self.queue, self.throughput, self.lifecycle, self.metrics, self.shadow
+            self._start_up, self.queue, self.throughput, self.lifecycle, self.metrics.engines, self.shadow
         )
         self.metrics.requests.watch(
             (*registry.backends, *((AUTO,) if settings.cascade else ())),

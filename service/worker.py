@@ -22,7 +22,6 @@ from service.admission import Throughput
 from service.batcher import Batch, BatchQueue, Lane
 from service.errors import EngineDead, InferenceFailed, ServiceError, UnknownModel
 from service.lifecycle import Lifecycle, State
-from service.metrics import ServiceMetrics
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +48,14 @@ class SpareWork(Protocol):
         ...
 
 
+class CountsBatches(Protocol):
+    """What the thread tells of each batch: see `service.metrics`."""
+
+    def observe_batch(self, batch: Batch, busy_seconds: float, cpu_seconds: float, now: float) -> None:
+        """Account for one computed batch."""
+        ...
+
+
 class _Computed(NamedTuple):
     """Tokens that were computed, and the seconds that this took."""
 
@@ -69,7 +76,7 @@ class EngineThread(threading.Thread):
         queue: where the batches come from.
         throughput: learns how fast each lane is.
         lifecycle: told when ready and when failed.
-        metrics: counts batches, tokens and time.
+        metrics: told of each computed batch.
         spare: what to compute while the queue is empty.
     """
 
@@ -79,7 +86,7 @@ class EngineThread(threading.Thread):
         queue: BatchQueue,
         throughput: Throughput,
         lifecycle: Lifecycle,
-        metrics: ServiceMetrics,
+        metrics: CountsBatches,
         spare: SpareWork,
     ) -> None:
         super().__init__(name="q8bert-engine", daemon=True)
@@ -185,7 +192,7 @@ class EngineThread(threading.Thread):
             seconds = time.monotonic() - begin
             for entry, own in zip(batch.entries, parts, strict=True):
                 entry.ticket.resolve(entry.place, own)
-            self._metrics.engines.observe_batch(batch, seconds, time.process_time() - cpu_begin, time.time())
+            self._metrics.observe_batch(batch, seconds, time.process_time() - cpu_begin, time.time())
             return _Computed(batch.tokens, seconds)
         return self._answer_others(engine, batch, refusal)
 

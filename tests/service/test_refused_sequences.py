@@ -116,7 +116,8 @@ class Thread:
         for ticket in tickets:
             self.queue.put(ticket)
         self.queue.close(Draining("end"))
-        thread = EngineThread(lambda _: self.counted, self.queue, self.throughput, Lifecycle(), self.metrics, Nothing())
+        counts = self.metrics.engines
+        thread = EngineThread(lambda _: self.counted, self.queue, self.throughput, Lifecycle(), counts, Nothing())
         thread.run()
 
     def count(self, name: str, lane: Lane) -> float:
