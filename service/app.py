@@ -19,11 +19,12 @@ from starlette.middleware.cors import CORSMiddleware
 
 import service as package
 from q8core.errors import InputError
-from service.auth import AuthMiddleware, load_keys
+from service.auth import AuthMiddleware
 from service.container import Service
 from service.cors import CrossOrigin
 from service.errors import ServiceError, describe_error
 from service.head import HeadMiddleware
+from service.keys import load_keys
 from service.metrics import COMPARE
 from service.middleware import BodyMiddleware, RequestMiddleware
 from service.modeladmin import ModelAdmin

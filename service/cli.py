@@ -95,7 +95,7 @@ def _serve(settings: Settings) -> None:
 
 
 def _serve_with_workers(settings: Settings) -> None:
-    from service.auth import load_keys
+    from service.keys import load_keys
     from service.listener import bind
     from service.processes.supervisor import serve_with_workers
 
@@ -109,9 +109,9 @@ def _serve_with_workers(settings: Settings) -> None:
 
 
 def _dry_run(settings: Settings) -> None:
-    from service.auth import load_keys
     from service.container import Service
     from service.info import describe_service
+    from service.keys import load_keys
     from service.registry import ModelRegistry
 
     registry = ModelRegistry.from_settings(settings)

@@ -17,7 +17,7 @@ def hash_key(
 
     The key is asked for, or read from standard input; as an argument everybody on the machine could see it.
     """
-    from service.auth import hash_key as hashed  # the server's modules take their time to import
+    from service.keys import hash_key as hashed  # pydantic takes its time to import
 
     if new:
         key = secrets.token_urlsafe(32)

@@ -18,7 +18,7 @@ from starlette.routing import Mount
 from q8core.errors import InputError
 from service import __main__
 from service.app import create_app
-from service.auth import KeyRing, hash_key, load_keys
+from service.keys import KeyRing, hash_key, load_keys
 from service.lifecycle import State
 from service.settings import Settings, unknown_variables
 from tests.service.conftest import open_registry

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from q8core.errors import InputError
-from service.auth import KeyRing, load_keys
 from service.cascade import Calibration, Cascade
+from service.keys import KeyRing, load_keys
 from service.loadtest.bodies import load_asks
 from service.loadtest.run import _read_key
 from service.loadtest.target import parse_target
