@@ -28,9 +28,9 @@ from service.keys import load_keys
 from service.metrics import COMPARE
 from service.middleware import BodyMiddleware, RequestMiddleware
 from service.modeladmin import ModelAdmin
+from service.models.registry import ModelRegistry
 from service.overload import BEING_SERVED, Overload
 from service.recorder import Observer, RequestRecorder
-from service.registry import ModelRegistry
 from service.request_log import log_request
 from service.routes import admin as admin_routes
 from service.routes import (

@@ -22,7 +22,7 @@ from q8core.text_file import read_text
 from service.agreement import wilson_interval
 from service.compare import FLOAT, INTEGER
 from service.errors import UnknownBackend
-from service.registry import Model
+from service.models.registry import Model
 from service.verdict import Verdict
 
 FIRST, SECOND = INTEGER, FLOAT

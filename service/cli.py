@@ -86,7 +86,7 @@ def _serve(settings: Settings) -> None:
         return
     from service.app import create_app
     from service.listener import bind
-    from service.registry import ModelRegistry
+    from service.models.registry import ModelRegistry
     from service.server import run_server
 
     with bind(settings) as listener:
@@ -112,7 +112,7 @@ def _dry_run(settings: Settings) -> None:
     from service.container import Service
     from service.info import describe_service
     from service.keys import load_keys
-    from service.registry import ModelRegistry
+    from service.models.registry import ModelRegistry
 
     registry = ModelRegistry.from_settings(settings)
     load_keys(settings)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from service import schemas
-from service.models import LoadedEngine, Model
+from service.models.model import LoadedEngine, Model
 from service.trace import RequestTrace
 from service.verdict import compare_answers, compare_scores
 

@@ -15,7 +15,7 @@ from q8core.errors import InputError
 if TYPE_CHECKING:
     from service.agreement import Case
     from service.cascade import Calibration
-    from service.registry import ModelRegistry
+    from service.models.registry import ModelRegistry
 
 
 def compare(
@@ -48,7 +48,7 @@ def compare(
     if cascade is not None and target_agreement is None:
         raise InputError("--cascade needs --target-agreement: the agreement with fp32 that the threshold shall reach")
     from service.agreement import WorstCases, summarize
-    from service.registry import ModelRegistry
+    from service.models.registry import ModelRegistry
     from service.replay import read_requests, replay
 
     registry = ModelRegistry.open(checkpoint or [], ("fp32", "int8"), kernel, threads, max_length=max_length)

@@ -18,10 +18,10 @@ from q8core.tasks.classify import Encoded, FunctionToApply, Side, encode_text, p
 from q8core.tasks.qa import Window, best_answers, encode_windows, question_is_cut, window_step
 from q8core.tokenizer import encode_plain
 from service import schemas
-from service.batcher import WorkItem
 from service.errors import BadInput, InputTooLong, TooManyTokens
-from service.models import Model
-from service.token_bounds import least_tokens
+from service.models.model import Model
+from service.queueing.batcher import WorkItem
+from service.queueing.token_bounds import least_tokens
 from service.verdict import LabelVerdict, SpanVerdict, Verdict
 
 DEFAULT_WINDOW = 384
@@ -90,7 +90,7 @@ class ClassifyWork:
         self.characters = sum(len(text) + len(pair or "") for text, pair in items)
 
     def least_tokens(self, enough: int) -> int:
-        """Count tokens that the sequences have at least; see `service.token_bounds`."""
+        """Count tokens that the sequences have at least; see `service.queueing.token_bounds`."""
         limit, found = self._limit, 0
         for text, pair in self._items:
             words = least_tokens(text, limit) + (0 if pair is None else 1 + least_tokens(pair, limit))
@@ -189,7 +189,7 @@ class QAWork:
         self.characters = sum(len(item.question) + len(item.context) for item in items)
 
     def least_tokens(self, enough: int) -> int:
-        """Count tokens that the windows have at least; see `service.token_bounds`."""
+        """Count tokens that the windows have at least; see `service.queueing.token_bounds`."""
         longest_question, found = self._parameters.max_question_len, 0
         for item in self._items:
             question = min(longest_question, least_tokens(item.question, longest_question))

@@ -9,7 +9,7 @@ from typing import Any
 
 import service as package
 from service.container import Service
-from service.models import LoadedEngine, Model
+from service.models.model import LoadedEngine, Model
 
 
 def describe_service(service: Service) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.process_collector import ProcessCollector
 
-from service.batcher import Batch, Lane, QueueLimits
 from service.cascade_metrics import AUTO, CascadeMetrics
+from service.queueing.batcher import Batch, Lane, QueueLimits
 from service.shadow_metrics import ShadowMetrics
 
 NO_BACKEND = "none"

@@ -19,12 +19,12 @@ from typing import TypeVar
 
 from q8core.engines.protocol import Engine
 from q8core.errors import Q8Error
-from service.batcher import Lane
 from service.container import Service
 from service.errors import ModelConflict, ModelRejected, PathNotAllowed
-from service.folder_state import folder_state
-from service.models import Model, open_model
-from service.registry import ModelRegistry
+from service.models.folder_state import folder_state
+from service.models.model import Model, open_model
+from service.models.registry import ModelRegistry
+from service.queueing.batcher import Lane
 
 log = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ import json
 import time
 from collections.abc import Mapping
 
-from service.batcher import BatchQueue
 from service.cors import CrossOrigin
 from service.errors import ERROR_KINDS, ErrorAnswer, QueueFull, describe_error
+from service.queueing.batcher import BatchQueue
 from service.recorder import RequestRecorder
 from service.trace import RequestTrace, request_id
 

@@ -16,7 +16,6 @@ from typing import Any, TypeVar, cast
 from torch import Tensor
 
 from service import schemas
-from service.batcher import BatchQueue, Lane, Reserved, Ticket, WorkItem
 from service.cascade import FIRST, SECOND, Cascade
 from service.cascade_metrics import AUTO, CHANGED, CONFIRMED, KEPT
 from service.compare import BACKENDS, compare_labels, compare_spans
@@ -33,12 +32,13 @@ from service.errors import (
 )
 from service.lifecycle import Lifecycle, State
 from service.metrics import ServiceMetrics
-from service.models import Model
-from service.registry import ModelRegistry
+from service.models.model import Model
+from service.models.registry import ModelRegistry
+from service.queueing.batcher import BatchQueue, Lane, Reserved, Ticket, WorkItem
+from service.queueing.token_bounds import most_proven
 from service.settings import Settings
 from service.shadow import Sample, Shadow
 from service.text_threads import TextThreads
-from service.token_bounds import most_proven
 from service.trace import InFlight, RequestTrace
 from service.turns import Turns
 from service.verdict import compare_verdicts

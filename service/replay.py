@@ -22,11 +22,11 @@ from q8core.errors import InputError
 from q8core.text_file import lines_of, read_text
 from service import schemas
 from service.agreement import Case, compare_request
-from service.batcher import Lane, WorkItem
 from service.compare import BACKENDS
 from service.encoding import ClassifyWork, QAWork
 from service.errors import ServiceError, describe_error
-from service.registry import Model
+from service.models.registry import Model
+from service.queueing.batcher import Lane, WorkItem
 from service.work import Work
 
 T = TypeVar("T")

@@ -21,8 +21,8 @@ from random import Random
 from torch import Tensor
 
 from service.agreement import Agreement, compare_request
-from service.batcher import Batch, Entry, Lane, LoadedModel, Ticket, WorkItem
 from service.compare import BACKENDS
+from service.queueing.batcher import Batch, Entry, Lane, LoadedModel, Ticket, WorkItem
 from service.shadow_metrics import BUSY, DRAINING, FAILED, QUEUE_FULL, UNLOADED, ShadowMetrics
 from service.work import Work
 

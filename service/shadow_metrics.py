@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from service.batcher import LoadedModel
+from service.queueing.batcher import LoadedModel
 from service.verdict import Comparison
 
 RESULTS = ("agree", "disagree")

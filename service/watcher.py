@@ -15,9 +15,9 @@ from contextlib import asynccontextmanager
 from starlette.concurrency import run_in_threadpool
 
 from service.errors import ModelConflict, ModelRejected, ServiceError
-from service.folder_state import FolderState, folder_state
 from service.modeladmin import ModelAdmin
-from service.models import Model
+from service.models.folder_state import FolderState, folder_state
+from service.models.model import Model
 
 log = logging.getLogger(__name__)
 

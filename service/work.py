@@ -11,7 +11,7 @@ from service.verdict import Verdict
 
 if TYPE_CHECKING:
     from service.encoding import EncodedRequest
-    from service.models import Model
+    from service.models.model import Model
 
 T_co = TypeVar("T_co", covariant=True)
 

@@ -23,8 +23,8 @@ from service.app import create_app
 from service.container import Service
 from service.lifecycle import State
 from service.logs import configure_logging
+from service.models.registry import ModelRegistry
 from service.processes.exchange import MergedMetrics, Place, SampleSocket
-from service.registry import ModelRegistry
 from service.server import DrainingServer, run_server, server_config
 from service.settings import Settings
 

@@ -9,8 +9,8 @@ from pydantic import AfterValidator, BaseModel, Field, StringConstraints
 
 from service.info import describe_model
 from service.modeladmin import ModelAdmin
-from service.models import Model
-from service.registry import ModelRegistry
+from service.models.model import Model
+from service.models.registry import ModelRegistry
 from service.routes.dependencies import ServiceDep, error_responses
 from service.settings import MODEL_NAME
 from service.strict import StrictModel, Text

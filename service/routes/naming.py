@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from service.container import Service
 from service.errors import UnknownModel
-from service.registry import Model
+from service.models.registry import Model
 
 
 def named_model(service: Service, task: str | None, name: str | None) -> Model:

@@ -11,7 +11,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 
 import service as package
-from service.registry import Model
+from service.models.registry import Model
 from service.routes.dependencies import ServiceDep, error_responses
 from service.routes.health import livez, readyz
 from service.routes.naming import named_model

@@ -13,11 +13,11 @@ from q8core.tokenizer import encode_plain
 from service import schemas
 from service.encoding import BodyWords, Cut
 from service.errors import UNION_MARK, BadInput, EmptyInput, TooManyTokens
+from service.queueing.token_bounds import least_tokens
 from service.routes.dependencies import INFERENCE_ERRORS, BackendHeader, ServiceDep, TraceDep, error_responses
 from service.routes.naming import named_model
 from service.routes.texts import Texts, listed
 from service.strict import StrictModel, Text
-from service.token_bounds import least_tokens
 
 router = APIRouter(tags=["other servers' APIs"])
 
@@ -149,7 +149,7 @@ def tokenize(body: TokenizeRequest, service: ServiceDep) -> list[list[Token]]:
 
 
 def _least_tokens(texts: list[str], around: int, enough: int) -> int:
-    """Count tokens that the texts have at least, with so many around each; see `service.token_bounds`."""
+    """Count tokens that the texts have at least, with so many around each; see `service.queueing.token_bounds`."""
     found = 0
     for text in texts:
         found += around + least_tokens(text, enough - found)

@@ -12,7 +12,7 @@ from q8core.tasks.classify import Side
 from service import schemas
 from service.encoding import BodyWords, Cut, default_function
 from service.errors import BadInput, EmptyInput
-from service.models import Model
+from service.models.model import Model
 from service.routes.dependencies import INFERENCE_ERRORS, BackendHeader, ServiceDep, TraceDep, error_responses
 from service.routes.naming import named_model
 from service.routes.texts import Texts, listed

@@ -16,7 +16,7 @@ from q8core.errors import EngineError
 from q8core.quant import passes
 from service.app import create_app
 from service.lifecycle import State
-from service.registry import ModelRegistry
+from service.models.registry import ModelRegistry
 from service.settings import Settings
 from tests.conftest import save_tiny
 from tests.service.tiny_checkpoints import make_checkpoint

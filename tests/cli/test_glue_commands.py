@@ -17,7 +17,7 @@ from q8core.checkpoint import Checkpoint
 from q8core.tasks.glue import read_glue
 from service.app import create_app
 from service.lifecycle import State
-from service.registry import ModelRegistry
+from service.models.registry import ModelRegistry
 from service.settings import Settings
 from tests.conftest import save_tiny
 from tests.tasks.glue_files import write_glue

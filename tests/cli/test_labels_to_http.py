@@ -17,7 +17,7 @@ from transformers import BertForSequenceClassification
 from q8core.checkpoint import Checkpoint
 from service.app import create_app
 from service.lifecycle import State
-from service.registry import ModelRegistry
+from service.models.registry import ModelRegistry
 from service.settings import Settings
 from tests.conftest import WORDS, save_tiny
 

@@ -6,9 +6,9 @@ import re
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from service.batcher import Lane
 from service.metrics import create_metrics
 from service.processes.supervisor import SupervisorMetrics
+from service.queueing.batcher import Lane
 
 # Added to every series by Prometheus itself.
 SCRAPE_LABELS = {"job", "instance"}

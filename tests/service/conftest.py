@@ -12,7 +12,7 @@ from q8core.tasks.examples import REGRESSION_LABELS
 from service.app import create_app
 from service.container import Service
 from service.lifecycle import State
-from service.registry import ModelRegistry
+from service.models.registry import ModelRegistry
 from service.settings import Settings
 from tests.service.tiny_checkpoints import make_checkpoint
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from service.agreement import Agreement, Case, WorstCases, summarize, wilson_interval
-from service.batcher import LoadedModel
+from service.queueing.batcher import LoadedModel
 from service.schemas import AnswerSpan, LabelScore
 from service.verdict import Comparison, LabelVerdict, SpanVerdict, compare_verdicts
 

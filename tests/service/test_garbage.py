@@ -12,7 +12,7 @@ import pytest
 from service import garbage
 from service.app import create_app
 from service.garbage import BUSY_S, IDLE_S, FullCollections
-from service.registry import ModelRegistry
+from service.models.registry import ModelRegistry
 from service.settings import Settings
 from tests.service.running import running_server
 

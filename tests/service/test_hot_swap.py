@@ -20,7 +20,7 @@ from fastapi import FastAPI
 from q8core.errors import EngineError
 from service.app import create_app
 from service.container import Service
-from service.registry import ModelRegistry
+from service.models.registry import ModelRegistry
 from service.settings import Settings
 from tests.service.running import running_server, wait_until
 from tests.service.tiny_checkpoints import make_checkpoint
@@ -351,7 +351,7 @@ def test_a_drain_ends_a_load(root: Path) -> None:
 
 
 def test_engine_errors_of_the_second_backend_leave_nothing(served: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    import service.models as models
+    import service.models.model as models
 
     loaded: list[weakref.ref[object]] = []
     real = models.load_engine

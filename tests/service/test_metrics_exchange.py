@@ -12,9 +12,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.parser import text_string_to_metric_families
 
 from q8core.errors import InputError
-from service.batcher import Lane
 from service.metrics import create_metrics
 from service.processes.exchange import MergedMetrics, Place, SampleSocket, ask, supervisor_socket, worker_socket
+from service.queueing.batcher import Lane
 
 
 def make_registry(requests: int, waiting: float) -> CollectorRegistry:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from service.agreement import Agreement
-from service.batcher import Batch, Lane, WorkItem
+from service.queueing.batcher import Batch, Lane, WorkItem
 from service.schemas import LabelScore
 from service.shadow import Sample, Shadow, ShadowLimits
 from service.shadow_metrics import DROPS, ShadowMetrics

@@ -15,9 +15,9 @@ from fastapi.testclient import TestClient
 from q8core.engines import TokenBatch
 from q8core.errors import InputError
 from service.app import create_app
-from service.batcher import Lane
 from service.container import Service
 from service.lifecycle import State
+from service.queueing.batcher import Lane
 from service.settings import Settings
 from service.shadow_metrics import DROPS
 from tests.service.conftest import open_registry

@@ -18,10 +18,10 @@ from fastapi.testclient import TestClient
 
 from service.app import create_app
 from service.container import Service
-from service.folder_state import folder_state
 from service.lifecycle import State
 from service.modeladmin import ModelAdmin
-from service.registry import ModelRegistry
+from service.models.folder_state import folder_state
+from service.models.registry import ModelRegistry
 from service.settings import Settings
 from service.watcher import Watcher
 from tests.service.running import running_server, wait_until

@@ -12,8 +12,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.admission import Throughput
-from service.batcher import Batch, BatchQueue, Lane, QueueLimits, Ticket, WorkItem
 from service.errors import (
     ClientClosed,
     DeadlineExceeded,
@@ -24,6 +22,8 @@ from service.errors import (
     TooManyTokens,
     UnknownModel,
 )
+from service.queueing.batcher import Batch, BatchQueue, Lane, QueueLimits, Ticket, WorkItem
+from service.queueing.throughput import Throughput
 
 LANES = (Lane("classify", "int8"), Lane("classify", "fp32"), Lane("qa", "int8"))
 LIMITS = QueueLimits(max_batch_tokens=20, max_queue_tokens=100, max_queue_requests=8)

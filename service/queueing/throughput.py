@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from service.batcher import Lane
+from service.queueing.batcher import Lane
 
 # Weight of the past after each batch: about the last twenty batches count.
 _KEEP = 0.95

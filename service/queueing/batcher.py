@@ -2,8 +2,8 @@
 
 A request becomes a `Ticket` with one `WorkItem` per text or window. Items wait in lanes, one lane per engine; the
 lane whose next has waited longest is served next, so no backend or task starves another. Within a lane short requests
-and long ones share a batch by the rules of `service.lane_queue`; an item larger than the budget goes alone. Nothing
-waits for a batch to fill: an idle engine takes what is there.
+and long ones share a batch by the rules of `service.queueing.lane_queue`; an item larger than the budget goes alone.
+Nothing waits for a batch to fill: an idle engine takes what is there.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from service.errors import DeadlineExceeded, QueueFull, ServiceError, TooManyTokens, UnknownModel
-from service.lane_queue import LaneQueue, long_share
+from service.queueing.lane_queue import LaneQueue, long_share
 
 
 class LoadedModel(NamedTuple):
@@ -61,7 +61,7 @@ class QueueLimits:
     max_queue_requests: int
 
     def is_long(self, tokens: int) -> bool:
-        """Whether a request of this many tokens is long: see `service.lane_queue`."""
+        """Whether a request of this many tokens is long: see `service.queueing.lane_queue`."""
         return tokens > long_share(self.max_batch_tokens)
 
     @property
@@ -161,7 +161,7 @@ class BatchQueue:
         lanes: the engines that exist; a ticket's lane must be one of them.
         limits: bounds of batch and queue.
         drain_seconds: estimate of the time to compute the given tokens per lane, for early refusal and
-            Retry-After (see `service.admission`).
+            Retry-After (see `service.queueing.throughput`).
         clock: a monotonic clock in seconds.
     """
 

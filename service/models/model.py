@@ -16,8 +16,8 @@ from q8core.checkpoint.config import SHORTEST_INPUT
 from q8core.engines import load_engine, self_test
 from q8core.engines.protocol import Engine
 from q8core.errors import InputError
-from service.batcher import Lane, LoadedModel
-from service.folder_state import FolderState, folder_state
+from service.models.folder_state import FolderState, folder_state
+from service.queueing.batcher import Lane, LoadedModel
 
 log = logging.getLogger(__name__)
 

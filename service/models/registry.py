@@ -15,16 +15,16 @@ from pathlib import Path
 from q8core.cpus import available_cpus
 from q8core.engines.protocol import Engine
 from q8core.errors import InputError
-from service.batcher import Lane
 from service.errors import UnknownModel
-from service.models import LoadedEngine, Model, load_engines, open_model
+from service.models.model import LoadedEngine, Model, load_engines, open_model
+from service.queueing.batcher import Lane
 from service.settings import Settings
 
 __all__ = ["BUNDLED", "LoadedEngine", "Model", "ModelRegistry", "bundled_checkpoints"]
 
 log = logging.getLogger(__name__)
 
-BUNDLED = Path(__file__).parent / "checkpoints"
+BUNDLED = Path(__file__).parent.parent / "checkpoints"
 
 
 class ModelRegistry:

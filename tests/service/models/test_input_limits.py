@@ -18,8 +18,8 @@ from q8core.checkpoint import Checkpoint
 from q8core.errors import CheckpointError, InputError
 from service.app import create_app
 from service.lifecycle import State
-from service.models import open_model
-from service.registry import ModelRegistry
+from service.models.model import open_model
+from service.models.registry import ModelRegistry
 from service.settings import Settings
 from tests.conftest import save_tiny
 

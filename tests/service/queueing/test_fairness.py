@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.batcher import Batch, BatchQueue, Lane, QueueLimits, Reserved, Ticket, WorkItem
 from service.errors import QueueFull
+from service.queueing.batcher import Batch, BatchQueue, Lane, QueueLimits, Reserved, Ticket, WorkItem
 
 LANES = (Lane("classify", "int8"), Lane("classify", "fp32"), Lane("qa", "int8"))
 LIMITS = QueueLimits(max_batch_tokens=20, max_queue_tokens=10**9, max_queue_requests=10**9)

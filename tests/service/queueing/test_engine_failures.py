@@ -16,7 +16,7 @@ from q8core.errors import CheckpointError, EngineError, InputError
 from service.app import create_app
 from service.container import Service
 from service.lifecycle import State
-from service.registry import ModelRegistry
+from service.models.registry import ModelRegistry
 from service.settings import Settings
 from tests.service.conftest import open_registry
 from tests.service.running import wait_until

@@ -16,7 +16,7 @@ from service.app import create_app
 from service.client import AsyncClient, ClientError
 from service.container import Service
 from service.lifecycle import State
-from service.registry import ModelRegistry
+from service.models.registry import ModelRegistry
 from service.settings import Settings
 from tests.service.test_client import in_front_of
 from tests.service.tiny_checkpoints import make_checkpoint

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from q8core.engines.packing import TokenBatch
 from q8core.errors import InputError, Q8Error
-from service.admission import Throughput
-from service.batcher import Batch, BatchQueue, Lane
 from service.errors import EngineDead, InferenceFailed, ServiceError, UnknownModel
 from service.lifecycle import Lifecycle, State
+from service.queueing.batcher import Batch, BatchQueue, Lane
+from service.queueing.throughput import Throughput
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""The checkpoints that are served: opened, loaded, and which one a request means."""
