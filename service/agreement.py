@@ -20,8 +20,8 @@ from torch import Tensor
 
 from service.compare import BACKENDS, FLOAT, INTEGER
 from service.queueing.batcher import LoadedModel, WorkItem
-from service.verdict import Comparison, LabelVerdict, Verdict, compare_verdicts
-from service.work import Work
+from service.tasks.verdict import Comparison, LabelVerdict, Verdict, compare_verdicts
+from service.tasks.work import Work
 
 WINDOW = 10_000
 """Comparisons of a model that the rolling numbers are about."""

@@ -25,13 +25,10 @@ from service.cors import CrossOrigin
 from service.errors import ServiceError, describe_error
 from service.head import HeadMiddleware
 from service.keys import load_keys
-from service.metrics import COMPARE
 from service.middleware import BodyMiddleware, RequestMiddleware
 from service.modeladmin import ModelAdmin
 from service.models.registry import ModelRegistry
 from service.overload import BEING_SERVED, Overload
-from service.recorder import Observer, RequestRecorder
-from service.request_log import log_request
 from service.routes import admin as admin_routes
 from service.routes import (
     agreement,
@@ -47,8 +44,11 @@ from service.routes import (
     vllm,
 )
 from service.settings import Settings
-from service.trace import RequestTrace
-from service.tracing import NO_TELEMETRY_LOGS, create_tracing
+from service.telemetry.metrics import COMPARE
+from service.telemetry.otlp import NO_TELEMETRY_LOGS, create_tracing
+from service.telemetry.recorder import Observer, RequestRecorder
+from service.telemetry.request_log import log_request
+from service.telemetry.trace import RequestTrace
 from service.watcher import watching
 
 log = logging.getLogger(__name__)

@@ -1,6 +1,6 @@
 """``backend=auto``: int8 answers first, and fp32 answers again where int8 was not sure enough.
 
-Not sure enough means a margin (see `service.verdict`) under a threshold. The threshold is chosen from data by
+Not sure enough means a margin (see `service.tasks.verdict`) under a threshold. The threshold is chosen from data by
 ``q8bert compare --target-agreement`` and kept in a small JSON file, which belongs to the very int8 weights that it was
 made with.
 """
@@ -23,7 +23,7 @@ from service.agreement import wilson_interval
 from service.compare import FLOAT, INTEGER
 from service.errors import UnknownBackend
 from service.models.registry import Model
-from service.verdict import Verdict
+from service.tasks.verdict import Verdict
 
 FIRST, SECOND = INTEGER, FLOAT
 FORMAT_VERSION = 1

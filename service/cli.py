@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from q8core.errors import InputError
-from service.logs import configure_logging
 from service.settings import ENV_PREFIX, Settings, load_settings, unknown_variables
+from service.telemetry.logs import configure_logging
 
 log = logging.getLogger(__name__)
 

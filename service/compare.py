@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from service import schemas
 from service.models.model import LoadedEngine, Model
-from service.trace import RequestTrace
-from service.verdict import compare_answers, compare_scores
+from service.tasks import schemas
+from service.tasks.verdict import compare_answers, compare_scores
+from service.telemetry.trace import RequestTrace
 
 FLOAT, INTEGER = BACKENDS = ("fp32", "int8")
 """In the order in which they are shown; which of them runs first alternates."""

@@ -14,18 +14,18 @@ from q8core.engines.heap import release_freed_memory
 from q8core.engines.protocol import Engine
 from service.agreement import Agreement
 from service.cascade import Cascade
-from service.cascade_metrics import AUTO
 from service.errors import Draining
 from service.lifecycle import Lifecycle, State
-from service.metrics import ServiceMetrics, create_children, create_metrics
 from service.models.registry import Model, ModelRegistry
 from service.pipeline import Pipeline
-from service.processes.exchange import Place
 from service.queueing.batcher import BatchQueue, Lane, QueueLimits
 from service.queueing.engine_thread import EngineThread, Infers
 from service.queueing.throughput import Throughput
 from service.settings import Settings
 from service.shadow import Shadow
+from service.telemetry.cascade_metrics import AUTO
+from service.telemetry.exchange import Place
+from service.telemetry.metrics import ServiceMetrics, create_children, create_metrics
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from service.trace import EXPOSED_HEADERS
+from service.telemetry.trace import EXPOSED_HEADERS
 
 
 class CrossOrigin:

@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from service.cors import CrossOrigin
 from service.errors import ERROR_KINDS, ErrorAnswer, QueueFull, describe_error
 from service.queueing.batcher import BatchQueue
-from service.recorder import RequestRecorder
-from service.trace import RequestTrace, request_id
+from service.telemetry.recorder import RequestRecorder
+from service.telemetry.trace import RequestTrace, request_id
 
 BEING_SERVED = 64
 """Requests under way besides those that wait in the queue: being read, encoded, computed or answered."""

@@ -15,11 +15,8 @@ from typing import Any, TypeVar, cast
 
 from torch import Tensor
 
-from service import schemas
 from service.cascade import FIRST, SECOND, Cascade
-from service.cascade_metrics import AUTO, CHANGED, CONFIRMED, KEPT
 from service.compare import BACKENDS, compare_labels, compare_spans
-from service.encoding import OWN_WORDS, USUAL_CUT, BodyWords, ClassifyWork, Cut, EncodedRequest, QAWork
 from service.errors import (
     BadInput,
     ClientClosed,
@@ -31,18 +28,21 @@ from service.errors import (
     UnknownBackend,
 )
 from service.lifecycle import Lifecycle, State
-from service.metrics import ServiceMetrics
 from service.models.model import Model
 from service.models.registry import ModelRegistry
 from service.queueing.batcher import BatchQueue, Lane, Reserved, Ticket, WorkItem
 from service.queueing.token_bounds import most_proven
 from service.settings import Settings
 from service.shadow import Sample, Shadow
+from service.tasks import schemas
+from service.tasks.encoding import OWN_WORDS, USUAL_CUT, BodyWords, ClassifyWork, Cut, EncodedRequest, QAWork
+from service.tasks.verdict import compare_verdicts
+from service.tasks.work import Work
+from service.telemetry.cascade_metrics import AUTO, CHANGED, CONFIRMED, KEPT
+from service.telemetry.metrics import ServiceMetrics
+from service.telemetry.trace import InFlight, RequestTrace
 from service.text_threads import TextThreads
-from service.trace import InFlight, RequestTrace
 from service.turns import Turns
-from service.verdict import compare_verdicts
-from service.work import Work
 
 T = TypeVar("T")
 

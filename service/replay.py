@@ -20,14 +20,14 @@ from q8core.engines.packing import TokenBatch
 from q8core.engines.protocol import Engine
 from q8core.errors import InputError
 from q8core.text_file import lines_of, read_text
-from service import schemas
 from service.agreement import Case, compare_request
 from service.compare import BACKENDS
-from service.encoding import ClassifyWork, QAWork
 from service.errors import ServiceError, describe_error
 from service.models.registry import Model
 from service.queueing.batcher import Lane, WorkItem
-from service.work import Work
+from service.tasks import schemas
+from service.tasks.encoding import ClassifyWork, QAWork
+from service.tasks.work import Work
 
 T = TypeVar("T")
 

@@ -23,8 +23,8 @@ from torch import Tensor
 from service.agreement import Agreement, compare_request
 from service.compare import BACKENDS
 from service.queueing.batcher import Batch, Entry, Lane, LoadedModel, Ticket, WorkItem
-from service.shadow_metrics import BUSY, DRAINING, FAILED, QUEUE_FULL, UNLOADED, ShadowMetrics
-from service.work import Work
+from service.tasks.work import Work
+from service.telemetry.shadow_metrics import BUSY, DRAINING, FAILED, QUEUE_FULL, UNLOADED, ShadowMetrics
 
 log = logging.getLogger(__name__)
 

@@ -20,8 +20,8 @@ from types import FrameType
 from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics
 
 from q8core.errors import EngineError
-from service.processes.exchange import Place, SampleSocket, supervisor_socket
 from service.settings import Settings
+from service.telemetry.exchange import Place, SampleSocket, supervisor_socket
 
 log = logging.getLogger(__name__)
 

@@ -22,11 +22,11 @@ from q8core.errors import EngineError, Q8Error
 from service.app import create_app
 from service.container import Service
 from service.lifecycle import State
-from service.logs import configure_logging
 from service.models.registry import ModelRegistry
-from service.processes.exchange import MergedMetrics, Place, SampleSocket
 from service.server import DrainingServer, run_server, server_config
 from service.settings import Settings
+from service.telemetry.exchange import MergedMetrics, Place, SampleSocket
+from service.telemetry.logs import configure_logging
 
 log = logging.getLogger(__name__)
 

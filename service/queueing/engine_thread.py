@@ -49,7 +49,7 @@ class SpareWork(Protocol):
 
 
 class CountsBatches(Protocol):
-    """What the thread tells of each batch: see `service.metrics`."""
+    """What the thread tells of each batch: see `service.telemetry.metrics`."""
 
     def observe_batch(self, batch: Batch, busy_seconds: float, cpu_seconds: float, now: float) -> None:
         """Account for one computed batch."""

@@ -13,7 +13,7 @@ from service.models.model import Model
 from service.models.registry import ModelRegistry
 from service.routes.dependencies import ServiceDep, error_responses
 from service.settings import MODEL_NAME
-from service.strict import StrictModel, Text
+from service.tasks.strict import StrictModel, Text
 
 router = APIRouter(prefix="/admin/models", tags=["admin"])
 

@@ -6,7 +6,7 @@ from fastapi import APIRouter
 
 from service.routes.dependencies import INFERENCE_ERRORS, ServiceDep, TraceDep, error_responses
 from service.routes.direct import DirectRoute
-from service.schemas import CompareRequest, CompareResponse
+from service.tasks.schemas import CompareRequest, CompareResponse
 
 router = APIRouter(tags=["inference"], route_class=DirectRoute)
 

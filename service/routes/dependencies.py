@@ -6,11 +6,11 @@ from typing import Annotated, Any, cast
 
 from fastapi import Depends, Header, Request
 
-from service import schemas
 from service.container import Service
 from service.errors import ADMIN_KINDS, ERROR_KINDS, HTTP_KINDS
 from service.routes.direct import BACKEND_HEADER
-from service.trace import RequestTrace
+from service.tasks import schemas
+from service.telemetry.trace import RequestTrace
 
 
 # async, because FastAPI would send a plain function to a thread and back for each request

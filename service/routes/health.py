@@ -6,7 +6,7 @@ from fastapi import APIRouter
 
 from service.errors import EngineDead
 from service.routes.dependencies import ServiceDep, error_responses
-from service.schemas import Health
+from service.tasks.schemas import Health
 
 router = APIRouter(tags=["health"])
 

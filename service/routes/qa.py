@@ -6,7 +6,7 @@ from fastapi import APIRouter
 
 from service.routes.dependencies import INFERENCE_ERRORS, BackendHeader, ServiceDep, TraceDep, error_responses
 from service.routes.direct import DirectRoute
-from service.schemas import QARequest, QAResponse
+from service.tasks.schemas import QARequest, QAResponse
 
 router = APIRouter(tags=["inference"], route_class=DirectRoute)
 

@@ -10,14 +10,14 @@ from tokenizers import Encoding, Tokenizer
 
 from q8core.tasks.classify import special_token_id
 from q8core.tokenizer import encode_plain
-from service import schemas
-from service.encoding import BodyWords, Cut
 from service.errors import UNION_MARK, BadInput, EmptyInput, TooManyTokens
 from service.queueing.token_bounds import least_tokens
 from service.routes.dependencies import INFERENCE_ERRORS, BackendHeader, ServiceDep, TraceDep, error_responses
 from service.routes.naming import named_model
 from service.routes.texts import Texts, listed
-from service.strict import StrictModel, Text
+from service.tasks import schemas
+from service.tasks.encoding import BodyWords, Cut
+from service.tasks.strict import StrictModel, Text
 
 router = APIRouter(tags=["other servers' APIs"])
 

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Discriminator, Field, Tag
 
 from service.errors import UNION_MARK
-from service.strict import Text
+from service.tasks.strict import Text
 
 Texts = Annotated[
     Annotated[Text, Tag(f"{UNION_MARK}text")] | Annotated[list[Text], Field(fail_fast=True), Tag(f"{UNION_MARK}list")],

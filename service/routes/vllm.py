@@ -9,14 +9,14 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from q8core.tasks.classify import Side
-from service import schemas
-from service.encoding import BodyWords, Cut, default_function
 from service.errors import BadInput, EmptyInput
 from service.models.model import Model
 from service.routes.dependencies import INFERENCE_ERRORS, BackendHeader, ServiceDep, TraceDep, error_responses
 from service.routes.naming import named_model
 from service.routes.texts import Texts, listed
-from service.strict import StrictModel, Text
+from service.tasks import schemas
+from service.tasks.encoding import BodyWords, Cut, default_function
+from service.tasks.strict import StrictModel, Text
 
 router = APIRouter(tags=["other servers' APIs"])
 

@@ -6,9 +6,9 @@ import re
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from service.metrics import create_metrics
 from service.processes.supervisor import SupervisorMetrics
 from service.queueing.batcher import Lane
+from service.telemetry.metrics import create_metrics
 
 # Added to every series by Prometheus itself.
 SCRAPE_LABELS = {"job", "instance"}

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from service.metrics import CODES, REJECTIONS
+from service.telemetry.metrics import CODES, REJECTIONS
 from tests.packaging.series import METRIC, SCRAPE_LABELS
 
 RULES = Path("docker/prometheus/rules.yml")

@@ -10,8 +10,8 @@ from scipy.stats import binomtest
 
 from service.agreement import Agreement, Case, WorstCases, summarize, wilson_interval
 from service.queueing.batcher import LoadedModel
-from service.schemas import AnswerSpan, LabelScore
-from service.verdict import Comparison, LabelVerdict, SpanVerdict, compare_verdicts
+from service.tasks.schemas import AnswerSpan, LabelScore
+from service.tasks.verdict import Comparison, LabelVerdict, SpanVerdict, compare_verdicts
 
 share = st.floats(0, 1, allow_subnormal=False)
 comparisons = st.lists(st.builds(Comparison, st.none() | st.booleans(), share, st.none() | share), max_size=60)

@@ -10,9 +10,9 @@ import pytest
 from fastapi.testclient import TestClient
 from transformers import BertTokenizerFast
 
-from service import schemas
 from service.routes import admin, tei, vllm
-from service.strict import StrictModel
+from service.tasks import schemas
+from service.tasks.strict import StrictModel
 from tests.service.tiny_checkpoints import LABELS, POSITIONS, WORDS
 
 TEXT = "the film is good"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from service.shadow_metrics import RESULTS
+from service.telemetry.shadow_metrics import RESULTS
 from tests.service.test_client import in_front_of
 from tests.service.test_compare_route import BACKENDS, TEXTS, ready
 from tests.service.test_metrics_route import samples

@@ -13,8 +13,8 @@ import pytest
 
 from service.app import TASK_PATHS, create_app
 from service.overload import Overload
-from service.recorder import RequestRecorder
 from service.settings import Settings
+from service.telemetry.recorder import RequestRecorder
 from tests.service.conftest import open_registry
 from tests.service.running import running_server
 

@@ -5,9 +5,9 @@ import torch
 from fastapi.testclient import TestClient
 
 from service.container import Service
-from service.encoding import QAWork
 from service.errors import TooManyTokens
-from service.schemas import QAInput, QAParameters
+from service.tasks.encoding import QAWork
+from service.tasks.schemas import QAInput, QAParameters
 
 QUESTION = "who wrote it?"
 CONTEXT = "The book is very good. It was written by Ada in Paris."

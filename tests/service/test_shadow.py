@@ -13,10 +13,10 @@ from prometheus_client import CollectorRegistry
 
 from service.agreement import Agreement
 from service.queueing.batcher import Batch, Lane, WorkItem
-from service.schemas import LabelScore
 from service.shadow import Sample, Shadow, ShadowLimits
-from service.shadow_metrics import DROPS, ShadowMetrics
-from service.verdict import LabelVerdict
+from service.tasks.schemas import LabelScore
+from service.tasks.verdict import LabelVerdict
+from service.telemetry.shadow_metrics import DROPS, ShadowMetrics
 
 LIMITS = ShadowLimits(requests=4, tokens=40, patience_s=10)
 LANES = [Lane(task, backend, f"a-{task}") for task in ("classify", "qa") for backend in ("fp32", "int8")]

@@ -19,7 +19,7 @@ from service.container import Service
 from service.lifecycle import State
 from service.queueing.batcher import Lane
 from service.settings import Settings
-from service.shadow_metrics import DROPS
+from service.telemetry.shadow_metrics import DROPS
 from tests.service.conftest import open_registry
 from tests.service.running import wait_until
 from tests.service.test_metrics_route import samples
@@ -182,7 +182,7 @@ def test_nothing_runs_while_a_request_is_in_the_house(classify_folder: Path) -> 
 
 
 def _trace() -> object:
-    from service.trace import RequestTrace
+    from service.telemetry.trace import RequestTrace
 
     return RequestTrace("other")
 

@@ -5,7 +5,7 @@ import threading
 import pytest
 from fastapi.testclient import TestClient
 
-from service.encoding import ClassifyWork, EncodedRequest
+from service.tasks.encoding import ClassifyWork, EncodedRequest
 
 
 @pytest.mark.parametrize(

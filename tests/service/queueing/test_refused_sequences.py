@@ -22,11 +22,11 @@ from service.app import create_app
 from service.container import Service
 from service.errors import Draining, InferenceFailed
 from service.lifecycle import Lifecycle, State
-from service.metrics import create_metrics
 from service.queueing.batcher import Batch, BatchQueue, Lane, QueueLimits, Ticket, WorkItem
 from service.queueing.engine_thread import EngineThread
 from service.queueing.throughput import Throughput
 from service.settings import Settings
+from service.telemetry.metrics import create_metrics
 from tests.service.conftest import open_registry
 from tests.service.running import wait_until
 from tests.service.test_metrics_route import value

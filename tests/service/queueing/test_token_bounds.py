@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from q8core.tokenizer import load_tokenizer
-from service import schemas
-from service.encoding import ClassifyWork, QAWork
 from service.models.registry import BUNDLED, ModelRegistry
 from service.queueing import token_bounds
 from service.queueing.token_bounds import least_tokens, most_proven
+from service.tasks import schemas
+from service.tasks.encoding import ClassifyWork, QAWork
 from tests.service.conftest import open_registry
 
 ANY = 10**9

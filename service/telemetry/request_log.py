@@ -7,8 +7,8 @@ from typing import Any
 
 from opentelemetry import trace as otel
 
-from service.logs import FIELDS
-from service.trace import RequestTrace
+from service.telemetry.logs import FIELDS
+from service.telemetry.trace import RequestTrace
 
 log = logging.getLogger(__name__)
 

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from torch import Tensor
 
-from service.verdict import Verdict
+from service.tasks.verdict import Verdict
 
 if TYPE_CHECKING:
-    from service.encoding import EncodedRequest
     from service.models.model import Model
+    from service.tasks.encoding import EncodedRequest
 
 T_co = TypeVar("T_co", covariant=True)
 
 
 class Work(Protocol[T_co]):
-    """A request of one task: see `service.encoding`."""
+    """A request of one task: see `service.tasks.encoding`."""
 
     @property
     def task(self) -> str:

@@ -12,7 +12,7 @@ from starlette.types import Scope
 
 import service as package
 from q8core.errors import InputError
-from service.trace import RequestTrace
+from service.telemetry.trace import RequestTrace
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider

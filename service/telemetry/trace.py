@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-from service.metrics import NO_BACKEND
+from service.telemetry.metrics import NO_BACKEND
 
 _SAFE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from q8core.tasks.examples import is_regression
 from q8core.tasks.metrics import token_f1
-from service import schemas
+from service.tasks import schemas
 
 AnswerT = TypeVar("AnswerT", schemas.LabelScore, schemas.AnswerSpan)
 

@@ -1,4 +1,4 @@
-"""Request and response bodies: the Hugging Face task schemas, typed strictly (`service.strict`)."""
+"""Request and response bodies: the Hugging Face task schemas, typed strictly (`service.tasks.strict`)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from q8core.tasks.classify import FunctionToApply
 from service.errors import UNION_MARK
-from service.strict import StrictModel, Text, valid_unicode
+from service.tasks.strict import StrictModel, Text, valid_unicode
 
 _MODEL = "Name of a loaded model, see /info; default: the first one of the task."
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.process_collector import ProcessCollector
 
-from service.cascade_metrics import AUTO, CascadeMetrics
 from service.queueing.batcher import Batch, Lane, QueueLimits
-from service.shadow_metrics import ShadowMetrics
+from service.telemetry.cascade_metrics import AUTO, CascadeMetrics
+from service.telemetry.shadow_metrics import ShadowMetrics
 
 NO_BACKEND = "none"
 """Backend label of requests that were refused before a backend was chosen."""

@@ -12,8 +12,8 @@ from fastapi.testclient import TestClient
 
 from service.app import create_app
 from service.lifecycle import State
-from service.logs import JsonFormatter, configure_logging
 from service.settings import Settings
+from service.telemetry.logs import JsonFormatter, configure_logging
 from tests.service.conftest import open_registry
 
 SECRET = "unmistakable film"
@@ -59,7 +59,7 @@ def test_one_line_for_each_request(talkative: TestClient, capsys: pytest.Capture
     assert sum(stages.values()) <= total
     assert line == {
         "level": "info",
-        "logger": "service.request_log",
+        "logger": "service.telemetry.request_log",
         "message": "request",
         "request_id": "abc-1",
         "task": "classify",

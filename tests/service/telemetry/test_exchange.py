@@ -12,9 +12,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.parser import text_string_to_metric_families
 
 from q8core.errors import InputError
-from service.metrics import create_metrics
-from service.processes.exchange import MergedMetrics, Place, SampleSocket, ask, supervisor_socket, worker_socket
 from service.queueing.batcher import Lane
+from service.telemetry.exchange import MergedMetrics, Place, SampleSocket, ask, supervisor_socket, worker_socket
+from service.telemetry.metrics import create_metrics
 
 
 def make_registry(requests: int, waiting: float) -> CollectorRegistry:
@@ -82,7 +82,7 @@ def test_the_dead_are_left_out(tmp_path: Path, sockets: list[SampleSocket]) -> N
 def test_one_that_hangs_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("service.processes.exchange.PATIENCE_S", 0.05)
+    monkeypatch.setattr("service.telemetry.exchange.PATIENCE_S", 0.05)
     with socket.socket(socket.AF_UNIX) as silent:
         silent.bind(str(worker_socket(tmp_path, 1)))
         silent.listen()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from service.trace import EXPOSED_HEADERS, RequestTrace
+from service.telemetry.trace import EXPOSED_HEADERS, RequestTrace
 
 
 def test_pages_of_other_origins_may_read_every_header_of_a_trace() -> None:

@@ -18,7 +18,7 @@ from q8core.errors import InputError
 from service.app import create_app
 from service.lifecycle import State
 from service.settings import Settings
-from service.tracing import create_tracing, traces_address
+from service.telemetry.otlp import create_tracing, traces_address
 from tests.service.conftest import open_registry
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"

@@ -6,8 +6,8 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from service.metrics import REJECTIONS, ServiceMetrics
-from service.trace import RequestTrace
+from service.telemetry.metrics import REJECTIONS, ServiceMetrics
+from service.telemetry.trace import RequestTrace
 
 log = logging.getLogger(__name__)
 

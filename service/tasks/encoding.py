@@ -17,12 +17,12 @@ from q8core.errors import InputError
 from q8core.tasks.classify import Encoded, FunctionToApply, Side, encode_text, postprocess
 from q8core.tasks.qa import Window, best_answers, encode_windows, question_is_cut, window_step
 from q8core.tokenizer import encode_plain
-from service import schemas
 from service.errors import BadInput, InputTooLong, TooManyTokens
 from service.models.model import Model
 from service.queueing.batcher import WorkItem
 from service.queueing.token_bounds import least_tokens
-from service.verdict import LabelVerdict, SpanVerdict, Verdict
+from service.tasks import schemas
+from service.tasks.verdict import LabelVerdict, SpanVerdict, Verdict
 
 DEFAULT_WINDOW = 384
 DEFAULT_STRIDE = 128

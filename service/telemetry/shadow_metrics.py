@@ -5,7 +5,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from service.queueing.batcher import LoadedModel
-from service.verdict import Comparison
+from service.tasks.verdict import Comparison
 
 RESULTS = ("agree", "disagree")
 QUEUE_FULL, BUSY, UNLOADED, DRAINING, FAILED = DROPS = ("queue_full", "busy", "unloaded", "draining", "failed")
