@@ -10,9 +10,9 @@ from q8core.cli import add_commands, app
 from q8core.errors import Q8Error
 from q8core.waiting import spin_briefly
 from service.cli import serve
-from service.compare_cli import compare
 from service.key_command import hash_key
 from service.loadtest.command import loadtest
+from service.second_opinion.command import compare
 
 add_commands(serve, compare, loadtest, hash_key)
 

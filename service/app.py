@@ -20,7 +20,7 @@ from starlette.middleware.cors import CORSMiddleware
 import service as package
 from q8core.errors import InputError
 from service.auth import AuthMiddleware
-from service.container import Service
+from service.core import Service
 from service.cors import CrossOrigin
 from service.errors import ServiceError, describe_error
 from service.head import HeadMiddleware

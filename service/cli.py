@@ -109,7 +109,7 @@ def _serve_with_workers(settings: Settings) -> None:
 
 
 def _dry_run(settings: Settings) -> None:
-    from service.container import Service
+    from service.core import Service
     from service.info import describe_service
     from service.keys import load_keys
     from service.models.registry import ModelRegistry

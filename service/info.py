@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import Any
 
 import service as package
-from service.container import Service
+from service.core import Service
 from service.models.model import LoadedEngine, Model
 
 

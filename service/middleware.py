@@ -8,12 +8,12 @@ import logging
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.answering.turns import Turns
 from service.content_encoding import check_encoding
 from service.errors import BodyTooLarge, BodyTooSlow, EncodedBody, describe_error
 from service.paths import without_slash
 from service.telemetry.recorder import RequestRecorder
 from service.telemetry.trace import RequestTrace, request_id
-from service.turns import Turns
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from typing import TypeVar
 
 from q8core.engines.protocol import Engine
 from q8core.errors import Q8Error
-from service.container import Service
+from service.core import Service
 from service.errors import ModelConflict, ModelRejected, PathNotAllowed
 from service.models.folder_state import folder_state
 from service.models.model import Model, open_model

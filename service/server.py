@@ -17,7 +17,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from q8core.errors import EngineError, Q8Error
-from service.container import Service
+from service.core import Service
 from service.garbage import FullCollections
 from service.lifecycle import State
 from service.protocol import ConnectionLimits, GuardedProtocol, guarded

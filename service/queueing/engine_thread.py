@@ -37,7 +37,7 @@ class Infers(Protocol):
 
 
 class SpareWork(Protocol):
-    """What the thread does while no request waits: see `service.shadow`."""
+    """What the thread does while no request waits: see `service.second_opinion.shadow`."""
 
     def pause(self) -> float | None:
         """For how long to wait for requests before asking; None: for ever."""

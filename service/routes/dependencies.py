@@ -6,7 +6,7 @@ from typing import Annotated, Any, cast
 
 from fastapi import Depends, Header, Request
 
-from service.container import Service
+from service.core import Service
 from service.errors import ADMIN_KINDS, ERROR_KINDS, HTTP_KINDS
 from service.routes.direct import BACKEND_HEADER
 from service.tasks import schemas

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from service.container import Service
+from service.core import Service
 from service.errors import UnknownModel
 from service.models.registry import Model
 

@@ -1,6 +1,6 @@
 """Texts to sequences for an engine, and logits back to predictions: everything of a request that needs no queue.
 
-Plain functions of a model and a request; the pipeline runs them where `service.text_threads` says.
+Plain functions of a model and a request; the pipeline runs them where `service.answering.text_threads` says.
 """
 
 from __future__ import annotations

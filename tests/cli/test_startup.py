@@ -43,7 +43,7 @@ def found(modules: set[str], *packages: str) -> set[str]:
 
 def test_help_waits_for_no_library() -> None:
     modules = modules_after(["--help"], *([command, "--help"] for command in COMMANDS))
-    assert found(modules, "q8core.cli.train", "service.cli", "service.compare_cli")
+    assert found(modules, "q8core.cli.train", "service.cli", "service.second_opinion.command")
     assert not found(modules, "torch", "transformers", "tokenizers", "numpy", "fastapi")
 
 

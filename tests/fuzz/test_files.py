@@ -25,7 +25,7 @@ from q8core.quant import Scheme, find_scheme, preset
 from q8core.tasks.squad import read_squad
 from q8core.tasks.tabular import Columns, read_table
 from q8core.training.recipe import load_recipe
-from service.cascade import Calibration, _read_calibrations
+from service.second_opinion.cascade import Calibration, _read_calibrations
 from tests.fuzz.mutations import broken_bytes, broken_json
 from tests.training.test_qat import quantize_tiny
 

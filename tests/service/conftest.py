@@ -10,7 +10,7 @@ from fastapi.testclient import TestClient
 from q8core.cache import CACHE_VARIABLE
 from q8core.tasks.examples import REGRESSION_LABELS
 from service.app import create_app
-from service.container import Service
+from service.core import Service
 from service.lifecycle import State
 from service.models.registry import ModelRegistry
 from service.settings import Settings

@@ -16,7 +16,7 @@ from pathlib import Path
 from fastapi import FastAPI
 
 from q8core.cache import CACHE_VARIABLE
-from service.container import Service
+from service.core import Service
 from service.lifecycle import State
 from service.listener import bind
 from service.server import create_server

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from fastapi.testclient import TestClient
 
-from service.container import Service
+from service.core import Service
 
 QA = {"question": "who?", "context": "ada"}
 

@@ -7,7 +7,7 @@ import torch
 from fastapi.testclient import TestClient
 from transformers import BertForSequenceClassification
 
-from service.container import Service
+from service.core import Service
 from tests.service.tiny_checkpoints import LABELS
 
 TEXTS = ["the film is good", "bad", "it was not a very good book", "", "who wrote it? ada, in paris."]

@@ -10,7 +10,7 @@ from fastapi.testclient import TestClient
 from q8core.engines import TokenBatch
 from q8core.tasks.metrics import token_f1
 from service.app import create_app
-from service.container import Service
+from service.core import Service
 from service.lifecycle import State
 from service.settings import Settings
 from tests.service.conftest import open_registry

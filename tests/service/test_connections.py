@@ -14,7 +14,7 @@ import httpx2 as httpx
 import pytest
 
 from service.app import create_app
-from service.container import Service
+from service.core import Service
 from service.protocol import ConnectionLimits, guarded
 from service.settings import Settings
 from tests.service.conftest import open_registry

@@ -19,7 +19,7 @@ from fastapi import FastAPI
 
 from q8core.errors import EngineError
 from service.app import create_app
-from service.container import Service
+from service.core import Service
 from service.models.registry import ModelRegistry
 from service.settings import Settings
 from tests.service.running import running_server, wait_until

@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 from tokenizers import Encoding, Tokenizer
 
 from q8core.tokenizer import encode_plain
-from service.container import Service
+from service.core import Service
 from service.routes import tei
 from service.routes.tei import Token
 from tests.service.tiny_checkpoints import LABELS

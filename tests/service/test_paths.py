@@ -18,7 +18,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from service.app import TASK_PATHS, create_app
-from service.container import Service
+from service.core import Service
 from service.settings import Settings
 from tests.service.conftest import open_registry
 from tests.service.running import running_server

@@ -4,7 +4,7 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 
-from service.container import Service
+from service.core import Service
 from service.errors import TooManyTokens
 from service.tasks.encoding import QAWork
 from service.tasks.schemas import QAInput, QAParameters

@@ -17,7 +17,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from service.app import create_app
-from service.container import Service
+from service.core import Service
 from service.lifecycle import State
 from service.modeladmin import ModelAdmin
 from service.models.folder_state import folder_state

@@ -13,7 +13,7 @@ import pytest
 
 from q8core.errors import EngineError
 from service.app import create_app
-from service.container import Service
+from service.core import Service
 from service.lifecycle import State
 from service.processes.worker import WorkerServer
 from service.settings import Settings

@@ -14,7 +14,7 @@ from fastapi.testclient import TestClient
 
 from service.app import create_app
 from service.client import AsyncClient, ClientError
-from service.container import Service
+from service.core import Service
 from service.lifecycle import State
 from service.models.registry import ModelRegistry
 from service.settings import Settings

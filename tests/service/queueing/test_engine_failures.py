@@ -14,7 +14,7 @@ from fastapi.testclient import TestClient
 from q8core.engines import TokenBatch
 from q8core.errors import CheckpointError, EngineError, InputError
 from service.app import create_app
-from service.container import Service
+from service.core import Service
 from service.lifecycle import State
 from service.models.registry import ModelRegistry
 from service.settings import Settings

@@ -19,7 +19,7 @@ from q8core.checkpoint import Checkpoint
 from q8core.engines import Engine, TokenBatch, load_engine
 from q8core.errors import InputError
 from service.app import create_app
-from service.container import Service
+from service.core import Service
 from service.errors import Draining, InferenceFailed
 from service.lifecycle import Lifecycle, State
 from service.queueing.batcher import Batch, BatchQueue, Lane, QueueLimits, Ticket, WorkItem

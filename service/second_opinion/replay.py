@@ -20,11 +20,11 @@ from q8core.engines.packing import TokenBatch
 from q8core.engines.protocol import Engine
 from q8core.errors import InputError
 from q8core.text_file import lines_of, read_text
-from service.agreement import Case, compare_request
-from service.compare import BACKENDS
 from service.errors import ServiceError, describe_error
 from service.models.registry import Model
 from service.queueing.batcher import Lane, WorkItem
+from service.second_opinion.agreement import Case, compare_request
+from service.second_opinion.compare import BACKENDS
 from service.tasks import schemas
 from service.tasks.encoding import ClassifyWork, QAWork
 from service.tasks.work import Work

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from service.turns import PER_ROUND, Turns
+from service.answering.turns import PER_ROUND, Turns
 
 
 def test_a_few_begin_in_each_round_in_their_order() -> None:

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from service.agreement import Agreement, Case, WorstCases, summarize, wilson_interval
 from service.queueing.batcher import LoadedModel
+from service.second_opinion.agreement import Agreement, Case, WorstCases, summarize, wilson_interval
 from service.tasks.schemas import AnswerSpan, LabelScore
 from service.tasks.verdict import Comparison, LabelVerdict, SpanVerdict, compare_verdicts
 

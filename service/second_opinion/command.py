@@ -13,9 +13,9 @@ from q8core.cli.options import JsonFile
 from q8core.errors import InputError
 
 if TYPE_CHECKING:
-    from service.agreement import Case
-    from service.cascade import Calibration
     from service.models.registry import ModelRegistry
+    from service.second_opinion.agreement import Case
+    from service.second_opinion.cascade import Calibration
 
 
 def compare(
@@ -47,9 +47,9 @@ def compare(
     """
     if cascade is not None and target_agreement is None:
         raise InputError("--cascade needs --target-agreement: the agreement with fp32 that the threshold shall reach")
-    from service.agreement import WorstCases, summarize
     from service.models.registry import ModelRegistry
-    from service.replay import read_requests, replay
+    from service.second_opinion.agreement import WorstCases, summarize
+    from service.second_opinion.replay import read_requests, replay
 
     registry = ModelRegistry.open(checkpoint or [], ("fp32", "int8"), kernel, threads, max_length=max_length)
     if len(registry.models) > len(registry.defaults):
@@ -78,7 +78,7 @@ def _calibrate(
 ) -> list[dict[str, Any]]:
     from dataclasses import asdict
 
-    from service.cascade import calibrate, write_calibrations
+    from service.second_opinion.cascade import calibrate, write_calibrations
 
     found: list[Calibration] = []
     for task, model in registry.defaults.items():

@@ -18,7 +18,7 @@ from huggingface_hub import InferenceClient
 
 from q8core.engines import TokenBatch
 from service.app import create_app
-from service.container import Service
+from service.core import Service
 from service.settings import Settings
 from tests.service.conftest import open_registry
 from tests.service.running import running_server, wait_until

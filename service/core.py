@@ -12,17 +12,17 @@ from prometheus_client.registry import Collector
 
 from q8core.engines.heap import release_freed_memory
 from q8core.engines.protocol import Engine
-from service.agreement import Agreement
-from service.cascade import Cascade
+from service.answering.pipeline import Pipeline
 from service.errors import Draining
 from service.lifecycle import Lifecycle, State
 from service.models.registry import Model, ModelRegistry
-from service.pipeline import Pipeline
 from service.queueing.batcher import BatchQueue, Lane, QueueLimits
 from service.queueing.engine_thread import EngineThread, Infers
 from service.queueing.throughput import Throughput
+from service.second_opinion.agreement import Agreement
+from service.second_opinion.cascade import Cascade
+from service.second_opinion.shadow import Shadow
 from service.settings import Settings
-from service.shadow import Shadow
 from service.telemetry.cascade_metrics import AUTO
 from service.telemetry.exchange import Place
 from service.telemetry.metrics import ServiceMetrics, create_children, create_metrics

@@ -12,12 +12,12 @@ from typer.testing import CliRunner
 from q8core.cli import app as command_line
 from q8core.errors import InputError
 from service import __main__ as _  # noqa: F401  # registers serve and compare
-from service.cascade import Cascade
-from service.replay import read_requests
+from service.second_opinion.cascade import Cascade
+from service.second_opinion.replay import read_requests
 from tests.service.conftest import open_registry
 from tests.service.running import wait_until
+from tests.service.second_opinion.test_shadow_service import serve
 from tests.service.test_metrics_route import samples
-from tests.service.test_shadow_service import serve
 
 WORDS = ["ada", "wrote", "the", "very", "good", "book", "in", "paris", "it", "was", "not", "bad"]
 ORDERS = [" ".join(WORDS[n:] + WORDS[:n]) for n in range(len(WORDS))]

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from service.agreement import Agreement
 from service.queueing.batcher import Batch, Lane, WorkItem
-from service.shadow import Sample, Shadow, ShadowLimits
+from service.second_opinion.agreement import Agreement
+from service.second_opinion.shadow import Sample, Shadow, ShadowLimits
 from service.tasks.schemas import LabelScore
 from service.tasks.verdict import LabelVerdict
 from service.telemetry.shadow_metrics import DROPS, ShadowMetrics

@@ -20,9 +20,9 @@ from random import Random
 
 from torch import Tensor
 
-from service.agreement import Agreement, compare_request
-from service.compare import BACKENDS
 from service.queueing.batcher import Batch, Entry, Lane, LoadedModel, Ticket, WorkItem
+from service.second_opinion.agreement import Agreement, compare_request
+from service.second_opinion.compare import BACKENDS
 from service.tasks.work import Work
 from service.telemetry.shadow_metrics import BUSY, DRAINING, FAILED, QUEUE_FULL, UNLOADED, ShadowMetrics
 

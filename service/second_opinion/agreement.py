@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from service.compare import BACKENDS, FLOAT, INTEGER
 from service.queueing.batcher import LoadedModel, WorkItem
+from service.second_opinion.compare import BACKENDS, FLOAT, INTEGER
 from service.tasks.verdict import Comparison, LabelVerdict, Verdict, compare_verdicts
 from service.tasks.work import Work
 

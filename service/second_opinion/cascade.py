@@ -19,10 +19,10 @@ from pydantic import TypeAdapter, ValidationError
 from q8core.documents import first_problem, parse_strict_json, place_name, shown
 from q8core.errors import InputError
 from q8core.text_file import read_text
-from service.agreement import wilson_interval
-from service.compare import FLOAT, INTEGER
 from service.errors import UnknownBackend
 from service.models.registry import Model
+from service.second_opinion.agreement import wilson_interval
+from service.second_opinion.compare import FLOAT, INTEGER
 from service.tasks.verdict import Verdict
 
 FIRST, SECOND = INTEGER, FLOAT

@@ -15,7 +15,7 @@ from fastapi.testclient import TestClient
 from q8core.engines import TokenBatch
 from q8core.errors import InputError
 from service.app import create_app
-from service.container import Service
+from service.core import Service
 from service.lifecycle import State
 from service.queueing.batcher import Lane
 from service.settings import Settings

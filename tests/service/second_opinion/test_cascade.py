@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from q8core.errors import InputError
 from service.app import create_app
-from service.cascade import Calibration, Cascade, calibrate, choose_threshold, write_calibrations
-from service.container import Service
+from service.core import Service
 from service.lifecycle import State
+from service.second_opinion.cascade import Calibration, Cascade, calibrate, choose_threshold, write_calibrations
 from service.settings import Settings
 from tests.service.conftest import open_registry
 from tests.service.running import wait_until

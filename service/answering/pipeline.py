@@ -15,8 +15,8 @@ from typing import Any, TypeVar, cast
 
 from torch import Tensor
 
-from service.cascade import FIRST, SECOND, Cascade
-from service.compare import BACKENDS, compare_labels, compare_spans
+from service.answering.text_threads import TextThreads
+from service.answering.turns import Turns
 from service.errors import (
     BadInput,
     ClientClosed,
@@ -32,8 +32,10 @@ from service.models.model import Model
 from service.models.registry import ModelRegistry
 from service.queueing.batcher import BatchQueue, Lane, Reserved, Ticket, WorkItem
 from service.queueing.token_bounds import most_proven
+from service.second_opinion.cascade import FIRST, SECOND, Cascade
+from service.second_opinion.compare import BACKENDS, compare_labels, compare_spans
+from service.second_opinion.shadow import Sample, Shadow
 from service.settings import Settings
-from service.shadow import Sample, Shadow
 from service.tasks import schemas
 from service.tasks.encoding import OWN_WORDS, USUAL_CUT, BodyWords, ClassifyWork, Cut, EncodedRequest, QAWork
 from service.tasks.verdict import compare_verdicts
@@ -41,8 +43,6 @@ from service.tasks.work import Work
 from service.telemetry.cascade_metrics import AUTO, CHANGED, CONFIRMED, KEPT
 from service.telemetry.metrics import ServiceMetrics
 from service.telemetry.trace import InFlight, RequestTrace
-from service.text_threads import TextThreads
-from service.turns import Turns
 
 T = TypeVar("T")
 
