@@ -10,8 +10,8 @@ from q8core.cli import add_commands, app
 from q8core.errors import Q8Error
 from q8core.waiting import spin_briefly
 from service.cli import serve
-from service.key_command import hash_key
 from service.loadtest.command import loadtest
+from service.operations.key_command import hash_key
 from service.second_opinion.command import compare
 
 add_commands(serve, compare, loadtest, hash_key)

@@ -84,7 +84,7 @@ def _serve(settings: Settings) -> None:
     if settings.workers > 1:
         _serve_with_workers(settings)
         return
-    from service.app import create_app
+    from service.http.app import create_app
     from service.listener import bind
     from service.models.registry import ModelRegistry
     from service.server import run_server
@@ -95,8 +95,8 @@ def _serve(settings: Settings) -> None:
 
 
 def _serve_with_workers(settings: Settings) -> None:
-    from service.keys import load_keys
     from service.listener import bind
+    from service.operations.keys import load_keys
     from service.processes.supervisor import serve_with_workers
 
     if load_keys(settings).admin:
@@ -110,9 +110,9 @@ def _serve_with_workers(settings: Settings) -> None:
 
 def _dry_run(settings: Settings) -> None:
     from service.core import Service
-    from service.info import describe_service
-    from service.keys import load_keys
     from service.models.registry import ModelRegistry
+    from service.operations.info import describe_service
+    from service.operations.keys import load_keys
 
     registry = ModelRegistry.from_settings(settings)
     load_keys(settings)

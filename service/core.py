@@ -1,4 +1,4 @@
-"""The parts of one running service, wired together; `service.app` puts HTTP in front of them."""
+"""The parts of one running service, wired together; `service.http.app` puts HTTP in front of them."""
 
 from __future__ import annotations
 

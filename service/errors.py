@@ -250,7 +250,7 @@ def _describe_http(error: HTTPException) -> ErrorAnswer:
         kind = ErrorKind(error.status_code, "http_error", "refused by the HTTP layer")
     headers = {name.lower(): value for name, value in (error.headers or {}).items()}
     if headers.get("allow") == "GET":
-        headers["allow"] = "GET, HEAD"  # see `service.head`
+        headers["allow"] = "GET, HEAD"  # see `service.http.head`
     message = {
         400: "the body cannot be read as JSON (wrong encoding, nested too deep, or a number too long)",
         404: "no such path; GET /docs lists them, unless it is switched off",

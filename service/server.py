@@ -19,8 +19,8 @@ from fastapi import FastAPI
 from q8core.errors import EngineError, Q8Error
 from service.core import Service
 from service.garbage import FullCollections
+from service.http.protocol import ConnectionLimits, GuardedProtocol, guarded
 from service.lifecycle import State
-from service.protocol import ConnectionLimits, GuardedProtocol, guarded
 
 log = logging.getLogger(__name__)
 

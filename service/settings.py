@@ -23,7 +23,7 @@ ENV_PREFIX = "Q8BERT_"
 API_KEYS_VARIABLE = ENV_PREFIX + "API_KEYS"
 ADMIN_KEY_VARIABLE = ENV_PREFIX + "ADMIN_KEY"
 SECRET_VARIABLES = (API_KEYS_VARIABLE, ADMIN_KEY_VARIABLE)
-"""Read by `service.keys`; no fields of the settings, which are options too and may be shown."""
+"""Read by `service.operations.keys`; no fields of the settings, which are options too and may be shown."""
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """Names that an operator may give; they stand in URLs, headers, logs and metric labels."""

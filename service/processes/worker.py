@@ -19,8 +19,8 @@ from fastapi import FastAPI
 
 from q8core.cpus import available_cpus
 from q8core.errors import EngineError, Q8Error
-from service.app import create_app
 from service.core import Service
+from service.http.app import create_app
 from service.lifecycle import State
 from service.models.registry import ModelRegistry
 from service.server import DrainingServer, run_server, server_config

@@ -14,7 +14,7 @@ from transformers import BertForSequenceClassification
 from q8core.checkpoint.manifest import INT8_FILE
 from q8core.errors import EngineError
 from q8core.quant import passes
-from service.app import create_app
+from service.http.app import create_app
 from service.lifecycle import State
 from service.models.registry import ModelRegistry
 from service.settings import Settings

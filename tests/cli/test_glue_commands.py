@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, BertForSequenceClassification, TextClass
 
 from q8core.checkpoint import Checkpoint
 from q8core.tasks.glue import read_glue
-from service.app import create_app
+from service.http.app import create_app
 from service.lifecycle import State
 from service.models.registry import ModelRegistry
 from service.settings import Settings

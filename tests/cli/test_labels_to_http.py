@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from transformers import BertForSequenceClassification
 
 from q8core.checkpoint import Checkpoint
-from service.app import create_app
+from service.http.app import create_app
 from service.lifecycle import State
 from service.models.registry import ModelRegistry
 from service.settings import Settings

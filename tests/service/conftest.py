@@ -9,8 +9,8 @@ from fastapi.testclient import TestClient
 
 from q8core.cache import CACHE_VARIABLE
 from q8core.tasks.examples import REGRESSION_LABELS
-from service.app import create_app
 from service.core import Service
+from service.http.app import create_app
 from service.lifecycle import State
 from service.models.registry import ModelRegistry
 from service.settings import Settings

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from service import garbage
-from service.app import create_app
 from service.garbage import BUSY_S, IDLE_S, FullCollections
+from service.http.app import create_app
 from service.models.registry import ModelRegistry
 from service.settings import Settings
 from tests.service.running import running_server

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from q8core.bench.sample_lengths import SQUAD, SST2
 from q8core.cli import app as cli
 from q8core.errors import InputError
-from service.app import create_app
+from service.http.app import create_app
 from service.loadtest.bodies import load_asks, sample_bodies
 from service.loadtest.command import loadtest
 from service.loadtest.load import Load, Record, Sample, arrivals, run_load

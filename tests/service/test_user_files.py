@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from q8core.errors import InputError
-from service.keys import KeyRing, load_keys
 from service.loadtest.bodies import load_asks
 from service.loadtest.run import _read_key
 from service.loadtest.target import parse_target
+from service.operations.keys import KeyRing, load_keys
 from service.second_opinion.cascade import Calibration, Cascade
 from service.second_opinion.replay import read_requests
 from service.settings import Settings

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from q8core.errors import EngineError
-from service.app import create_app
 from service.core import Service
+from service.http.app import create_app
 from service.lifecycle import State
 from service.processes.worker import WorkerServer
 from service.settings import Settings

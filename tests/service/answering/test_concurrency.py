@@ -17,8 +17,8 @@ import torch
 from huggingface_hub import InferenceClient
 
 from q8core.engines import TokenBatch
-from service.app import create_app
 from service.core import Service
+from service.http.app import create_app
 from service.settings import Settings
 from tests.service.conftest import open_registry
 from tests.service.running import running_server, wait_until

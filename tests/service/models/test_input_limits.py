@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, BertForQuestionAnswering, BertForSequenc
 
 from q8core.checkpoint import Checkpoint
 from q8core.errors import CheckpointError, InputError
-from service.app import create_app
+from service.http.app import create_app
 from service.lifecycle import State
 from service.models.model import open_model
 from service.models.registry import ModelRegistry

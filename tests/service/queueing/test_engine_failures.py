@@ -13,8 +13,8 @@ from fastapi.testclient import TestClient
 
 from q8core.engines import TokenBatch
 from q8core.errors import CheckpointError, EngineError, InputError
-from service.app import create_app
 from service.core import Service
+from service.http.app import create_app
 from service.lifecycle import State
 from service.models.registry import ModelRegistry
 from service.settings import Settings

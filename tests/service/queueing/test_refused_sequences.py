@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from q8core.checkpoint import Checkpoint
 from q8core.engines import Engine, TokenBatch, load_engine
 from q8core.errors import InputError
-from service.app import create_app
 from service.core import Service
 from service.errors import Draining, InferenceFailed
+from service.http.app import create_app
 from service.lifecycle import Lifecycle, State
 from service.queueing.batcher import Batch, BatchQueue, Lane, QueueLimits, Ticket, WorkItem
 from service.queueing.engine_thread import EngineThread
@@ -28,8 +28,8 @@ from service.queueing.throughput import Throughput
 from service.settings import Settings
 from service.telemetry.metrics import create_metrics
 from tests.service.conftest import open_registry
+from tests.service.http.test_metrics_route import value
 from tests.service.running import wait_until
-from tests.service.test_metrics_route import value
 from tests.service.tiny_checkpoints import POSITIONS
 
 GOOD = "good"

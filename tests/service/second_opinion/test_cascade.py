@@ -16,14 +16,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from q8core.errors import InputError
-from service.app import create_app
 from service.core import Service
+from service.http.app import create_app
 from service.lifecycle import State
 from service.second_opinion.cascade import Calibration, Cascade, calibrate, choose_threshold, write_calibrations
 from service.settings import Settings
 from tests.service.conftest import open_registry
+from tests.service.http.test_metrics_route import samples
 from tests.service.running import wait_until
-from tests.service.test_metrics_route import samples
 
 TEXTS = [
     "the film is good",

@@ -15,9 +15,9 @@ from service import __main__ as _  # noqa: F401  # registers serve and compare
 from service.second_opinion.cascade import Cascade
 from service.second_opinion.replay import read_requests
 from tests.service.conftest import open_registry
+from tests.service.http.test_metrics_route import samples
 from tests.service.running import wait_until
 from tests.service.second_opinion.test_shadow_service import serve
-from tests.service.test_metrics_route import samples
 
 WORDS = ["ada", "wrote", "the", "very", "good", "book", "in", "paris", "it", "was", "not", "bad"]
 ORDERS = [" ".join(WORDS[n:] + WORDS[:n]) for n in range(len(WORDS))]

@@ -14,15 +14,15 @@ from fastapi.testclient import TestClient
 
 from q8core.engines import TokenBatch
 from q8core.errors import InputError
-from service.app import create_app
 from service.core import Service
+from service.http.app import create_app
 from service.lifecycle import State
 from service.queueing.batcher import Lane
 from service.settings import Settings
 from service.telemetry.shadow_metrics import DROPS
 from tests.service.conftest import open_registry
+from tests.service.http.test_metrics_route import samples
 from tests.service.running import wait_until
-from tests.service.test_metrics_route import samples
 
 CONTEXT = "The book is very good. It was written by Ada in Paris. " * 5
 

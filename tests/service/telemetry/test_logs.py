@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
-from service.app import create_app
+from service.http.app import create_app
 from service.lifecycle import State
 from service.settings import Settings
 from service.telemetry.logs import JsonFormatter, configure_logging

@@ -15,7 +15,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from q8core.errors import InputError
-from service.app import create_app
+from service.http.app import create_app
 from service.lifecycle import State
 from service.settings import Settings
 from service.telemetry.otlp import create_tracing, traces_address

@@ -1,0 +1,150 @@
+"""The ASGI application: routes, error answers and middleware around a `Service`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.security import HTTPBearer
+from fastapi_offline import FastAPIOffline
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+
+import service as package
+from q8core.errors import InputError
+from service.core import Service
+from service.errors import ServiceError, describe_error
+from service.http.auth import AuthMiddleware
+from service.http.cors import CrossOrigin
+from service.http.head import HeadMiddleware
+from service.http.middleware import BodyMiddleware, RequestMiddleware
+from service.http.overload import BEING_SERVED, Overload
+from service.http.routes import admin as admin_routes
+from service.http.routes import (
+    agreement,
+    classify,
+    compare,
+    health,
+    info,
+    metrics,
+    open_inference,
+    page,
+    qa,
+    tei,
+    vllm,
+)
+from service.models.registry import ModelRegistry
+from service.operations.keys import load_keys
+from service.operations.model_admin import ModelAdmin
+from service.operations.watcher import watching
+from service.settings import Settings
+from service.telemetry.metrics import COMPARE
+from service.telemetry.otlp import NO_TELEMETRY_LOGS, create_tracing
+from service.telemetry.recorder import Observer, RequestRecorder
+from service.telemetry.request_log import log_request
+from service.telemetry.trace import RequestTrace
+
+log = logging.getLogger(__name__)
+
+TASK_PATHS = {
+    "/classify": "classify",
+    "/v1/classify": "classify",
+    "/predict": "classify",
+    "/qa": "qa",
+    "/question-answering": "qa",
+    "/compare": COMPARE,
+}
+
+_DESCRIPTION = (
+    "BERT in 8 bits on CPUs, beside fp32. Bodies follow Hugging Face's task schemas; every error has the body "
+    "`{error, error_type, request_id}`; stage times, token counts and the backend come in response headers."
+)
+
+
+def create_app(settings: Settings, registry: ModelRegistry) -> FastAPI:
+    """Build the application; engines are loaded in the background once it starts.
+
+    ``app.state.service`` is the `Service` behind it.
+
+    Raises:
+        InputError: traces are asked for and cannot be sent.
+    """
+    keys = load_keys(settings)
+    service = Service(settings, registry)
+    tracing = create_tracing(settings.otlp_endpoint) if settings.otlp_endpoint else None
+    observers: list[Observer] = [log_request] if settings.json_logs else []
+    observers += [tracing.observe] if tracing is not None else []
+    admin = ModelAdmin(service, settings.model_root)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
+        await page.check_files()
+        service.start()
+        try:
+            async with watching(admin, settings.watch_s):
+                yield
+        except asyncio.CancelledError:
+            log.info("leaving at once")  # a second signal: uvicorn ends without asking the application to
+        finally:
+            service.drain()
+            await run_in_threadpool(admin.join, settings.request_timeout_s)
+            await run_in_threadpool(service.stop, settings.request_timeout_s)
+            if tracing is not None:
+                await run_in_threadpool(tracing.close)
+
+    app = (FastAPIOffline if settings.docs else _without_docs)(
+        title="q8bert",
+        version=package.__version__,
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        redirect_slashes=False,
+        redoc_url=None,
+        telemetry=tracing.telemetry() if tracing is not None else NO_TELEMETRY_LOGS,
+    )
+    app.state.service = service
+    app.state.admin = admin
+    app.mount(page.ASSETS_PATH, page.PageFiles(directory=page.FOLDER), name="page")
+    for module in (classify, qa, compare, agreement, tei, vllm, open_inference, info):
+        app.include_router(module.router, dependencies=_shows_lock("api key") if keys.api else [])
+    for module in (health, metrics, page):
+        app.include_router(module.router)
+    if keys.admin:
+        app.include_router(admin_routes.router, dependencies=_shows_lock("admin key"))
+    for kind in (RequestValidationError, HTTPException, ServiceError, InputError):
+        app.add_exception_handler(kind, _answer_error)
+    # the last one added is the outermost
+    app.add_middleware(HeadMiddleware)
+    app.add_middleware(BodyMiddleware, limit=settings.payload_limit, timeout_s=settings.body_timeout_s)
+    if keys.api or keys.admin:
+        app.add_middleware(AuthMiddleware, keys=keys, protect_metrics=settings.protect_metrics)
+    recorder = RequestRecorder(TASK_PATHS, service.metrics, observers)
+    app.add_middleware(RequestMiddleware, recorder=recorder)
+    cross_origin = CrossOrigin(settings.cors_allow_origin) if settings.cors_allow_origin else None
+    if cross_origin is not None:
+        app.add_middleware(CORSMiddleware, **cross_origin.middleware())
+    limit = settings.max_queue_requests + BEING_SERVED
+    app.state.overload = Overload(limit, TASK_PATHS, service.queue, recorder, cross_origin)
+    return app
+
+
+def _shows_lock(scheme: str) -> list[Any]:
+    """Let /docs ask for the key and send it; `AuthMiddleware` is what checks it."""
+    return [Depends(HTTPBearer(auto_error=False, scheme_name=scheme))]
+
+
+def _without_docs(**options: Any) -> FastAPI:
+    return FastAPI(docs_url=None, openapi_url=None, **options)
+
+
+async def _answer_error(request: Request, error: Exception) -> JSONResponse:
+    trace: RequestTrace = request.state.trace
+    answer = describe_error(error)
+    trace.error_type = answer.kind.error_type
+    return JSONResponse(answer.body(trace.request_id), answer.kind.status, headers=dict(answer.headers))

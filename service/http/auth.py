@@ -1,0 +1,72 @@
+"""The middleware that asks requests for their keys."""
+
+from __future__ import annotations
+
+import re
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from service.errors import Unauthorized
+from service.http.middleware import send_error
+from service.operations.keys import KeyRing, Keys
+
+ADMIN_PATH = "/admin"
+
+# Whatever is not named here needs a key, so that a new route cannot be left open by mistake.
+_OPEN_PATHS = frozenset(
+    {
+        # probes know no keys, and tell nothing
+        *("/livez", "/readyz", "/health", "/v2/health/live", "/v2/health/ready"),
+        # the page and the documentation are the same everywhere; what they ask for data needs the key
+        *("/", "/favicon.ico", "/docs", "/docs/oauth2-redirect", "/openapi.json"),
+    }
+)
+_OPEN_FOLDERS = ("/page/", "/static-offline-docs/")
+_METRICS_PATH = "/metrics"
+
+_BEARER = re.compile(rb"bearer +(\S+) *", re.IGNORECASE)
+
+
+class AuthMiddleware:
+    """Asks for ``Authorization: Bearer KEY`` before a request's body is read.
+
+    Args:
+        app: the application inside.
+        keys: the valid keys.
+        protect_metrics: whether /metrics needs an API key, too.
+    """
+
+    def __init__(self, app: ASGIApp, *, keys: Keys, protect_metrics: bool) -> None:
+        self._app = app
+        self._keys = keys
+        self._open = _OPEN_PATHS if protect_metrics else _OPEN_PATHS | {_METRICS_PATH}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection scope."""
+        ring = self._needed(scope)
+        if ring is not None:
+            shown = _shown_key(scope)
+            if shown is None or not ring.accepts(shown):
+                what = "no key is shown" if shown is None else "the key is not valid here"
+                error = Unauthorized(f"{what}; send the header Authorization: Bearer KEY")
+                await send_error(error, scope["state"]["trace"], send)
+                return
+        await self._app(scope, receive, send)
+
+    def _needed(self, scope: Scope) -> KeyRing | None:
+        """The keys of which the request must show one, None where it need not."""
+        if scope["type"] != "http":
+            return None
+        path: str = scope["path"]
+        if self._keys.admin and (path == ADMIN_PATH or path.startswith(f"{ADMIN_PATH}/")):
+            return self._keys.admin
+        if not self._keys.api or path in self._open or path.startswith(_OPEN_FOLDERS):
+            return None
+        return self._keys.api
+
+
+def _shown_key(scope: Scope) -> bytes | None:
+    """The key of the one Authorization header; None for none, several, or another scheme."""
+    found = [value for name, value in scope["headers"] if name == b"authorization"]
+    match = _BEARER.fullmatch(found[0]) if len(found) == 1 else None
+    return match[1] if match else None

@@ -1,0 +1,83 @@
+"""Refusals that cost little, for when requests come faster than the application could refuse them.
+
+A request that goes through the whole application only to be told that the queue is full takes as much of the event loop
+as one that is answered. With enough of them nobody would be answered in time, the refused ones included. So requests
+beyond a bound are answered where their bytes arrive.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+
+from service.errors import ERROR_KINDS, ErrorAnswer, QueueFull, describe_error
+from service.http.cors import CrossOrigin
+from service.queueing.batcher import BatchQueue
+from service.telemetry.recorder import RequestRecorder
+from service.telemetry.trace import RequestTrace, request_id
+
+BEING_SERVED = 64
+"""Requests under way besides those that wait in the queue: being read, encoded, computed or answered."""
+
+_ESTIMATE_S = 0.1  # how long an estimate of the queue's time is good for
+
+
+class Overload:
+    """Decides whether too many requests are under way already, and answers for the application.
+
+    Args:
+        limit: requests under way from which on those of `tasks` are refused.
+        tasks: path -> task, of the inference routes; all others are always let in.
+        queue: knows when there will be room.
+        recorder: is told of the refused.
+        cross_origin: which pages may read the refusal, as they may every other answer.
+    """
+
+    def __init__(
+        self,
+        limit: int,
+        tasks: Mapping[str, str],
+        queue: BatchQueue,
+        recorder: RequestRecorder,
+        cross_origin: CrossOrigin | None = None,
+    ) -> None:
+        self._limit = limit
+        # with and without the slash of `service.http.paths`: every request is looked up as it was sent
+        self._tasks = {sent.encode(): (path, task) for path, task in tasks.items() for sent in (path, f"{path}/")}
+        self._queue = queue
+        self._recorder = recorder
+        self._cross_origin = cross_origin
+        self._answer = ErrorAnswer(ERROR_KINDS[QueueFull], "", {})
+        self._good_until = 0.0
+
+    def refuses(self, method: bytes, target: bytes, under_way: int) -> bool:
+        """Whether to refuse a request for this target (path and query as sent), with so many others under way.
+
+        A browser's question whether it may ask costs next to nothing, and without its answer a page would not see
+        the refusal that follows.
+        """
+        return under_way >= self._limit and method != b"OPTIONS" and target.partition(b"?")[0] in self._tasks
+
+    def answer(
+        self, method: str, target: bytes, headers: list[tuple[bytes, bytes]]
+    ) -> tuple[bytes, list[tuple[bytes, bytes]]]:
+        """Record a refused request and return its answer's body and headers; the status is 429."""
+        path, task = self._tasks[target.partition(b"?")[0]]
+        answer = self._current()
+        trace = RequestTrace(request_id(headers), task=task, error_type=answer.kind.error_type)
+        body = json.dumps(answer.body(trace.request_id)).encode()
+        named = {"content-type": "application/json", "content-length": str(len(body)), **answer.headers}
+        if self._cross_origin is not None:
+            origin = dict(headers).get(b"origin")
+            named |= self._cross_origin.headers(None if origin is None else origin.decode("latin-1"))
+        self._recorder.record(method, path, trace, answer.kind.status)
+        return body, [*((name.encode(), value.encode()) for name, value in named.items()), *trace.headers()]
+
+    def _current(self) -> ErrorAnswer:
+        now = time.monotonic()
+        if now >= self._good_until:
+            wait = self._queue.drain_seconds()
+            self._answer = describe_error(QueueFull("too many requests are under way; try later", retry_after_s=wait))
+            self._good_until = now + _ESTIMATE_S
+        return self._answer

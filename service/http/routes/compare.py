@@ -1,0 +1,22 @@
+"""POST /compare: one text, or one question with its context, answered by fp32 and int8."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from service.http.routes.dependencies import INFERENCE_ERRORS, ServiceDep, TraceDep, error_responses
+from service.http.routes.direct import DirectRoute
+from service.tasks.schemas import CompareRequest, CompareResponse
+
+router = APIRouter(tags=["inference"], route_class=DirectRoute)
+
+
+@router.post("/compare", responses=error_responses(*INFERENCE_ERRORS), summary="Ask fp32 and int8 the same")
+async def compare(body: CompareRequest, service: ServiceDep, trace: TraceDep) -> CompareResponse:
+    """Answer a text (as /classify does) or a question with its context (as /qa does) on both backends.
+
+    The input is encoded once. The backends run one after the other: timed at the same moment they would take the CPUs
+    from each other. Which of them runs first, and so wakes the CPUs, alternates from request to request. Parameters
+    are the defaults of /classify and /qa. The times in the headers are the sums of both backends'.
+    """
+    return await service.pipeline.compare(body, trace)
