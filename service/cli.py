@@ -84,10 +84,10 @@ def _serve(settings: Settings) -> None:
     if settings.workers > 1:
         _serve_with_workers(settings)
         return
+    from service.hosts.listener import bind
+    from service.hosts.single import run_server
     from service.http.app import create_app
-    from service.listener import bind
     from service.models.registry import ModelRegistry
-    from service.server import run_server
 
     with bind(settings) as listener:
         registry = ModelRegistry.from_settings(settings)
@@ -95,9 +95,9 @@ def _serve(settings: Settings) -> None:
 
 
 def _serve_with_workers(settings: Settings) -> None:
-    from service.listener import bind
+    from service.hosts.listener import bind
+    from service.hosts.workers.supervisor import serve_with_workers
     from service.operations.keys import load_keys
-    from service.processes.supervisor import serve_with_workers
 
     if load_keys(settings).admin:
         raise InputError(

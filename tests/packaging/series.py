@@ -6,7 +6,7 @@ import re
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from service.processes.supervisor import SupervisorMetrics
+from service.hosts.workers.supervisor import SupervisorMetrics
 from service.queueing.batcher import Lane
 from service.telemetry.metrics import create_metrics
 

@@ -17,9 +17,9 @@ from fastapi import FastAPI
 
 from q8core.cache import CACHE_VARIABLE
 from service.core import Service
+from service.hosts.listener import bind
+from service.hosts.single import create_server
 from service.lifecycle import State
-from service.listener import bind
-from service.server import create_server
 from service.settings import Settings
 
 

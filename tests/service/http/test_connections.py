@@ -282,7 +282,7 @@ def test_an_answer_that_nobody_reads_is_given_up(classify_folder: Path, monkeypa
             if self.cycle is not None and self.scope["path"] == "/classify":
                 lost.set()
 
-    monkeypatch.setattr("service.server.guarded", lambda *_: Watched)
+    monkeypatch.setattr("service.hosts.single.guarded", lambda *_: Watched)
     app = create_app(Settings(threads=1, max_queue_tokens=10**6), open_registry(classify_folder))
     with running_server(app) as url, closing(socket.socket()) as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

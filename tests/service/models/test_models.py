@@ -18,7 +18,7 @@ from service.http.app import create_app
 from service.lifecycle import State
 from service.models.registry import ModelRegistry
 from service.settings import Settings
-from tests.service.test_client import in_front_of
+from tests.service.client.test_client import in_front_of
 from tests.service.tiny_checkpoints import make_checkpoint
 
 TEXTS = ["good film", "a bad book", "who wrote it", "not very good"]

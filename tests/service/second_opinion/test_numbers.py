@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from service.telemetry.shadow_metrics import RESULTS
+from tests.service.client.test_client import in_front_of
 from tests.service.http.test_compare_route import BACKENDS, TEXTS, ready
 from tests.service.http.test_metrics_route import samples
 from tests.service.second_opinion.test_replay import run, write_lines
 from tests.service.second_opinion.test_shadow_service import serve, wait_until
-from tests.service.test_client import in_front_of
 
 INPUTS = [text for text in TEXTS if text]
 

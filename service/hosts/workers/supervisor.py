@@ -193,7 +193,7 @@ class Supervisor:
 
 def _work(settings: Settings, place: Place, listener: socket.socket, ready: Connection, others_serve: bool) -> None:
     """What a worker process runs; the import brings torch, which the supervisor does without."""
-    from service.processes.worker import run_worker
+    from service.hosts.workers.worker import run_worker
 
     run_worker(settings, place, listener, ready, others_serve)
 

@@ -18,7 +18,7 @@ from fastapi import FastAPI
 
 from q8core.errors import EngineError, Q8Error
 from service.core import Service
-from service.garbage import FullCollections
+from service.hosts.garbage import FullCollections
 from service.http.protocol import ConnectionLimits, GuardedProtocol, guarded
 from service.lifecycle import State
 

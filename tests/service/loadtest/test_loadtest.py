@@ -262,7 +262,7 @@ def test_arrivals_are_a_poisson_process_and_the_same_for_a_seed() -> None:
 
 
 def test_built_in_texts_have_the_lengths_of_real_ones() -> None:
-    checkpoints = Path(__file__).parents[2] / "service" / "checkpoints"
+    checkpoints = Path(__file__).parents[3] / "service" / "checkpoints"
     tokenizer = Tokenizer.from_file(str(next(checkpoints.glob("*/tokenizer.json"))))
     tokenizer.no_truncation()
     tokenizer.no_padding()

@@ -18,8 +18,8 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.service.hosts.test_serve_command import finish, flip_a_byte, free_port
 from tests.service.running import answers, start_command, wait_until
-from tests.service.test_serve_command import finish, flip_a_byte, free_port
 
 
 class Pool:

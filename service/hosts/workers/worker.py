@@ -20,10 +20,10 @@ from fastapi import FastAPI
 from q8core.cpus import available_cpus
 from q8core.errors import EngineError, Q8Error
 from service.core import Service
+from service.hosts.single import DrainingServer, run_server, server_config
 from service.http.app import create_app
 from service.lifecycle import State
 from service.models.registry import ModelRegistry
-from service.server import DrainingServer, run_server, server_config
 from service.settings import Settings
 from service.telemetry.exchange import MergedMetrics, Place, SampleSocket
 from service.telemetry.logs import configure_logging

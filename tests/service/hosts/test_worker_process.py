@@ -13,9 +13,9 @@ import pytest
 
 from q8core.errors import EngineError
 from service.core import Service
+from service.hosts.workers.worker import WorkerServer
 from service.http.app import create_app
 from service.lifecycle import State
-from service.processes.worker import WorkerServer
 from service.settings import Settings
 from tests.service.conftest import open_registry
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import httpx2 as httpx
 
+from tests.service.hosts.test_serve_command import finish, free_port
 from tests.service.running import answers, start_command, wait_until
-from tests.service.test_serve_command import finish, free_port
 
 HEAD = b"POST /classify HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
 WITHOUT_REQUEST = {
@@ -68,7 +68,8 @@ def ask_for_much(stack: ExitStack, port: int) -> socket.socket:
 def check_log(err: str, line: str) -> None:
     for word in ("Traceback", "Exception", "CancelledError", " ERROR ", " CRITICAL "):
         assert word not in err, err
-    cut = [found.split("service.server: ")[1] for found in err.splitlines() if " WARNING service.server: " in found]
+    warning = " WARNING service.hosts.single: "
+    cut = [found.split(warning)[1] for found in err.splitlines() if warning in found]
     assert cut == [line], err
 
 
@@ -126,7 +127,7 @@ def test_a_request_that_arrives_in_time_is_told(classify_folder: Path) -> None:
         code, _, err = finish(process)
     assert answer.startswith(b"HTTP/1.1 503 ")
     assert b"connection: close" in answer
-    assert (code, "Traceback" in err, "WARNING service.server" in err) == (0, False, False), err
+    assert (code, "Traceback" in err, "WARNING service.hosts.single" in err) == (0, False, False), err
 
 
 def test_a_second_signal_leaves_at_once_and_as_quietly(classify_folder: Path, qa_folder: Path) -> None:

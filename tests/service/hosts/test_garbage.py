@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from service import garbage
-from service.garbage import BUSY_S, IDLE_S, FullCollections
+from service.hosts import garbage
+from service.hosts.garbage import BUSY_S, IDLE_S, FullCollections
 from service.http.app import create_app
 from service.models.registry import ModelRegistry
 from service.settings import Settings

@@ -1,0 +1,1 @@
+"""What runs the application: one process, several workers behind one port, and what they set for their process."""
