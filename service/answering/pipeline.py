@@ -15,6 +15,7 @@ from typing import Any, TypeVar, cast
 
 from torch import Tensor
 
+from service.answering.route import Route
 from service.answering.text_threads import TextThreads
 from service.answering.turns import Turns
 from service.errors import (
@@ -100,29 +101,29 @@ class Pipeline:
         cut: Cut = USUAL_CUT,
     ) -> schemas.ClassifyResponse:
         """Classify every input of a request; errors name its fields with the route's words."""
-        model = self._model("classify", request, backend_header, trace)
+        route = self._route("classify", request, backend_header, trace)
         items = request.items()
         if not items:
             raise EmptyInput("inputs is an empty list; send at least one text")
-        work = ClassifyWork(model, items, request.parameters or schemas.ClassifyParameters(), words, cut)
-        return await self._run(trace, work, model)
+        work = ClassifyWork(route.model, items, request.parameters or schemas.ClassifyParameters(), words, cut)
+        return await self._run(trace, work, route)
 
     async def answer(
         self, request: schemas.QARequest, backend_header: str | None, trace: RequestTrace
     ) -> schemas.QAResponse:
         """Answer every question of a request."""
-        model = self._model("qa", request, backend_header, trace)
+        route = self._route("qa", request, backend_header, trace)
         items = request.items()
         if not items:
             raise EmptyInput("inputs is an empty list; send at least one question with its context")
         work = QAWork(
-            model,
+            route.model,
             items,
             request.parameters or schemas.QAParameters(),
             listed=isinstance(request.inputs, list),
             max_tokens=self._settings.max_queue_tokens,
         )
-        return await self._run(trace, work, model)
+        return await self._run(trace, work, route)
 
     async def compare(
         self, request: schemas.CompareRequest, trace: RequestTrace
@@ -141,10 +142,10 @@ class Pipeline:
             spans = cast("dict[str, schemas.AnswerSpan]", await self._run_shares(trace, work))
             return compare_spans(model, spans, trace.by_backend())
 
-    def _model(
+    def _route(
         self, task: str, request: schemas.ClassifyRequest | schemas.QARequest, header: str | None, trace: RequestTrace
-    ) -> Model:
-        """Choose model and backend and note both in the trace."""
+    ) -> Route:
+        """Choose model and backend, and note both in the trace."""
         model, body = self._loaded_model(task, request.model), request.backend
         if body is not None and header is not None and body != header:
             raise BadInput(f"the body asks for backend {body!r}, the header x-q8bert-backend for {header!r}")
@@ -155,7 +156,7 @@ class Pipeline:
         else:
             self._check_backend(backend)
         trace.backend, trace.model = backend, model.name
-        return model
+        return Route(model, backend)
 
     def _compared_model(self, task: str, name: str | None, trace: RequestTrace) -> Model:
         """Choose the model of a request that both backends answer."""
@@ -173,10 +174,10 @@ class Pipeline:
         if backend not in self._registry.backends:
             raise UnknownBackend(f"unknown backend {backend!r}; loaded: {', '.join(self._registry.backends)}")
 
-    async def _run(self, trace: RequestTrace, work: Work[T], model: Model) -> T:
-        """Answer on the backend that the trace names."""
-        auto = trace.backend == AUTO
-        lane = model.lane(FIRST if auto else trace.backend)
+    async def _run(self, trace: RequestTrace, work: Work[T], route: Route) -> T:
+        """Answer on the route's backend."""
+        auto, model = route.backend == AUTO, route.model
+        lane = model.lane(FIRST if auto else route.backend)
         deadline = self._deadline(trace)
         with self._registry.in_use(model), self.in_flight.track(trace):
             encoded = await self._encode(trace, work, lane, deadline)
@@ -250,15 +251,14 @@ class Pipeline:
         finally:
             self._encoding -= 1
             self._encoding_tokens -= tokens
-        trace.tokens = sum(item.tokens for item in encoded.items)
-        trace.truncated, trace.windows = encoded.truncated, encoded.windows
+        trace.tokens, trace.truncated, trace.windows = encoded.tokens, encoded.truncated, encoded.windows
         if encoded.truncated:
             work.model.note_cut()
         return encoded
 
     async def _compute(self, trace: RequestTrace, encoded: EncodedRequest, lane: Lane, deadline: float) -> list[Tensor]:
         """Queue the encoded request for one backend and wait for the logits."""
-        self._metrics.requests.input_tokens.labels(lane.backend).observe(trace.tokens or 0)
+        self._metrics.requests.input_tokens.labels(lane.backend).observe(encoded.tokens)
         if encoded.windows is not None:
             self._metrics.requests.qa_windows.labels(lane.backend).observe(encoded.windows)
         return await self._infer(lane, encoded.items, deadline, trace)

@@ -36,6 +36,11 @@ class EncodedRequest:
     truncated: int
     windows: int | None = None
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of all sequences."""
+        return sum(item.tokens for item in self.items)
+
 
 @dataclass(frozen=True)
 class BodyWords:
