@@ -200,8 +200,7 @@ def test_leaving_clients_free_their_place(served: Running, path: str, inputs: ob
 
 def test_time_limit_answers_504_even_while_the_engine_is_busy(served: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     served.hold()
-    short = served.service.settings.model_copy(update={"request_timeout_s": 0.3})
-    monkeypatch.setattr(served.service.pipeline, "_settings", short)
+    monkeypatch.setattr(served.service.pipeline._steps, "_timeout_s", 0.3)
     answer = httpx.post(f"{served.url}/qa", json={"question": "who?", "context": CONTEXT}, timeout=240)
     assert (answer.status_code, answer.json()["error_type"]) == (504, "deadline_exceeded")
     assert served.service.queue.waiting_tokens() == 0, "the windows that had not begun are gone"

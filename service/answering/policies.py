@@ -1,0 +1,129 @@
+"""Which backends answer a request: the one it asks for, int8 with fp32 where it is not sure, or both."""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import accumulate, count
+from typing import TypeVar
+
+from torch import Tensor
+
+from service.answering.steps import Steps
+from service.models.registry import ModelRegistry
+from service.second_opinion.cascade import FIRST, SECOND, Cascade
+from service.second_opinion.compare import BACKENDS
+from service.second_opinion.shadow import Sample, Shadow
+from service.tasks.encoding import EncodedRequest
+from service.tasks.verdict import compare_verdicts
+from service.tasks.work import Work
+from service.telemetry.cascade_metrics import CHANGED, CONFIRMED, KEPT, CascadeMetrics
+from service.telemetry.trace import RequestTrace
+
+T = TypeVar("T")
+
+
+class OneBackend:
+    """One backend answers; the shadow is offered what it has computed.
+
+    Args:
+        steps: of each request.
+        registry: told how long a model is needed.
+        shadow: samples the answered requests.
+    """
+
+    def __init__(self, steps: Steps, registry: ModelRegistry, shadow: Shadow) -> None:
+        self._steps = steps
+        self._registry = registry
+        self._shadow = shadow
+
+    async def answer(self, trace: RequestTrace, work: Work[T], backend: str) -> T:
+        """Answer a request."""
+        steps, lane, deadline = self._steps, work.model.lane(backend), self._steps.deadline(trace)
+        with self._registry.in_use(work.model), steps.in_flight.track(trace):
+            encoded = await steps.encode(trace, work, lane, deadline)
+            logits = await steps.compute(trace, encoded, lane, deadline)
+            surer = await self._reconsider(trace, work, encoded, logits, deadline)
+            answer = await steps.finish(trace, work, surer)
+        self._shadow.offer(Sample(trace.request_id, work, encoded.items, lane, logits))
+        return answer
+
+    async def _reconsider(
+        self, trace: RequestTrace, work: Work[T], encoded: EncodedRequest, logits: list[Tensor], deadline: float
+    ) -> list[Tensor]:
+        """Return the logits that count: here, those of the one backend."""
+        return logits
+
+
+class Cascaded(OneBackend):
+    """int8 answers, and fp32 again where int8 is not sure: ``backend=auto``.
+
+    Args:
+        steps: as `OneBackend`.
+        registry: as `OneBackend`.
+        shadow: as `OneBackend`.
+        cascade: says where int8 is not sure.
+        metrics: counts what came of asking again.
+    """
+
+    def __init__(
+        self, steps: Steps, registry: ModelRegistry, shadow: Shadow, cascade: Cascade, metrics: CascadeMetrics
+    ) -> None:
+        super().__init__(steps, registry, shadow)
+        self._cascade = cascade
+        self._metrics = metrics
+
+    async def _reconsider(
+        self, trace: RequestTrace, work: Work[T], encoded: EncodedRequest, logits: list[Tensor], deadline: float
+    ) -> list[Tensor]:
+        """Ask fp32 again about the inputs of which int8 is not sure; return the logits that count, in order."""
+        verdicts = await self._steps.in_threads(trace, work, partial(work.verdicts, logits))
+        weak = self._cascade.weak(work.model, verdicts)
+        trace.answered_by, trace.escalated = SECOND if weak else FIRST, len(weak)
+        counted = self._metrics.inputs.labels
+        counted(work.task, KEPT).inc(len(verdicts) - len(weak))
+        if not weak:
+            return logits
+        ends = list(accumulate(work.sequences()))
+        again = [n for place in weak for n in range(ends[place] - work.sequences()[place], ends[place])]
+        second = trace.part()
+        items = [encoded.items[n] for n in again]
+        logits_again = await self._steps.infer(work.model.lane(SECOND), items, deadline, second)
+        found = dict(zip(again, logits_again, strict=True))
+        trace.close_share(second)
+        merged = [found.get(n, row) for n, row in enumerate(logits)]
+        surer = await self._steps.in_threads(trace, work, partial(work.verdicts, merged))
+        for place in weak:
+            same = compare_verdicts(surer[place], verdicts[place]).agree
+            counted(work.task, CONFIRMED if same else CHANGED).inc()
+        return merged
+
+
+class BothBackends:
+    """One backend after the other answers the same token ids.
+
+    Args:
+        steps: of each request.
+    """
+
+    def __init__(self, steps: Steps) -> None:
+        self._steps = steps
+        self._comparisons = count()
+
+    async def answers(self, trace: RequestTrace, work: Work[T]) -> dict[str, T]:
+        """Encode once and answer on one backend after the other, each waiting in the queue by itself.
+
+        At the same time they would take the CPUs from each other, and their times would say nothing.
+        """
+        deadline = self._steps.deadline(trace)
+        # the first wakes threads and CPUs for the second; taking turns, neither is favoured on average
+        order = BACKENDS if next(self._comparisons) % 2 == 0 else BACKENDS[::-1]
+        with self._steps.in_flight.track(trace):
+            encoded = await self._steps.encode(trace, work, work.model.lane(order[0]), deadline)
+        answers: dict[str, T] = {}
+        for backend in order:
+            share = trace.share(backend)
+            with self._steps.in_flight.track(share):
+                logits = await self._steps.compute(share, encoded, work.model.lane(backend), deadline)
+                answers[backend] = await self._steps.finish(share, work, logits)
+            trace.close_share(share)
+        return {backend: answers[backend] for backend in BACKENDS}

@@ -1,0 +1,127 @@
+"""The steps of a request, the same for every policy: admit, encode, queue, wait, post-process.
+
+They run on the event loop; encoding and post-processing of all but short texts run in a small thread pool, inference on
+the engine thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from service.answering.text_threads import TextThreads
+from service.answering.turns import Turns
+from service.errors import ClientClosed, DeadlineExceeded
+from service.queueing.batcher import BatchQueue, Lane, Reserved, Ticket, WorkItem
+from service.queueing.token_bounds import most_proven
+from service.tasks.encoding import EncodedRequest
+from service.tasks.work import Work
+from service.telemetry.metrics import RequestMetrics
+from service.telemetry.trace import InFlight, RequestTrace
+
+T = TypeVar("T")
+
+_SMALLEST_ITEM = 2  # [CLS] [SEP]
+
+
+class Steps:
+    """What policies are made of; every way out of a request leads through `encode` and `compute`.
+
+    Args:
+        queue: of the engine thread.
+        metrics: counts tokens and windows.
+        timeout_s: from a request's arrival to its answer.
+        most_tokens: that may wait in the queue.
+    """
+
+    def __init__(self, queue: BatchQueue, metrics: RequestMetrics, *, timeout_s: float, most_tokens: int) -> None:
+        self.in_flight = InFlight()
+        self._queue = queue
+        self._metrics = metrics
+        self._timeout_s = timeout_s
+        self._most_tokens = most_tokens
+        self._encoding = 0
+        self._encoding_tokens = 0
+        self._threads = TextThreads()
+        self._turns = Turns()
+
+    def close(self) -> None:
+        """Stop the text threads."""
+        self._threads.close()
+
+    def deadline(self, trace: RequestTrace) -> float:
+        """Return the time on the monotonic clock at which a request is given up."""
+        return trace.started + self._timeout_s
+
+    async def encode(self, trace: RequestTrace, work: Work[T], lane: Lane, deadline: float) -> EncodedRequest:
+        """Refuse what the queue has no room for, else encode."""
+        tokens = self._least_tokens(work)
+        self._queue.check_room(lane, tokens, deadline, Reserved(self._encoding, self._encoding_tokens))
+        self._encoding += 1
+        self._encoding_tokens += tokens
+        try:
+            with trace.stage("tokenize"):
+                encoded = await self.in_threads(trace, work, work.encode)
+        finally:
+            self._encoding -= 1
+            self._encoding_tokens -= tokens
+        trace.tokens, trace.truncated, trace.windows = encoded.tokens, encoded.truncated, encoded.windows
+        if encoded.truncated:
+            work.model.note_cut()
+        return encoded
+
+    async def compute(self, trace: RequestTrace, encoded: EncodedRequest, lane: Lane, deadline: float) -> list[Tensor]:
+        """Queue the encoded request for one backend and wait for the logits."""
+        self._metrics.input_tokens.labels(lane.backend).observe(encoded.tokens)
+        if encoded.windows is not None:
+            self._metrics.qa_windows.labels(lane.backend).observe(encoded.windows)
+        return await self.infer(lane, encoded.items, deadline, trace)
+
+    async def finish(self, trace: RequestTrace, work: Work[T], logits: list[Tensor]) -> T:
+        """Turn the logits into the answer."""
+        await self._turns.wait()  # a batch ends for many requests at once
+        with trace.stage("postprocess"):
+            return await self.in_threads(trace, work, partial(work.finish, logits))
+
+    async def in_threads(self, trace: RequestTrace, work: Work[Any], step: Callable[[], T]) -> T:
+        """Run what depends on the length of a request's texts where that length says, unless the client has left."""
+
+        def unless_left() -> T:
+            if trace.client_left:
+                raise ClientClosed("the client left")
+            return step()
+
+        return await self._threads.run(unless_left, inputs=work.inputs, characters=work.characters)
+
+    async def infer(self, lane: Lane, items: list[WorkItem], deadline: float, trace: RequestTrace) -> list[Tensor]:
+        """Queue the sequences and wait: for the engine, the deadline or the client's leaving, whichever is first."""
+        ticket = Ticket(lane, items, deadline)
+        self._queue.put(ticket)
+        loop = asyncio.get_running_loop()
+        overdue = DeadlineExceeded(f"no answer within {self._timeout_s:g} s (--request-timeout-s)")
+        timer = loop.call_later(max(0.0, deadline - time.monotonic()), self._queue.abandon, ticket, overdue)
+        if trace.left is not None:
+            trace.left.add_done_callback(
+                lambda left: None if left.cancelled() else self._queue.abandon(ticket, ClientClosed("the client left"))
+            )
+        try:
+            return await asyncio.wrap_future(ticket.future)
+        finally:
+            timer.cancel()
+            self._queue.abandon(ticket, ClientClosed("the request was cancelled"))
+            done = time.monotonic()
+            started = ticket.started or done
+            trace.begun |= {"queue": ticket.submitted, "infer": started}
+            trace.stages |= {"queue": started - ticket.submitted, "infer": done - started}
+
+    def _least_tokens(self, work: Work[T]) -> int:
+        """Count tokens that are proven before tokenizing; words only where their number could matter."""
+        least, room = work.inputs * _SMALLEST_ITEM, self._most_tokens
+        if self._queue.waiting_tokens() + self._encoding_tokens + least + most_proven(work.characters) <= room:
+            return least
+        return max(least, work.least_tokens(room + 1))
