@@ -85,13 +85,11 @@ def _serve(settings: Settings) -> None:
         _serve_with_workers(settings)
         return
     from service.hosts.listener import bind
-    from service.hosts.single import run_server
-    from service.http.app import create_app
+    from service.hosts.single import serve as serve_alone
     from service.models.registry import ModelRegistry
 
     with bind(settings) as listener:
-        registry = ModelRegistry.from_settings(settings)
-        run_server(create_app(settings, registry), listener)
+        serve_alone(settings, ModelRegistry.from_settings(settings), listener)
 
 
 def _serve_with_workers(settings: Settings) -> None:

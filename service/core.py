@@ -24,7 +24,7 @@ from service.second_opinion.cascade import Cascade
 from service.second_opinion.shadow import Shadow
 from service.settings import Settings
 from service.telemetry.cascade_metrics import AUTO
-from service.telemetry.exchange import Place
+from service.telemetry.exchange import MergedMetrics, Place
 from service.telemetry.metrics import ServiceMetrics, create_children, create_metrics
 
 log = logging.getLogger(__name__)
@@ -36,19 +36,27 @@ class Service:
     Args:
         settings: limits and defaults.
         registry: opened checkpoints; their engines are loaded on the engine thread after `start`.
+        place: which of several worker processes this one is; None: the only one.
+        warmed: called on the engine thread once all is loaded, before the service is ready.
     """
 
-    def __init__(self, settings: Settings, registry: ModelRegistry) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        registry: ModelRegistry,
+        *,
+        place: Place | None = None,
+        warmed: Callable[[], None] = lambda: None,
+    ) -> None:
         self.settings = settings
         self.registry = registry
         registry.on_release = self._detach
-        self.place: Place | None = None
-        """Of one among several worker processes."""
+        self.place = place
         self.lifecycle = Lifecycle()
         self.metrics: ServiceMetrics = create_metrics(registry.lanes, auto=settings.cascade is not None)
-        self.warmed: Callable[[], None] = lambda: None
-        """Called on the engine thread once all is loaded, before the service is ready."""
-        self.exposed: Collector = self.metrics.registry
+        self._warmed = warmed
+        own = self.metrics.registry
+        self.exposed: Collector = own if place is None else MergedMetrics(own, place)
         """What /metrics shows: of several worker processes, all of them."""
         self.throughput = Throughput(registry.lanes)
         limits = QueueLimits(settings.max_batch_tokens, settings.max_queue_tokens, settings.max_queue_requests)
@@ -124,7 +132,7 @@ class Service:
         engines = self.registry.load(check_stop)
         for model in self.registry.models.values():
             self.show(model)
-        self.warmed()
+        self._warmed()
         return engines
 
     def _detach(self, model: Model) -> None:

@@ -19,8 +19,11 @@ from fastapi import FastAPI
 from q8core.errors import EngineError, Q8Error
 from service.core import Service
 from service.hosts.garbage import FullCollections
+from service.http.app import create_app
 from service.http.protocol import ConnectionLimits, GuardedProtocol, guarded
 from service.lifecycle import State
+from service.models.registry import ModelRegistry
+from service.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -35,14 +38,18 @@ class DrainingServer(uvicorn.Server):
     """Keeps listening while accepted requests are answered, so that probes see the drain, and exits with code 0.
 
     uvicorn by itself closes its listeners at once and then dies of the signal it was sent.
+
+    Args:
+        config: of `server_config`.
+        service: behind the application.
+        collections: the process's, which the service takes over once it is warm; given back at the end.
     """
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service, collections: FullCollections) -> None:
         super().__init__(config)
         self._service = service
         self._drain_requested = False
-        self._collections = FullCollections()
-        service.warmed = self._collections.take_over
+        self._collections = collections
 
     @property
     def drain_requested(self) -> bool:
@@ -132,13 +139,15 @@ def server_config(app: FastAPI) -> uvicorn.Config:
     )
 
 
-def create_server(app: FastAPI) -> DrainingServer:
-    """Build the server of a process of its own."""
-    return DrainingServer(server_config(app), app.state.service)
+def serve(settings: Settings, registry: ModelRegistry, listener: socket.socket) -> None:
+    """Serve as the one process of a service; raises as `run_server`."""
+    collections = FullCollections()
+    app = create_app(settings, registry, warmed=collections.take_over)
+    run_server(app, listener, DrainingServer(server_config(app), app.state.service, collections))
 
 
-def run_server(app: FastAPI, listener: socket.socket, server: DrainingServer | None = None) -> None:
-    """Serve until a signal or a failure, with a server of `create_server` unless another is given.
+def run_server(app: FastAPI, listener: socket.socket, server: DrainingServer) -> None:
+    """Serve until a signal or a failure.
 
     Raises:
         Q8Error: what the start-up failed with, or EngineError when the engine died later.
@@ -148,7 +157,7 @@ def run_server(app: FastAPI, listener: socket.socket, server: DrainingServer | N
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     log.info("listening on http://%s:%d, loading %s", shown, port, ", ".join(service.registry.models))
-    (server or create_server(app)).run([listener])
+    server.run([listener])
     # both have ended already, unless a second signal cut the first short
     if not (service.stop(_CONNECTION_GRACE_S) and app.state.admin.join(_CONNECTION_GRACE_S)):
         # torch aborts when the interpreter ends under a computing thread

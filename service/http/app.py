@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -45,6 +45,7 @@ from service.operations.keys import load_keys
 from service.operations.model_admin import ModelAdmin
 from service.operations.watcher import watching
 from service.settings import Settings
+from service.telemetry.exchange import Place
 from service.telemetry.metrics import COMPARE
 from service.telemetry.otlp import NO_TELEMETRY_LOGS, create_tracing
 from service.telemetry.recorder import Observer, RequestRecorder
@@ -68,16 +69,22 @@ _DESCRIPTION = (
 )
 
 
-def create_app(settings: Settings, registry: ModelRegistry) -> FastAPI:
+def create_app(
+    settings: Settings,
+    registry: ModelRegistry,
+    *,
+    place: Place | None = None,
+    warmed: Callable[[], None] = lambda: None,
+) -> FastAPI:
     """Build the application; engines are loaded in the background once it starts.
 
-    ``app.state.service`` is the `Service` behind it.
+    ``app.state.service`` is the `Service` behind it, which the arguments are for.
 
     Raises:
         InputError: traces are asked for and cannot be sent.
     """
     keys = load_keys(settings)
-    service = Service(settings, registry)
+    service = Service(settings, registry, place=place, warmed=warmed)
     tracing = create_tracing(settings.otlp_endpoint) if settings.otlp_endpoint else None
     observers: list[Observer] = [log_request] if settings.json_logs else []
     observers += [tracing.observe] if tracing is not None else []

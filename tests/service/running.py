@@ -17,17 +17,18 @@ from fastapi import FastAPI
 
 from q8core.cache import CACHE_VARIABLE
 from service.core import Service
+from service.hosts.garbage import FullCollections
 from service.hosts.listener import bind
-from service.hosts.single import create_server
+from service.hosts.single import DrainingServer, server_config
 from service.lifecycle import State
 from service.settings import Settings
 
 
 @contextmanager
-def running_server(app: FastAPI) -> Iterator[str]:
+def running_server(app: FastAPI, collections: FullCollections | None = None) -> Iterator[str]:
     """Serve the app from a thread and yield its address; at the end it gets what a SIGTERM would give it."""
     service: Service = app.state.service
-    server = create_server(app)
+    server = DrainingServer(server_config(app), service, collections or FullCollections())
     with bind(Settings(port=0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         thread = threading.Thread(target=server.run, args=([listener],))

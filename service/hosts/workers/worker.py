@@ -20,12 +20,13 @@ from fastapi import FastAPI
 from q8core.cpus import available_cpus
 from q8core.errors import EngineError, Q8Error
 from service.core import Service
+from service.hosts.garbage import FullCollections
 from service.hosts.single import DrainingServer, run_server, server_config
 from service.http.app import create_app
 from service.lifecycle import State
 from service.models.registry import ModelRegistry
 from service.settings import Settings
-from service.telemetry.exchange import MergedMetrics, Place, SampleSocket
+from service.telemetry.exchange import Place, SampleSocket
 from service.telemetry.logs import configure_logging
 
 log = logging.getLogger(__name__)
@@ -58,12 +59,11 @@ def _run(settings: Settings, place: Place, listener: socket.socket, ready: Conne
     threads = settings.threads or max(1, available_cpus() // place.count)
     settings = settings.model_copy(update={"threads": threads})
     registry = ModelRegistry.from_settings(settings)
-    app = create_app(settings, registry)
+    collections = FullCollections()
+    app = create_app(settings, registry, place=place, warmed=collections.take_over)
     service: Service = app.state.service
-    service.place = place
-    service.exposed = MergedMetrics(service.metrics.registry, place)
     samples = SampleSocket(place.socket, service.metrics.registry)
-    server = WorkerServer(app, ready)
+    server = WorkerServer(app, ready, collections)
     if others_serve:
         _accept_when_ready(app, service, server)
     try:
@@ -75,8 +75,8 @@ def _run(settings: Settings, place: Place, listener: socket.socket, ready: Conne
 class WorkerServer(DrainingServer):
     """Drains when the supervisor says so or is gone; leaves at once where the engine hangs, for a successor."""
 
-    def __init__(self, app: FastAPI, ready: Connection) -> None:
-        super().__init__(server_config(app), app.state.service)
+    def __init__(self, app: FastAPI, ready: Connection, collections: FullCollections) -> None:
+        super().__init__(server_config(app), app.state.service, collections)
         self._ready: Connection | None = ready
         self._supervisor = os.getppid()
 

@@ -104,6 +104,7 @@ def test_what_exists_is_left_out_until_it_is_given_back() -> None:
 
 def test_a_server_takes_over_until_it_ends(classify_folder: Path) -> None:
     registry = ModelRegistry.open([classify_folder], ("int8",), threads=1)
-    with running_server(create_app(Settings(threads=1, backends=("int8",)), registry)):
+    settings, collections = Settings(threads=1, backends=("int8",)), FullCollections()
+    with running_server(create_app(settings, registry, warmed=collections.take_over), collections):
         assert gc.get_freeze_count() > 10_000
     assert gc.get_freeze_count() == 0

@@ -13,6 +13,7 @@ import pytest
 
 from q8core.errors import EngineError
 from service.core import Service
+from service.hosts.garbage import FullCollections
 from service.hosts.workers.worker import WorkerServer
 from service.http.app import create_app
 from service.lifecycle import State
@@ -32,7 +33,7 @@ def server(classify_folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Work
     monkeypatch.setattr(os, "_exit", leave)
     app = create_app(Settings(threads=1), open_registry(classify_folder))
     _, theirs = Pipe(duplex=False)
-    return WorkerServer(app, theirs), app.state.service
+    return WorkerServer(app, theirs, FullCollections()), app.state.service
 
 
 def tick(server: WorkerServer) -> Callable[[], bool]:
@@ -73,7 +74,7 @@ def test_an_orphan_drains(server: tuple[WorkerServer, Service], monkeypatch: pyt
 def test_the_supervisor_is_told_once(classify_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     app = create_app(Settings(threads=1), open_registry(classify_folder))
     ours, theirs = Pipe(duplex=False)
-    process, service = WorkerServer(app, theirs), app.state.service
+    process, service = WorkerServer(app, theirs, FullCollections()), app.state.service
     monkeypatch.setattr(service, "engine_problem", lambda: None)
     tick(process)()
     assert not ours.poll()
