@@ -8,7 +8,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Generator
 from types import FrameType
@@ -18,7 +17,7 @@ from fastapi import FastAPI
 
 from q8core.errors import EngineError, Q8Error
 from service.core import Service
-from service.hosts.garbage import FullCollections
+from service.hosts.tuning import FullCollections, tune_process
 from service.http.app import create_app
 from service.http.protocol import ConnectionLimits, GuardedProtocol, guarded
 from service.lifecycle import State
@@ -27,9 +26,6 @@ from service.settings import Settings
 
 log = logging.getLogger(__name__)
 
-# How long the event loop may keep Python's lock while the engine thread wants it. By default it is 5 ms: as long as a
-# small batch takes, and under load an engine that has finished one waits that long before it can begin the next.
-_SWITCH_INTERVAL_S = 0.0002
 # How long the last answers may take to leave through slow connections, and requests that have begun to arrive.
 _CONNECTION_GRACE_S = 5
 
@@ -141,7 +137,7 @@ def server_config(app: FastAPI) -> uvicorn.Config:
 
 def serve(settings: Settings, registry: ModelRegistry, listener: socket.socket) -> None:
     """Serve as the one process of a service; raises as `run_server`."""
-    collections = FullCollections()
+    collections = tune_process()
     app = create_app(settings, registry, warmed=collections.take_over)
     run_server(app, listener, DrainingServer(server_config(app), app.state.service, collections))
 
@@ -152,7 +148,6 @@ def run_server(app: FastAPI, listener: socket.socket, server: DrainingServer) ->
     Raises:
         Q8Error: what the start-up failed with, or EngineError when the engine died later.
     """
-    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     service: Service = app.state.service
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host

@@ -17,9 +17,9 @@ from fastapi import FastAPI
 
 from q8core.cache import CACHE_VARIABLE
 from service.core import Service
-from service.hosts.garbage import FullCollections
 from service.hosts.listener import bind
 from service.hosts.single import DrainingServer, server_config
+from service.hosts.tuning import FullCollections
 from service.lifecycle import State
 from service.settings import Settings
 

@@ -20,8 +20,8 @@ from fastapi import FastAPI
 from q8core.cpus import available_cpus
 from q8core.errors import EngineError, Q8Error
 from service.core import Service
-from service.hosts.garbage import FullCollections
 from service.hosts.single import DrainingServer, run_server, server_config
+from service.hosts.tuning import FullCollections, tune_process
 from service.http.app import create_app
 from service.lifecycle import State
 from service.models.registry import ModelRegistry
@@ -59,7 +59,7 @@ def _run(settings: Settings, place: Place, listener: socket.socket, ready: Conne
     threads = settings.threads or max(1, available_cpus() // place.count)
     settings = settings.model_copy(update={"threads": threads})
     registry = ModelRegistry.from_settings(settings)
-    collections = FullCollections()
+    collections = tune_process()
     app = create_app(settings, registry, place=place, warmed=collections.take_over)
     service: Service = app.state.service
     samples = SampleSocket(place.socket, service.metrics.registry)

@@ -13,7 +13,7 @@ import pytest
 
 from q8core.errors import EngineError
 from service.core import Service
-from service.hosts.garbage import FullCollections
+from service.hosts.tuning import FullCollections
 from service.hosts.workers.worker import WorkerServer
 from service.http.app import create_app
 from service.lifecycle import State

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import gc
+import sys
 import weakref
 from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 
-from service.hosts import garbage
-from service.hosts.garbage import BUSY_S, IDLE_S, FullCollections
+from service.hosts import tuning
+from service.hosts.tuning import BUSY_S, IDLE_S, FullCollections, tune_process
 from service.http.app import create_app
 from service.models.registry import ModelRegistry
 from service.settings import Settings
@@ -27,7 +28,7 @@ class Cycle:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Generator[list[float]]:
     now = [1000.0]
-    monkeypatch.setattr(garbage.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(tuning.time, "monotonic", lambda: now[0])
     yield now
     assert gc.get_freeze_count() == 0
 
@@ -100,6 +101,16 @@ def test_what_exists_is_left_out_until_it_is_given_back() -> None:
     collections.give_back()
     assert gc.get_freeze_count() == 0
     assert gc.get_threshold() == before
+
+
+def test_a_tuned_process_hands_the_gil_on_sooner() -> None:
+    before = sys.getswitchinterval()
+    try:
+        tune_process()
+        assert sys.getswitchinterval() < 0.001
+        assert gc.get_freeze_count() == 0, "nothing is loaded yet"
+    finally:
+        sys.setswitchinterval(before)
 
 
 def test_a_server_takes_over_until_it_ends(classify_folder: Path) -> None:
