@@ -2,6 +2,15 @@
 
 Its keep-alive time-out begins with the first answer. Before that, and between the bytes of a request, a client could
 take any time, and headers could have any size. An answer that nobody reads is given up as well.
+
+uvicorn promises nothing about the inside of its protocol class, so `pyproject.toml` takes no release that is not known
+here, and a test holds this list against the installed one. Of `HttpToolsProtocol` this file uses
+
+- the attributes ``parser``, ``cycle`` (with ``response_started`` and ``response_complete``), ``tasks``, ``transport``,
+  ``loop``, ``url``, ``headers``, ``expect_100_continue``, ``timeout_keep_alive_task``, and ``server_state`` (with
+  ``default_headers``);
+- the callbacks ``on_message_begin``, ``on_header``, ``on_headers_complete``, ``on_body``, ``on_message_complete``,
+  ``on_response_complete`` and ``send_400_response``, beside those of asyncio's protocols.
 """
 
 from __future__ import annotations
