@@ -22,6 +22,7 @@ class EncoderSpec:
         embedding: columns of the tables, where a projection takes these to `hidden` (ELECTRA); None where they
             are alike.
         relative_buckets: rows of the table of relative attention biases, which all layers share (MPNet); 0 for none.
+        pad_token: the id that fills short sequences, whose row is never trained; None where there is no such id.
     """
 
     layers: int
@@ -35,6 +36,7 @@ class EncoderSpec:
     first_position: int = 0
     embedding: int | None = None
     relative_buckets: int = 0
+    pad_token: int | None = 0
 
     @property
     def head_size(self) -> int:

@@ -53,6 +53,7 @@ def bert_spec(values: Values) -> EncoderSpec:
         positions=values["max_position_embeddings"],
         token_types=values["type_vocab_size"],
         norm_epsilon=values["layer_norm_eps"],
+        pad_token=values["pad_token_id"],
     )
 
 
@@ -68,7 +69,11 @@ FAMILIES = (
         modules=MODULES,
         heads={
             "classify": HeadNames(
-                "BertForSequenceClassification", "classifier", dense="bert.pooler.dense", activation="tanh"
+                "BertForSequenceClassification",
+                "classifier",
+                dense="bert.pooler.dense",
+                activation="tanh",
+                dropout=("head_output",),
             ),
             "qa": HeadNames("BertForQuestionAnswering", "qa_outputs"),
         },

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from q8core.model.dropout import ENCODER_PLACES, DropoutPlace, DropoutRates
 from q8core.model.head import Activation, HeadSpec, TaskKind
 from q8core.model.sites import HEAD_DENSE, HEAD_OUTPUT, sites
 from q8core.model.spec import EncoderSpec
@@ -26,12 +27,14 @@ class HeadNames:
         output: the module of the last linear.
         dense: the module of the layer before it, if there is one.
         activation: what follows that layer.
+        dropout: where training drops in the head.
     """
 
     architecture: str
     output: str
     dense: str | None = None
     activation: Activation | None = None
+    dropout: tuple[DropoutPlace, ...] = ()
 
     @property
     def modules(self) -> Mapping[str, str]:
@@ -55,6 +58,7 @@ class Family:
         heads: the head of each task.
         unused: beginnings of the names of tensors that files may hold and no task reads.
         other_heads: classes of transformers whose heads no task reads, and the beginning of their tensors' names.
+        dropout: where training drops in the encoder.
     """
 
     model_type: str
@@ -68,6 +72,7 @@ class Family:
     heads: Mapping[TaskKind, HeadNames]
     unused: tuple[str, ...] = ()
     other_heads: Mapping[str, str] = field(default_factory=dict[str, str])
+    dropout: tuple[DropoutPlace, ...] = ENCODER_PLACES
 
     def head(self, kind: TaskKind, labels: int) -> HeadSpec:
         """Return the head of a task: a classifier has an output for each label, question answering has two."""
@@ -75,6 +80,10 @@ class Family:
         if kind == "qa":
             return HeadSpec("every", 2, names.activation)
         return HeadSpec("first", labels, names.activation)
+
+    def dropout_rates(self, kind: TaskKind | None, rate: float) -> DropoutRates:
+        """Return a rate wherever the family's own training drops, in the encoder and a task's head."""
+        return DropoutRates.alike((*self.dropout, *(self.heads[kind].dropout if kind else ())), rate)
 
     def module(self, slot: str, layer: int | None = None) -> str:
         """Return the module of an encoder's site in files."""
