@@ -30,9 +30,18 @@ AUTO: dict[TaskKind, Any] = {
 }
 
 
+def configured(model_type: str, kind: TaskKind, dropout: float = 0.0, **values: Any) -> Any:
+    """Return transformers' config for a task's head, with one dropout wherever it names a rate."""
+    config = CONFIG_MAPPING[model_type](num_labels=LABELS if kind == "classify" else 2, **values)
+    for name, value in config.to_dict().items():
+        if "dropout" in name and value is not None:
+            setattr(config, name, dropout)
+    return config
+
+
 def theirs(model_type: str, kind: TaskKind, attention: str = ATTENTION, **sizes: Any) -> Any:
     """Return transformers' model in evaluation mode, with random biases and norms: its own are 0 and 1."""
-    config = CONFIG_MAPPING[model_type](num_labels=LABELS if kind == "classify" else 2, **sizes)
+    config = configured(model_type, kind, **sizes)
     torch.manual_seed(0)
     model = AUTO[kind].from_config(config, attn_implementation=attention)
     with torch.no_grad():
@@ -78,7 +87,9 @@ def inputs(vocabulary: int, types: int, pad: int = 0, padded: bool = True) -> di
 
 
 def logits_of(output: Any) -> Tensor:
-    """Return the logits of transformers' output as our network gives them."""
+    """Return the logits as our network gives them, of its output or transformers'."""
+    if isinstance(output, Tensor):
+        return output
     return torch.stack((output.start_logits, output.end_logits), -1) if "start_logits" in output else output.logits
 
 
@@ -89,4 +100,21 @@ def loss_of(logits: Tensor, kind: TaskKind) -> Tensor:
 
 
 def gradients(module: nn.Module) -> Mapping[str, Tensor | None]:
+    """Return the gradient of every parameter by name."""
     return {name: parameter.grad for name, parameter in module.named_parameters()}
+
+
+SMALL = {
+    "vocab_size": 60,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,  # of 16 columns: 1 / sqrt(16) is exact, however a family scales its scores
+    "intermediate_size": 48,
+    "max_position_embeddings": 20,
+    "type_vocab_size": 2,
+}
+
+
+def small(model_type: str) -> dict[str, int]:
+    """Return values for the sizes that a family's config.json names."""
+    return {name: SMALL[name] for name in FAMILIES[model_type].sizes}
