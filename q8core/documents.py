@@ -152,7 +152,8 @@ def first_problem(error: ValidationError) -> tuple[tuple[str | int, ...], str]:
         return place, "is unknown"
     if isinstance(problem["input"], str) and (no_text := text_problem(problem["input"])):
         return place, no_text
-    return place, f"is {shown(problem['input'])}; allowed: {_ALLOWED.get(kind, problem['msg'])}"
+    allowed = problem["ctx"]["expected"] if kind == "literal_error" and "ctx" in problem else None
+    return place, f"is {shown(problem['input'])}; allowed: {allowed or _ALLOWED.get(kind, problem['msg'])}"
 
 
 def _key(name: str) -> str:

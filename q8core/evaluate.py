@@ -8,8 +8,8 @@ import torch
 from tqdm import tqdm
 
 from q8core.engines import Engine, TokenBatch
+from q8core.tasks.batching import sorted_batches
 from q8core.tasks.task import Feature, Task
-from q8core.training.batches import sorted_batches
 
 # Tokens a batch: enough rows to keep the matrix kernels busy.
 BATCH_TOKENS = 2048
@@ -24,7 +24,7 @@ def engine_logits(engine: Engine, features: Sequence[Feature], batch_tokens: int
             [(features[i].input_ids.tolist(), features[i].token_type_ids.tolist()) for i in indices]
         )
         logits = engine.infer(batch)
-        rows = list(logits) if engine.task == "classify" else batch.split(logits)
+        rows = list(logits) if engine.head.reads == "first" else batch.split(logits)
         for i, row in zip(indices, rows, strict=True):
             result[i] = row
     return [row for row in result if row is not None]

@@ -143,7 +143,7 @@ VARIANTS: Mapping[str, Variant] = {
         config=with_values(architectures=None), refused=r"architectures.* is None.*\['BertForSequenceClassification'\]"
     ),
     "no model type": Variant(config=with_values(model_type=None), refused='add "model_type": "bert"'),
-    "another family": Variant(config=with_values(model_type="modernbert"), refused="'modernbert'; only 'bert'"),
+    "another family": Variant(config=with_values(model_type="modernbert"), refused="'modernbert'; supported: bert"),
     "relative positions": Variant(
         config=with_values(position_embedding_type="relative_key"), refused="'relative_key'; only 'absolute'"
     ),

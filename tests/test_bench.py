@@ -32,6 +32,7 @@ from q8core.cli import app
 from q8core.engines import TokenBatch, build_engine
 from q8core.engines.random_weights import RandomFloat, RandomInt8
 from q8core.errors import EngineError, InputError
+from q8core.quant import Plan, preset
 
 TINY = {
     "vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
@@ -50,11 +51,12 @@ def run(*arguments: str) -> tuple[int, str, BaseException | None]:
 
 
 @pytest.mark.parametrize("task", ["classify", "qa"])
-def test_random_tensors_are_a_complete_checkpoint_and_alike_each_time(task: str) -> None:
+def test_random_tensors_are_a_complete_checkpoint_and_alike_each_time(task: Any) -> None:
     config = bench_config("minilm-l6", vocab_size=90, num_hidden_layers=1)
-    for made, backend in ((RandomInt8(config, task), "int8"), (RandomFloat(config, task), "fp32")):
-        engine = build_engine(config, task, made, backend, "onednn")
-        again = build_engine(config, task, dict(made), backend, "onednn")
+    float_plan, int8_plan = (Plan.of(config.spec, config.head(task), scheme) for scheme in (None, preset("q8bert")))
+    for made, plan in ((RandomInt8(int8_plan), int8_plan), (RandomFloat(float_plan), float_plan)):
+        engine = build_engine(plan, made, "onednn")
+        again = build_engine(plan, dict(made), "onednn")
         batch = Shape(2, 6).batch(90)
         logits = engine.infer(batch)
         assert torch.equal(logits, again.infer(batch))
@@ -64,11 +66,12 @@ def test_random_tensors_are_a_complete_checkpoint_and_alike_each_time(task: str)
 
 def test_the_named_shapes_are_those_of_the_models() -> None:
     def parameters(name: str) -> float:
-        return sum(tensor.numel() for tensor in RandomFloat(bench_config(name)).values()) / 1e6
+        config = bench_config(name)
+        return sum(tensor.numel() for tensor in RandomFloat(Plan.of(config.spec, config.head("classify"))).values())
 
-    assert parameters("minilm-l6") == pytest.approx(22.7, abs=0.1)
-    assert bench_config("bert-large").hidden_size == 1024
-    assert bench_config("bert-base").num_hidden_layers == 12
+    assert parameters("minilm-l6") == pytest.approx(22.7e6, abs=0.1e6)
+    assert bench_config("bert-large").spec.hidden == 1024
+    assert bench_config("bert-base").spec.layers == 12
 
 
 def test_ratios_are_taken_round_by_round() -> None:

@@ -8,38 +8,36 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import BertModel
+from transformers import BertConfig, BertModel
 
 from q8core.bench import floor
 from q8core.bench.floor import FLOORS, NativeFloor, OnednnFloor, Product, load_floors, products
 from q8core.bench.folder import random_folder
-from q8core.bench.models import bench_config
 from q8core.bench.workloads import random_batch
 from q8core.checkpoint import Checkpoint
 from q8core.engines.native import load_native
 from q8core.engines.random_weights import RandomInt8
-from q8core.engines.shape import ModelShape
 from q8core.engines.source import TensorSource
 from q8core.errors import EngineError
 from q8core.native import variants
+from tests.engines.conftest import plan_for
 
-TINY = {
+TINY: dict[str, Any] = {
     "vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
 }  # fmt: skip
 
 
 def test_the_floor_holds_the_products_of_the_model() -> None:
     """Against the linear layers of transformers, counted in multiplications."""
-    config = bench_config("bert-base", **TINY)
-    encoder = BertModel(config).encoder
+    encoder = BertModel(BertConfig(**TINY)).encoder
     expected = sum(m.weight.numel() for m in encoder.modules() if isinstance(m, torch.nn.Linear))
-    shape = ModelShape.of(config)
     for task in ("qa", "classify"):
-        assert sum(p.out * p.columns for p in products(shape, task)) == expected
-    first_rows = [p for p in products(shape, "classify") if p.first_rows]
+        assert sum(p.out * p.columns for p in products(plan_for(task, None, **TINY))) == expected
+    plan = plan_for("classify", None, **TINY)
+    first_rows = [p for p in products(plan) if p.first_rows]
     assert first_rows == [Product(32, 32, True), Product(32, 32, True), Product(64, 32, True), Product(32, 64, True)]
     for int8 in (False, True):
-        OnednnFloor(config, "classify", int8=int8).bind(random_batch((3, 5), 100))()
+        OnednnFloor(plan, int8=int8).bind(random_batch((3, 5), 100))()
 
 
 def after(tensors: RandomInt8, path: str, x: Tensor, inverse: Tensor) -> Tensor:
@@ -54,18 +52,18 @@ def expected_products(tensors: RandomInt8, layers: int, x: Tensor, first: int | 
     """Input of the next layer, then query, key, value, attention output and inner state of the last one."""
     found: list[Tensor] = []
     for number in range(layers):
-        path = f"bert.encoder.layer.{number}"
+        path = f"layers.{number}"
         rows = x[:first] if number + 1 == layers else x
 
         def linear(leaf: str, values: Tensor, reader: str, scale: str = "input_scale", path: str = path) -> Tensor:
             return after(tensors, f"{path}.{leaf}", values, tensors[f"{path}.{reader}.{scale}"].reciprocal())
 
-        query = linear("attention.self.query", rows, "attention.self.query", "output_scale")
-        key = linear("attention.self.key", x, "attention.self.key", "output_scale")
-        value = linear("attention.self.value", x, "attention.output.dense")
-        attended = linear("attention.output.dense", value[: len(rows)], "intermediate.dense")
-        inner = linear("intermediate.dense", attended, "output.dense")
-        following = linear("output.dense", inner, "attention.self.query")
+        query = linear("query", rows, "query", "output_scale")
+        key = linear("key", x, "key", "output_scale")
+        value = linear("value", x, "attention_output")
+        attended = linear("attention_output", value[: len(rows)], "ffn_in")
+        inner = linear("ffn_in", attended, "ffn_out")
+        following = linear("ffn_out", inner, "query")
         found, x = [following, query, key, value, attended, inner], torch.cat([following, x[len(rows) :]])
     return found
 
@@ -85,9 +83,9 @@ def test_the_native_floor_computes_every_product(variant: str, task: Any, hidden
     """To the bit, against int64 sums: nothing of the work is left out."""
     if variant not in variants():
         pytest.skip(f"this CPU has no {variant}")
-    config = bench_config("bert-base", **{**TINY, "hidden_size": hidden, "intermediate_size": inner})
-    tensors, lengths = RandomInt8(config, task), (3, 150, 40)
-    model = load_native(ModelShape.of(config), task, TensorSource(tensors), 2, variant)
+    plan = plan_for(task, **{**TINY, "hidden_size": hidden, "intermediate_size": inner})
+    tensors, lengths = RandomInt8(plan), (3, 150, 40)
+    model = load_native(plan, TensorSource(tensors), variant)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:

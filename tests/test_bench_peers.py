@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import BertModel
+from transformers import BertConfig, BertModel
 from typer.testing import CliRunner
 
 from q8core.bench import contenders, models
 from q8core.bench.contenders import CONTENDERS, stock_class
-from q8core.bench.models import bench_config
 from q8core.bench.padding import pad
 from q8core.bench.peers import registry
 from q8core.bench.peers.registry import PEER_NAMES, check_packages, choose_contenders, load_peer, prepare_peer
@@ -22,7 +21,7 @@ from q8core.bench.workloads import random_batch
 from q8core.cli import app
 from q8core.errors import EngineError, InputError
 
-TINY = {
+TINY: dict[str, Any] = {
     "vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
 }  # fmt: skip
 BATCH = random_batch((3, 9, 5), 100)
@@ -40,9 +39,7 @@ def folder(task: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A float model whose weights are large enough that every part of it shows in the logits."""
     path = tmp_path_factory.mktemp(task)
     torch.manual_seed(0)
-    config = bench_config("bert-base", **TINY)
-    config.initializer_range = 0.2
-    stock_class(task)(config).save_pretrained(path)
+    stock_class(task)(BertConfig(**TINY, initializer_range=0.2)).save_pretrained(path)
     return path
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 from transformers import BertForQuestionAnswering, BertForSequenceClassification
 
 from q8core.bench.padding import pad
@@ -14,8 +15,8 @@ from q8core.checkpoint import Checkpoint
 from q8core.engines import Engine, TokenBatch, load_engine
 from q8core.engines.bert import BertEngine
 from q8core.errors import EngineError
+from q8core.model.head import TaskKind
 from q8core.native import load_library
-from q8core.tasks.task import TaskKind
 
 STOCK = "transformers"
 ENGINES = ("fp32", "fp32-onednn", "int8-fbgemm", "int8-onednn", "int8-native")
@@ -71,6 +72,13 @@ class OurEngine:
 def stock_class(task: TaskKind) -> Any:
     """Return the Hugging Face class of a task."""
     return BertForSequenceClassification if task == "classify" else BertForQuestionAnswering
+
+
+def stock_logits(output: Any) -> Tensor:
+    """Return the logits in the output of a Hugging Face model: (batch, labels), or (batch, sequence, 2)."""
+    if hasattr(output, "logits"):
+        return output.logits
+    return torch.stack([output.start_logits, output.end_logits], dim=-1)
 
 
 def load_stock(folder: Path, task: TaskKind) -> Contender:

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import BertConfig
 
 from q8core.bench.contenders import Contender, load_named_engine
 from q8core.checkpoint import Checkpoint
@@ -23,10 +22,9 @@ from q8core.engines import TokenBatch
 from q8core.engines.kernel_onednn import ZERO_POINT, OnednnKernel, OnednnLinear
 from q8core.engines.linear import FloatLinear
 from q8core.engines.native import NativeModel
-from q8core.engines.shape import ModelShape
 from q8core.errors import EngineError
 from q8core.native import load_library, structs
-from q8core.tasks.task import TaskKind
+from q8core.quant import Plan
 
 _FP32, _ONEDNN, _NATIVE = "floor-fp32", "floor-int8-onednn", "floor-int8-native"
 FLOORS = ((_FP32,), (_ONEDNN, _NATIVE))
@@ -48,14 +46,14 @@ class Product:
     first_rows: bool = False
 
 
-def products(shape: ModelShape, task: TaskKind) -> list[Product]:
-    """Return the products of the encoder: for classification, the last layer ends in one token per sequence."""
-    h = shape.hidden
-    full = [Product(*size) for size in shape.linear_shapes]
-    if task == "qa":
-        return full * shape.layers
-    rest = [Product(out, columns, True) for out, columns in shape.linear_shapes[1:]]
-    return [*full * (shape.layers - 1), Product(2 * h, h), Product(h, h, True), *rest]
+def products(plan: Plan) -> list[Product]:
+    """Return the products of the encoder; those of the last layer are of one token per sequence where the head is."""
+    spec, h = plan.spec, plan.spec.hidden
+    full = [Product(*size) for size in spec.linear_shapes]
+    if plan.head.reads == "every":
+        return full * spec.layers
+    rest = [Product(out, columns, True) for out, columns in spec.linear_shapes[1:]]
+    return [*full * (spec.layers - 1), Product(2 * h, h), Product(h, h, True), *rest]
 
 
 def load_floors(checkpoint: Checkpoint, threads: int, *, int8: bool) -> dict[str, Contender]:
@@ -66,10 +64,9 @@ def load_floors(checkpoint: Checkpoint, threads: int, *, int8: bool) -> dict[str
         threads: CPU threads.
         int8: which precision.
     """
-    config, task = checkpoint.config, checkpoint.task
     if not int8:
-        return {_FP32: OnednnFloor(config, task, int8=False)}
-    floors: dict[str, Contender] = {_ONEDNN: OnednnFloor(config, task, int8=True)}
+        return {_FP32: OnednnFloor(checkpoint.float_plan, int8=False)}
+    floors: dict[str, Contender] = {_ONEDNN: OnednnFloor(checkpoint.float_plan, int8=True)}
     try:
         model = load_named_engine("int8-native", checkpoint, threads).model
     except EngineError:  # there was no compiler, or it computes something else: then nothing is compared with it
@@ -81,8 +78,8 @@ def load_floors(checkpoint: Checkpoint, threads: int, *, int8: bool) -> dict[str
 class OnednnFloor:
     """The matrix products of a model, one after the other, on inputs that stay as they are."""
 
-    def __init__(self, config: BertConfig, task: TaskKind, *, int8: bool) -> None:
-        self._products = products(ModelShape.of(config), task)
+    def __init__(self, plan: Plan, *, int8: bool) -> None:
+        self._products = products(plan)
         self._dtype = torch.uint8 if int8 else torch.float32
         make = _int8_product if int8 else _fp32_product
         with torch.inference_mode():

@@ -10,16 +10,16 @@ from tempfile import TemporaryDirectory
 
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
-from transformers import BertConfig
 
 from q8core.bench.models import bench_config
 from q8core.cache import CACHE_VARIABLE
+from q8core.checkpoint.config import ModelConfig
 from q8core.checkpoint.manifest import FLOAT_FILE
 from q8core.checkpoint.tensors import write_tensors
 from q8core.checkpoint.writer import write_checkpoint
 from q8core.engines.random_weights import LABELS, RandomFloat, RandomInt8
-from q8core.quant import preset
-from q8core.tasks.task import TaskKind
+from q8core.model.head import TaskKind
+from q8core.quant import Plan, preset
 
 
 @contextmanager
@@ -45,7 +45,7 @@ def random_folder(model: str, task: TaskKind, **changes: int) -> Generator[Path]
             yield folder
 
 
-def write_random(folder: Path, name: str, config: BertConfig, task: TaskKind) -> None:
+def write_random(folder: Path, name: str, config: ModelConfig, task: TaskKind) -> None:
     """Write a random checkpoint that can be opened like any other; nobody reads text with its tokenizer."""
     Tokenizer(WordPiece({"[UNK]": 0}, unk_token="[UNK]")).save(str(folder / "tokenizer.json"))
     write_checkpoint(
@@ -54,13 +54,14 @@ def write_random(folder: Path, name: str, config: BertConfig, task: TaskKind) ->
         config=config,
         task=task,
         labels=[str(label) for label in range(LABELS)] if task == "classify" else [],
-        max_length=int(config.max_position_embeddings),
+        max_length=config.spec.positions,
         scheme=preset("q8bert"),
-        tensors=RandomInt8(config, task),
+        tensors=RandomInt8(Plan.of(config.spec, config.head(task), preset("q8bert"))),
         tokenizer_folder=folder,
     )
     # Afterwards, so that it is not part of what is hashed whenever the checkpoint is opened.
-    write_tensors(folder / FLOAT_FILE, RandomFloat(config, task))
+    floats, names = RandomFloat(Plan.of(config.spec, config.head(task))), config.file_names(task)
+    write_tensors(folder / FLOAT_FILE, {names[name]: tensor for name, tensor in floats.items()})
 
 
 @contextmanager

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import BertConfig
-
+from q8core.checkpoint.config import ModelConfig, parse_config
 from q8core.engines.random_weights import LABELS
 from q8core.errors import InputError
 
 _SIZES: dict[str, dict[str, int]] = {
-    "bert-base": {},  # Hugging Face's defaults
+    "bert-base": {},  # the family's defaults
     "bert-large": {
         "hidden_size": 1024,
         "num_hidden_layers": 24,
@@ -27,7 +26,7 @@ _SIZES: dict[str, dict[str, int]] = {
 MODEL_NAMES = tuple(_SIZES)
 
 
-def bench_config(name: str, **changes: int) -> BertConfig:
+def bench_config(name: str, **changes: int) -> ModelConfig:
     """Return the config of a named shape, with `changes` to its fields.
 
     Raises:
@@ -35,5 +34,5 @@ def bench_config(name: str, **changes: int) -> BertConfig:
     """
     if name not in _SIZES:
         raise InputError(f"model is {name!r}; allowed: {', '.join(MODEL_NAMES)}")
-    values: dict[str, Any] = {**_SIZES[name], "num_labels": LABELS, **changes}
-    return BertConfig(**values)
+    values: dict[str, Any] = {"model_type": "bert", **_SIZES[name], "num_labels": LABELS, **changes}
+    return parse_config(values, name)

@@ -14,7 +14,7 @@ from q8core.bench.folder import random_folder
 from q8core.bench.peers.registry import PEER_NAMES, prepare_peer
 from q8core.checkpoint.manifest import FLOAT_FILE, INT8_FILE
 from q8core.errors import EngineError
-from q8core.tasks.task import TaskKind
+from q8core.model.head import TaskKind
 
 _TINY = {"vocab_size": 100, "num_hidden_layers": 1, "hidden_size": 48, "intermediate_size": 64}
 """The model that is run before the measurement."""

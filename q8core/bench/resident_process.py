@@ -31,7 +31,7 @@ from q8core.bench.workloads import Shape
 from q8core.checkpoint import Checkpoint
 from q8core.engines.bert import BertEngine
 from q8core.engines.heap import release_freed_memory
-from q8core.tasks.task import TaskKind
+from q8core.model.head import TaskKind
 
 _USE = (Shape(1, 32), Shape(1, 128), Shape(8, 128))
 

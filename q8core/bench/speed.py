@@ -20,7 +20,7 @@ from q8core.bench.threads import threads_text
 from q8core.bench.timing import Timing, take_turns
 from q8core.bench.workloads import Workload
 from q8core.checkpoint import Checkpoint
-from q8core.tasks.task import TaskKind
+from q8core.model.head import TaskKind
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def _measure_model(
         contenders |= load_floors(checkpoint, threads, int8=int8)
     for workload in run.workloads:
         say(f"{where}: {workload.name}")
-        timings = take_turns(model, threads, contenders, workload, int(config.vocab_size), run.repeats, on_round)
+        timings = take_turns(model, threads, contenders, workload, config.spec.vocabulary, run.repeats, on_round)
         found.timings += with_references(timings, PEER_NAMES)
 
 

@@ -58,7 +58,7 @@ def measure_training(
     keep_freed_memory()
     for model in run.models:
         say(f"{model}: writing random weights")
-        vocabulary = int(bench_config(model).vocab_size)
+        vocabulary = bench_config(model).spec.vocabulary
         with random_folder(model, "classify") as folder:
             for threads in run.threads:
                 torch.set_num_threads(threads)

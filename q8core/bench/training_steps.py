@@ -20,7 +20,8 @@ from q8core.engines.random_weights import LABELS
 from q8core.quant import prepare, preset
 from q8core.training.config import TrainConfig, best_precision
 from q8core.training.loop import make_optimizer
-from q8core.training.model import load_bert
+from q8core.training.losses import task_loss
+from q8core.training.model import load_model
 from q8core.training.step import training_step
 
 AUTOCAST = "transformers-bf16"
@@ -39,7 +40,7 @@ class OurStep:
     def bind(self, batch: TokenBatch) -> Callable[[], object]:
         """Pad the batch and draw its labels."""
         inputs = labelled(batch)
-        return lambda: training_step(lambda: self._model(**inputs).loss, self._optimizer, self._config)
+        return lambda: training_step(lambda: task_loss(self._model, inputs), self._optimizer, self._config)
 
 
 class StockStep:
@@ -79,5 +80,5 @@ def load_step(name: str, folder: Path) -> Contender:
         no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
         model: Any = stock_class("classify").from_pretrained(folder, **no_dropout)
         return StockStep(model, autocast=name == AUTOCAST)
-    ours = load_bert(str(folder), "classify", dropout=0.0)
-    return OurStep(prepare(ours, preset("q8bert")) if name == QAT else ours)
+    ours = load_model(str(folder), "classify", dropout=0.0)
+    return OurStep(prepare(ours.network, ours.plan(preset("q8bert"))) if name == QAT else ours.network)

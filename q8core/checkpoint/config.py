@@ -1,32 +1,92 @@
-"""``config.json`` of a BERT, checked: what the engines do not compute is refused before anything is loaded."""
+"""``config.json`` of a model, checked: what the engines do not compute is refused before anything is loaded."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from transformers import BertConfig
-
 from q8core.documents import read_json, shown
 from q8core.errors import CheckpointError
+from q8core.model.families import FAMILIES, Family
+from q8core.model.head import HeadSpec, TaskKind
+from q8core.model.sites import float_shapes
+from q8core.model.spec import EncoderSpec
+from q8core.tasks.examples import MULTI_LABEL
 
 CONFIG_FILE = "config.json"
 SHORTEST_INPUT = 8
-# name -> the largest value that is looked at: a larger one is no model, and would be computed with for hours
-_LARGEST = {
-    "vocab_size": 2**31 - 1,
-    "hidden_size": 2**31 - 1,
-    "num_hidden_layers": 10_000,
-    "num_attention_heads": 2**31 - 1,
-    "intermediate_size": 2**31 - 1,
-    "max_position_embeddings": 2**31 - 1,
-    "type_vocab_size": 2**31 - 1,
-    "num_labels": 1_000_000,
-}
+REGRESSION = "regression"
+_PROBLEM_TYPES = (REGRESSION, "single_label_classification", MULTI_LABEL)
+# a larger one is no model, and would be computed with for hours
+_LARGEST, _MOST_LAYERS, _MOST_LABELS = 2**31 - 1, 10_000, 1_000_000
 
 
-def read_config(folder: Path) -> BertConfig:
+@dataclass(frozen=True)
+class ModelConfig:
+    """What a config.json says.
+
+    Attributes:
+        family: the model's.
+        spec: the encoder.
+        labels: names of a classifier's outputs by index.
+        values: all values, as the file has them.
+    """
+
+    family: Family
+    spec: EncoderSpec
+    labels: tuple[str, ...]
+    values: Mapping[str, Any]
+
+    @property
+    def problem_type(self) -> str | None:
+        """What a classification head was trained for, in Hugging Face's words, such as ``regression``."""
+        return cast("str | None", self.values.get("problem_type"))
+
+    @property
+    def architectures(self) -> tuple[str, ...]:
+        """The classes of transformers that the file names."""
+        return tuple(cast("Sequence[str]", self.values.get("architectures") or ()))
+
+    @property
+    def initializer_range(self) -> float:
+        """The standard deviation of a new head's weights."""
+        return float(self.values.get("initializer_range") or self.family.defaults["initializer_range"])
+
+    def file_names(self, kind: TaskKind) -> dict[str, str]:
+        """Return the name in the family's files of each float tensor of a model with the head of a task."""
+        modules = self.family.site_modules(self.spec, kind)
+        names = [name.rpartition(".") for name in float_shapes(self.spec, self.head(kind))]
+        return {f"{path}.{leaf}": f"{modules[path]}.{leaf}" for path, _, leaf in names}
+
+    def head(self, kind: TaskKind) -> HeadSpec:
+        """Return the head of a task: a classifier has an output for each label."""
+        return self.family.head(kind, len(self.labels))
+
+    def changed(self, **values: Any) -> ModelConfig:
+        """Return a config with other values that are no sizes."""
+        return replace(self, values={**self.values, **values})
+
+    def with_labels(self, labels: Sequence[str]) -> ModelConfig:
+        """Return a config of a classifier with other labels."""
+        names = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+        return replace(self.changed(**names), labels=tuple(labels))
+
+    def save(self, folder: Path, kind: TaskKind) -> None:
+        """Write config.json of a float32 model with the head of a task, which transformers reads, too."""
+        values = {name: value for name, value in self.values.items() if name != "torch_dtype"}
+        values |= {
+            "model_type": self.family.model_type,
+            "architectures": [self.family.heads[kind].architecture],
+            "dtype": "float32",
+        }
+        text = json.dumps(values, indent=2, ensure_ascii=False, sort_keys=True)
+        (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def read_config(folder: Path) -> ModelConfig:
     """Read and check a model's config; names of labels become texts.
 
     Raises:
@@ -38,81 +98,103 @@ def read_config(folder: Path) -> BertConfig:
     raw: object = read_json(file, CheckpointError)
     if not isinstance(raw, dict):
         raise CheckpointError(f"{file} holds {shown(raw)}; a JSON object is expected")
-    values = cast("dict[str, Any]", raw)
-    _check_kind(file, values)
-    _check_sizes(file, values)
-    if values.get("id2label") is not None:
-        values = {**values, "id2label": _labels(file, values["id2label"])}
-    try:
-        config = BertConfig.from_dict(values)
-    except Exception as error:  # transformers' validation raises many kinds
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"{file} is not a BERT config: {reason}") from error
-    _check_shape(file, config)
-    return config
+    return parse_config(cast("dict[str, Any]", raw), str(file))
 
 
-def _check_kind(file: Path, values: Mapping[str, Any]) -> None:
-    kind = values.get("model_type")
-    if kind is None:
-        raise CheckpointError(f'{file}: model_type is missing; for a BERT add "model_type": "bert"')
-    if kind != "bert":
-        raise CheckpointError(f"{file}: model_type is {shown(kind)}; only 'bert' is supported")
-    wanted = {"hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False}
-    for name, allowed in {**wanted, "add_cross_attention": False}.items():
+def parse_config(values: Mapping[str, Any], where: str) -> ModelConfig:
+    """Return the config that values describe.
+
+    Args:
+        values: of a config.json.
+        where: what errors call it.
+
+    Raises:
+        CheckpointError: they describe a model that the engines do not compute.
+    """
+    family = _family(where, values.get("model_type"))
+    _check_fixed(where, values, family)
+    given = {name: value for name, value in values.items() if not (value is None and name in family.fixed)}
+    _check_sizes(where, given, family)
+    spec = family.spec({**family.defaults, **given})
+    _check_spec(where, spec)
+    labels = _labels(where, values)
+    return ModelConfig(family, spec, labels, {**given, "id2label": dict(enumerate(labels))})
+
+
+def _family(where: str, model_type: object) -> Family:
+    if model_type is None:
+        raise CheckpointError(f'{where}: model_type is missing; for a BERT add "model_type": "bert"')
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        supported = ", ".join(FAMILIES)
+        raise CheckpointError(f"{where}: model_type is {shown(model_type)}; supported: {supported}")
+    return FAMILIES[model_type]
+
+
+def _check_fixed(where: str, values: Mapping[str, Any], family: Family) -> None:
+    for name, allowed in family.fixed.items():
         if values.get(name, allowed) not in (allowed, None):
-            raise CheckpointError(f"{file}: {name} is {shown(values[name])}; only {shown(allowed)} is supported")
+            raise CheckpointError(f"{where}: {name} is {shown(values[name])}; only {shown(allowed)} is supported")
     for name, what in (("quantization_config", "quantized already"), ("pruned_heads", "pruned")):
         if values.get(name):
-            raise CheckpointError(f"{file}: the model is {what} ({name} is set), which is not supported")
+            raise CheckpointError(f"{where}: the model is {what} ({name} is set), which is not supported")
 
 
-def _labels(file: Path, names: object) -> dict[int, str]:
-    """Return index -> name; scripts that read integer labels write names that are numbers."""
-    if not isinstance(names, dict):
-        raise CheckpointError(f"{file}: id2label is {type(names).__name__}; an object of index and name is expected")
-    labels: dict[int, str] = {}
-    for key, name in cast("dict[Any, Any]", names).items():
-        if isinstance(name, bool) or not isinstance(name, str | int):
-            raise CheckpointError(f"{file}: id2label[{key!r}] is {shown(name)}; a name is a text or a whole number")
-        try:
-            labels[int(key)] = str(name)
-        except ValueError as error:
-            raise CheckpointError(f"{file}: id2label has the key {key!r}; keys are 0, 1, ...") from error
-    if sorted(labels) != list(range(len(names))):
-        raise CheckpointError(
-            f"{file}: id2label has the keys {', '.join(map(str, sorted(labels)[:20]))}; they must be 0, 1, ..."
-        )
-    return dict(sorted(labels.items()))
-
-
-def _check_sizes(file: Path, values: Mapping[str, Any]) -> None:
-    """Check what a file says; what it leaves out has transformers' defaults."""
-    for name, largest in _LARGEST.items():
+def _check_sizes(where: str, values: Mapping[str, Any], family: Family) -> None:
+    """Check what a file says; what it leaves out has the family's defaults."""
+    for name in (*family.sizes, "num_labels"):
+        largest = _MOST_LABELS if name == "num_labels" else _LARGEST
         size = values.get(name, 1)
         if name == "num_labels" and size is None:
             continue
         if type(size) is not int or not 1 <= size <= largest:
-            raise CheckpointError(f"{file}: {name} is {shown(size)}; allowed: a whole number from 1 to {largest}")
+            raise CheckpointError(f"{where}: {name} is {shown(size)}; allowed: a whole number from 1 to {largest}")
     epsilon = values.get("layer_norm_eps", 1e-12)
     if type(epsilon) is not float or not 0 < epsilon < 1:
-        raise CheckpointError(f"{file}: layer_norm_eps is {shown(epsilon)}; allowed: a number between 0 and 1")
+        raise CheckpointError(f"{where}: layer_norm_eps is {shown(epsilon)}; allowed: a number between 0 and 1")
+    padding = values.get("pad_token_id")
+    if padding is not None and (type(padding) is not int or not 0 <= padding <= _LARGEST):
+        raise CheckpointError(f"{where}: pad_token_id is {shown(padding)}; allowed: a whole number of at least 0")
     classes = values.get("architectures")
     if classes is not None and not _is_texts(classes):
-        raise CheckpointError(f"{file}: architectures is {shown(classes)}; allowed: a list of class names")
+        raise CheckpointError(f"{where}: architectures is {shown(classes)}; allowed: a list of class names")
+    problem = values.get("problem_type")
+    if problem not in (None, *_PROBLEM_TYPES):
+        raise CheckpointError(f"{where}: problem_type is {shown(problem)}; allowed: {', '.join(_PROBLEM_TYPES)}")
 
 
 def _is_texts(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(one, str) for one in cast("list[object]", value))
 
 
-def _check_shape(file: Path, config: BertConfig) -> None:
-    if config.hidden_size % config.num_attention_heads:
+def _check_spec(where: str, spec: EncoderSpec) -> None:
+    if spec.layers > _MOST_LAYERS:
+        raise CheckpointError(f"{where}: the model has {spec.layers} layers; allowed: 1 to {_MOST_LAYERS}")
+    if spec.hidden % spec.heads:
         raise CheckpointError(
-            f"{file}: hidden_size {config.hidden_size} is not a multiple of num_attention_heads "
-            f"{config.num_attention_heads}"
+            f"{where}: the hidden size, {spec.hidden}, is not a multiple of the {spec.heads} attention heads"
         )
-    if config.max_position_embeddings < SHORTEST_INPUT:
+    if spec.positions < SHORTEST_INPUT:
+        raise CheckpointError(f"{where}: the model reads {spec.positions} tokens; at least {SHORTEST_INPUT} are needed")
+
+
+def _labels(where: str, values: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names by index, as transformers makes them where a file names none."""
+    names = values.get("id2label")
+    if names is None:
+        return tuple(f"LABEL_{index}" for index in range(values.get("num_labels") or 2))
+    if not isinstance(names, dict):
+        raise CheckpointError(f"{where}: id2label is {type(names).__name__}; an object of index and name is expected")
+    labels: dict[int, str] = {}
+    for key, name in cast("dict[Any, Any]", names).items():
+        # scripts that read integer labels write names that are numbers
+        if isinstance(name, bool) or not isinstance(name, str | int):
+            raise CheckpointError(f"{where}: id2label[{key!r}] is {shown(name)}; a name is a text or a whole number")
+        try:
+            labels[int(key)] = str(name)
+        except ValueError as error:
+            raise CheckpointError(f"{where}: id2label has the key {key!r}; keys are 0, 1, ...") from error
+    if sorted(labels) != list(range(len(names))):
         raise CheckpointError(
-            f"{file}: max_position_embeddings is {config.max_position_embeddings}; at least {SHORTEST_INPUT}"
+            f"{where}: id2label has the keys {', '.join(map(str, sorted(labels)[:20]))}; they must be 0, 1, ..."
         )
+    return tuple(labels[index] for index in range(len(labels)))

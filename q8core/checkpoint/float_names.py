@@ -1,4 +1,4 @@
-"""Names of a float BERT's tensors: those that files have, read as those that the model has.
+"""Names of a float model's tensors: those that files have, read as those that its family has.
 
 A name is undone where that is exact: wrappers of training tools around modules, a prefix too many or too few, and the
 names of LayerNorm's parameters from before 2019. Every other name is left as it is, for the layout check to refuse.
@@ -10,21 +10,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from q8core.errors import CheckpointError
+from q8core.model.families import Family
 
-ENCODER = "bert."
-_ENCODER_ROOTS = ("embeddings", "encoder", "pooler")
-_HEAD_ROOTS = ("classifier", "qa_outputs", "cls")
 _WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """Modules that DataParallel, torch.compile, FSDP and activation checkpointing put around another, at any depth."""
-_OUTER = (*_WRAPPERS, "bert", "model", "base_model", "auto_model")
+_OUTER = (*_WRAPPERS, "model", "base_model", "auto_model")
 """What may stand around a whole model: attributes of Lightning modules, PEFT models and sentence-transformers."""
 _OLD_NORM_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 _ADAPTERS = (
     "adapter", "adapters", "adapter_down", "base_layer", "lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B",
     "lora_magnitude_vector", "ia3_l", "modules_to_save", "original_module", "prefix_tuning", "prompt_embeddings",
 )  # fmt: skip
-_UNUSED = ("bert.embeddings.position_ids", "bert.embeddings.token_type_ids", "cls.")
-"""Buffers of earlier versions of transformers, and the heads of pretraining."""
+_BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
+"""Of earlier versions of transformers."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +38,12 @@ class FloatNames:
     changes: tuple[str, ...]
 
 
-def read_names(names: Iterable[str], where: str) -> FloatNames:
+def read_names(names: Iterable[str], family: Family, where: str) -> FloatNames:
     """Find the model's name of every tensor in a file.
 
     Args:
         names: as the file has them.
+        family: whose names the model has.
         where: what an error calls the file.
 
     Raises:
@@ -56,7 +55,7 @@ def read_names(names: Iterable[str], where: str) -> FloatNames:
     prefixes: set[str] = set()
     old_norms = False
     for name in names:
-        canonical, prefix = _undone(name)
+        canonical, prefix = _undone(name, family)
         if canonical in stored:
             raise CheckpointError(
                 f"{where}: {stored[canonical]} and {name} are both {canonical}; a file must hold one model once"
@@ -65,27 +64,29 @@ def read_names(names: Iterable[str], where: str) -> FloatNames:
         if prefix is not None:
             prefixes.add(prefix)
         stored[canonical] = name
-    used = {name: found for name, found in stored.items() if not name.startswith(_UNUSED)}
-    return FloatNames(used, tuple(_told(prefixes, used, old_norms=old_norms)))
+    unused = (*(f"{family.prefix}.{buffer}" for buffer in _BUFFERS), *family.unused)
+    used = {name: found for name, found in stored.items() if not name.startswith(unused)}
+    return FloatNames(used, tuple(_told(prefixes, used, f"{family.prefix}.", old_norms=old_norms)))
 
 
-def _undone(name: str) -> tuple[str, str | None]:
+def _undone(name: str, family: Family) -> tuple[str, str | None]:
     """Return the model's name, and what stood before it where that is not what the model has there."""
     parts = name.split(".")
-    roots = [i for i, part in enumerate(parts) if part in (*_ENCODER_ROOTS, *_HEAD_ROOTS)]
+    roots = [i for i, part in enumerate(parts) if part in (*family.encoder_roots, *family.head_roots)]
     if not roots:
         return name, None
     before, core = parts[: roots[0]], [part for part in parts[roots[0] :] if part not in _WRAPPERS]
-    if any(part not in _OUTER and not part.isdigit() for part in before):
+    if any(part not in (*_OUTER, family.prefix) and not part.isdigit() for part in before):
         return name, None
     canonical = ".".join(core)
     for old, new in _OLD_NORM_NAMES.items():
         if canonical.endswith(old):
             canonical = canonical.removesuffix(old) + new
-    expected = [] if core[0] in _HEAD_ROOTS else [ENCODER.rstrip(".")]
+    of_head = core[0] in family.head_roots
+    expected = [] if of_head else [family.prefix]
     inner = len(core) < len(parts) - roots[0]
     prefix = None if before == expected and not inner else _shown_prefix(before, parts[roots[0] :])
-    return ("" if core[0] in _HEAD_ROOTS else ENCODER) + canonical, prefix
+    return ".".join((*expected, canonical)), prefix
 
 
 def _shown_prefix(before: Sequence[str], rest: Sequence[str]) -> str:
@@ -93,9 +94,9 @@ def _shown_prefix(before: Sequence[str], rest: Sequence[str]) -> str:
     return ".".join((*before, *(part for part in rest if part in _WRAPPERS)))
 
 
-def _told(prefixes: set[str], stored: Mapping[str, str], *, old_norms: bool) -> Iterable[str]:
+def _told(prefixes: set[str], stored: Mapping[str, str], encoder: str, *, old_norms: bool) -> Iterable[str]:
     """Say what was undone; the bare names of an encoder saved alone are no change."""
-    bare = all(name.startswith(ENCODER) for name in stored)
+    bare = all(name.startswith(encoder) for name in stored)
     odd = sorted(prefix for prefix in prefixes if prefix or not bare)
     if odd:
         shown = ", ".join(repr(f"{prefix}.") if prefix else "no prefix" for prefix in odd)

@@ -1,4 +1,4 @@
-"""A float BERT in Hugging Face's layout as a source: the one way in for training, quantizing, evaluating and serving.
+"""A float model in Hugging Face's layout as a source: the one way in for training, quantizing, evaluating and serving.
 
 What a source must hold follows from its config: the encoder always, and the head that `architectures` declares. All of
 it is checked by names, shapes and dtypes when the source is opened, and values when they are read.
@@ -7,64 +7,42 @@ it is checked by names, shapes and dtypes when the source is opened, and values 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor
-from transformers import BertConfig
 
-from q8core.checkpoint.config import read_config
+from q8core.checkpoint.config import ModelConfig, read_config
 from q8core.checkpoint.float_names import read_names, shown_names
-from q8core.checkpoint.layout import Shape, float_shapes, head_path, pooler_shapes
-from q8core.checkpoint.manifest import CLASS_OF_TASK, FLOAT_FILE, INT8_FILE
-from q8core.checkpoint.tensors import TensorFile
+from q8core.checkpoint.manifest import FLOAT_FILE, INT8_FILE
+from q8core.checkpoint.tensors import RenamedTensors, TensorFile
 from q8core.errors import CheckpointError
+from q8core.model.head import TaskKind
+from q8core.model.sites import HEAD_DENSE, HEAD_OUTPUT, float_shapes
 from q8core.say_once import warn_once
 from q8core.tasks.examples import MULTI_LABEL, is_regression
-from q8core.tasks.task import TaskKind
 
 log = logging.getLogger(__name__)
 
 PICKLE_ENDINGS = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _FLOATS = ("F32", "F16", "BF16", "F64")
-_TASK_OF_CLASS: dict[str, TaskKind] = {name: task for task, name in CLASS_OF_TASK.items()}
-_OTHER_HEADS = {"BertForTokenClassification": "classifier.", "BertForMultipleChoice": "classifier."}
-"""Classes that no task uses, and the names of their heads' tensors."""
+Shape = tuple[int, ...]
 
 
-class FloatTensors(Mapping[str, Tensor]):
-    """A model's float tensors by its own names, each read, checked and made float32 when it is asked for.
-
-    Args:
-        file: where they are.
-        stored: the model's name -> the file's.
+class FloatTensors(RenamedTensors):
+    """A model's float tensors by the names of sites, each read, checked and made float32 when it is asked for.
 
     Raises:
         CheckpointError: on access, where a value is NaN or infinite.
     """
 
-    def __init__(self, file: TensorFile, stored: Mapping[str, str]) -> None:
-        self._file = file
-        self._stored = dict(stored)
-
     def __getitem__(self, name: str) -> Tensor:
-        tensor = self._file[self._stored[name]].to(torch.float32)
+        tensor = super().__getitem__(name).to(torch.float32)
         if not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(f"{self._file.path}: {self._stored[name]} holds NaN or infinite values")
+            raise CheckpointError(f"{self.file.path}: {self.stored[name]} holds NaN or infinite values")
         return tensor
-
-    def __contains__(self, name: object) -> bool:
-        # Mapping's own would read the tensor to find out
-        return name in self._stored
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._stored)
-
-    def __len__(self) -> int:
-        return len(self._stored)
 
 
 @dataclass(frozen=True)
@@ -77,11 +55,11 @@ class FloatSource:
         head: the task of the head that it declares, None for a pretrained encoder or another class.
         labels: names of a classifier's outputs by index, whatever the head.
         file: the weights.
-        stored: the model's name of each tensor -> the file's.
+        stored: the site's name of each tensor -> the file's.
     """
 
     path: Path
-    config: BertConfig
+    config: ModelConfig
     head: TaskKind | None
     labels: tuple[str, ...]
     file: TensorFile
@@ -89,10 +67,17 @@ class FloatSource:
 
     def tensors(self, kind: TaskKind) -> FloatTensors:
         """Return what it holds of a model with the head of `kind`: all of it, or all but what is made new."""
-        new = () if self.head == kind else (f"{head_path(kind)}.",)
-        wanted = float_shapes(self.config, kind, len(self.labels))
-        names = {name: self.stored[name] for name in wanted if name in self.stored and not name.startswith(new)}
+        wanted = float_shapes(self.config.spec, self.config.head(kind))
+        names = {name: self.stored[name] for name in wanted if name in self.stored}
+        if self.head != kind:
+            new = [HEAD_OUTPUT] if self._has_pooler(kind) else [HEAD_OUTPUT, HEAD_DENSE]
+            names = {name: found for name, found in names.items() if name.rpartition(".")[0] not in new}
         return FloatTensors(self.file, names)
+
+    def _has_pooler(self, kind: TaskKind) -> bool:
+        """Whether the dense layer of a task's head is the encoder's own, which pretraining has trained."""
+        dense = self.config.family.heads[kind].dense
+        return dense is not None and dense.startswith(f"{self.config.family.prefix}.")
 
     @property
     def several_labels(self) -> bool:
@@ -114,10 +99,12 @@ class FloatSource:
             CheckpointError: it was not fine-tuned, or for another task.
         """
         if self.head is None or kind not in (None, self.head):
-            needed = " or ".join(CLASS_OF_TASK.values()) if kind is None else CLASS_OF_TASK[kind]
+            heads = self.config.family.heads
+            needed = " or ".join(names.architecture for names in heads.values())
+            needed = needed if kind is None else heads[kind].architecture
             raise CheckpointError(
                 f"{self.path} was not fine-tuned for this task: architectures in config.json is "
-                f"{self.config.architectures}, needed is {needed}; fine-tune it first (`q8bert train --scheme fp32`)"
+                f"{_named(self.config)}, needed is {needed}; fine-tune it first (`q8bert train --scheme fp32`)"
             )
         return self.head
 
@@ -133,7 +120,7 @@ def open_source(folder: Path) -> FloatSource:
     """
     config = read_config(folder)
     file = TensorFile(_weights_file(folder))
-    names = read_names(file, str(file.path))
+    names = read_names(file, config.family, str(file.path))
     head = _declared_head(folder, config)
     stored = _checked(file, config, head, names.stored)
     for change in names.changes:
@@ -141,14 +128,12 @@ def open_source(folder: Path) -> FloatSource:
     odd = sorted({file.dtype(name) for name in stored.values()} - {"F32"})
     if odd:
         warn_once(log, "%s: weights in %s are read as float32", file.path, ", ".join(odd))
-    by_index = cast("dict[int, str]", config.id2label or {})
-    labels = tuple(by_index[i] for i in range(len(by_index)))
     if head == "classify":
-        _check_labels(folder, config, labels)
-    return FloatSource(folder, config, head, labels, file, stored)
+        _check_labels(folder, config, config.labels)
+    return FloatSource(folder, config, head, config.labels, file, stored)
 
 
-def _check_labels(folder: Path, config: BertConfig, labels: tuple[str, ...]) -> None:
+def _check_labels(folder: Path, config: ModelConfig, labels: tuple[str, ...]) -> None:
     """Refuse a classifier whose answers would have no names of their own, or no known meaning."""
     if is_regression(labels) and config.problem_type != "regression":
         raise CheckpointError(
@@ -196,45 +181,66 @@ def _weights_file(folder: Path) -> Path:
     raise CheckpointError(f"{folder} has no {FLOAT_FILE}{found}")
 
 
-def _declared_head(folder: Path, config: BertConfig) -> TaskKind | None:
-    declared = sorted({name for name in config.architectures or [] if name in _TASK_OF_CLASS})
+def _declared_head(folder: Path, config: ModelConfig) -> TaskKind | None:
+    kinds = config.family.kinds
+    declared = sorted({name for name in config.architectures if name in kinds})
     if len(declared) > 1:
         raise CheckpointError(f"{folder}: architectures names {' and '.join(declared)}; a model has one head")
-    return _TASK_OF_CLASS[declared[0]] if declared else None
+    return kinds[declared[0]] if declared else None
 
 
-def _checked(file: TensorFile, config: BertConfig, head: TaskKind | None, stored: Mapping[str, str]) -> dict[str, str]:
-    """Return the tensors that belong to the model that the config declares: the pooler too, which only one head needs.
+def _named(config: ModelConfig) -> str:
+    """Return what a config says of its architectures, for a message."""
+    return str(list(config.architectures) or None)
+
+
+def _checked(file: TensorFile, config: ModelConfig, head: TaskKind | None, stored: Mapping[str, str]) -> dict[str, str]:
+    """Return the tensors of the model that the config declares, by site: of every head what the encoder has of it, too.
 
     Raises:
         CheckpointError: if one is missing, unknown, or of another shape or dtype.
     """
-    outputs = len(config.id2label or {})
-    shapes = float_shapes(config, head or "classify", outputs) | pooler_shapes(config)
+    tensors = _tensors(config, head)
+    pooler = {name for name, (site, _) in tensors.items() if head != "classify" and site.startswith(HEAD_DENSE)}
     if head is None:
-        shapes = {name: shape for name, shape in shapes.items() if not name.startswith(f"{head_path('classify')}.")}
         _refuse_undeclared_head(file, config, stored)
-    needed = shapes if head == "classify" else shapes.keys() - pooler_shapes(config).keys()
-    other = tuple(_OTHER_HEADS[name] for name in config.architectures or [] if name in _OTHER_HEADS)
-    missing = [name for name in shapes if name in needed and name not in stored]
-    extra = [found for name, found in stored.items() if name not in shapes and not name.startswith(other)]
+    other = tuple(config.family.other_heads[name] for name in config.architectures if name in config.family.other_heads)
+    missing = [name for name in tensors if name not in stored and name not in pooler]
+    extra = [found for name, found in stored.items() if name not in tensors and not name.startswith(other)]
     if missing or extra:
         raise CheckpointError(f"{file.path} does not fit its config.json: {_difference(missing, extra)}")
-    for name, shape in shapes.items():
+    for name, (site, shape) in tensors.items():
         if name in stored:
-            _check_tensor(file, stored[name], shape, outputs if name.startswith("classifier.") else None)
-    return {name: stored[name] for name in shapes if name in stored}
+            labels = len(config.labels) if site.startswith(HEAD_OUTPUT) and head == "classify" else None
+            _check_tensor(file, stored[name], shape, labels)
+    return {site: stored[name] for name, (site, _) in tensors.items() if name in stored}
 
 
-def _refuse_undeclared_head(file: TensorFile, config: BertConfig, stored: Mapping[str, str]) -> None:
+def _tensors(config: ModelConfig, head: TaskKind | None) -> dict[str, tuple[str, Shape]]:
+    """Return the family's name of every tensor of a model, with its site's name and its shape.
+
+    The dense layer of a classifier's head is there where it is the encoder's own pooler, whatever head is declared.
+    """
+    family, spec = config.family, config.spec
+    prefix, found = f"{family.prefix}.", dict[str, tuple[str, Shape]]()
+    for kind in (head, "classify"):
+        modules = family.site_modules(spec, kind)
+        for site, shape in float_shapes(spec, config.head(kind) if kind else None).items():
+            path, _, leaf = site.rpartition(".")
+            if kind == head or modules[path].startswith(prefix):
+                found[f"{modules[path]}.{leaf}"] = site, shape
+    return found
+
+
+def _refuse_undeclared_head(file: TensorFile, config: ModelConfig, stored: Mapping[str, str]) -> None:
     """Refuse a trained head that training would replace, because the config does not say that it is there."""
-    if any(name in _OTHER_HEADS for name in config.architectures or []):
+    if any(name in config.family.other_heads for name in config.architectures):
         return
-    for kind, name in CLASS_OF_TASK.items():
-        if any(tensor.startswith(f"{head_path(kind)}.") for tensor in stored):
+    for names in config.family.heads.values():
+        if any(tensor.startswith(f"{names.output}.") for tensor in stored):
             raise CheckpointError(
-                f"{file.path} holds a head ({head_path(kind)}), but architectures in config.json is "
-                f"{config.architectures}; for a {name} set it to [{name!r}]"
+                f"{file.path} holds a head ({names.output}), but architectures in config.json is "
+                f"{_named(config)}; for a {names.architecture} set it to [{names.architecture!r}]"
             )
 
 

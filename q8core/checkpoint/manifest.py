@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,15 +13,14 @@ from pydantic import TypeAdapter, ValidationError
 
 from q8core.documents import first_problem, parse_strict_json, place_name
 from q8core.errors import CheckpointError
-from q8core.tasks.task import TaskKind
+from q8core.model.head import TaskKind
+from q8core.quant.plan import Plan
 from q8core.text_file import read_text
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_FILE = "q8bert.json"
 INT8_FILE = "model.int8.safetensors"
 FLOAT_FILE = "model.safetensors"
-CLASS_OF_TASK: dict[TaskKind, str] = {"classify": "BertForSequenceClassification", "qa": "BertForQuestionAnswering"}
-"""What config.json calls a model with the head of a task."""
 # A manifest is a few kilobytes, and one with the most labels (q8core.tasks.labels) fits.
 # A larger file is no manifest and is not parsed.
 MAX_MANIFEST_BYTES = 64_000_000
@@ -40,14 +39,35 @@ class GoldenExample:
 
 
 @dataclass(frozen=True)
+class PlanRecord:
+    """The plan of a checkpoint as its manifest holds it.
+
+    Attributes:
+        scheme: the scheme's values.
+        encoder, head: the sizes of both; None in format 1, which leaves them to config.json.
+    """
+
+    scheme: dict[str, Any]
+    encoder: dict[str, Any] | None = None
+    head: dict[str, Any] | None = None
+
+    @classmethod
+    def of(cls, plan: Plan) -> PlanRecord:
+        """Return what a manifest says of a quantized model's plan."""
+        assert plan.scheme is not None
+        return cls(plan.scheme.to_dict(), asdict(plan.spec), asdict(plan.head))
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Everything about a checkpoint that is not a weight."""
 
     name: str
+    family: str
     task: TaskKind
     labels: tuple[str, ...]
     max_length: int
-    scheme: dict[str, Any]
+    plan: PlanRecord
     files: dict[str, dict[str, Any]]
     """File name -> ``{"sha256": hex digest, "bytes": size}`` of every other file of the checkpoint."""
     golden: tuple[GoldenExample, ...]
@@ -57,9 +77,7 @@ class Manifest:
 
     def to_json(self) -> str:
         """The file's text."""
-        plain = {f.name: getattr(self, f.name) for f in fields(self)}
-        plain["golden"] = [vars(example) for example in self.golden]
-        plain["labels"] = list(self.labels)
+        plain = asdict(self) | {"labels": list(self.labels)}
         return json.dumps({"format_version": self.format_version, **plain}, indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
@@ -82,20 +100,26 @@ class Manifest:
     @classmethod
     def _from_dict(cls, file: Path, raw: dict[str, Any], text: str) -> Manifest:
         version = raw.get("format_version")
-        if version != FORMAT_VERSION:
-            raise CheckpointError(f"{file}: format_version is {version!r}; this release reads {FORMAT_VERSION}")
-        known = {f.name for f in fields(cls)}
+        if type(version) is not int or version not in (1, FORMAT_VERSION):
+            raise CheckpointError(f"{file}: format_version is {version!r}; this release reads 1 and {FORMAT_VERSION}")
+        known = {f.name for f in fields(cls)} if version == FORMAT_VERSION else _FIELDS_OF_1
         needed = known - {"training", "scores"}
         if needed - raw.keys() or raw.keys() - known:
             missing, unknown = sorted(needed - raw.keys()), sorted(raw.keys() - known)
             raise CheckpointError(f"{file}: missing fields {missing}, unknown fields {unknown}")
         if raw["task"] not in ("classify", "qa"):
             raise CheckpointError(f"{file}: task is {raw['task']!r}; allowed: classify, qa")
+        if version == 1:
+            scheme = raw.pop("scheme")
+            text = json.dumps({**raw, "family": "bert", "plan": {"scheme": scheme}})
         try:
             return TypeAdapter(cls).validate_json(text, strict=True, extra="forbid")
         except ValidationError as error:
             place, problem = first_problem(error)
             raise CheckpointError(f"{file}: {place_name(place)} {problem}") from error
+
+
+_FIELDS_OF_1 = {f.name for f in fields(Manifest)} - {"family", "plan"} | {"scheme"}
 
 
 def file_entry(path: Path) -> dict[str, Any]:

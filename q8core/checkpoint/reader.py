@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import cast
 
 import torch
 from tokenizers import Tokenizer
-from transformers import BertConfig
 
-from q8core.checkpoint.config import SHORTEST_INPUT, read_config
+from q8core.checkpoint.config import REGRESSION, SHORTEST_INPUT, ModelConfig, read_config
 from q8core.checkpoint.float_source import FloatSource, open_source
-from q8core.checkpoint.layout import check_int8_layout
+from q8core.checkpoint.layout import check_layout
 from q8core.checkpoint.manifest import (
     FLOAT_FILE,
     INT8_FILE,
@@ -22,12 +21,13 @@ from q8core.checkpoint.manifest import (
     Manifest,
     verify_files,
 )
-from q8core.checkpoint.tensors import TensorFile
+from q8core.checkpoint.tensors import RenamedTensors, TensorFile
 from q8core.checkpoint.text_input import check_pairs, checked_tokenizer, own_length
 from q8core.errors import CheckpointError, SchemeError
+from q8core.model.head import TaskKind
 from q8core.quant import Scheme, dequantized_tensors
+from q8core.quant.plan import Plan
 from q8core.tasks.examples import is_regression
-from q8core.tasks.task import TaskKind
 
 
 class Checkpoint:
@@ -39,7 +39,7 @@ class Checkpoint:
     def __init__(
         self,
         path: Path,
-        config: BertConfig,
+        config: ModelConfig,
         task: TaskKind,
         labels: tuple[str, ...],
         max_length: int,
@@ -53,7 +53,7 @@ class Checkpoint:
         self.max_length = max_length
         self.manifest = manifest
         self._source = source
-        self.scheme = _scheme(path, manifest) if manifest else None
+        self.scheme = _scheme(path, manifest, config) if manifest else None
 
     @classmethod
     def open(cls, path: Path) -> Checkpoint:
@@ -80,9 +80,10 @@ class Checkpoint:
         config = read_config(path) if source is None else source.config
         _check_facts(path, config, manifest.task, manifest.labels, manifest.max_length)
         if source is not None and source.head != manifest.task:
-            raise CheckpointError(f"{path}: architectures is {config.architectures}, the task {manifest.task}")
+            raise CheckpointError(f"{path}: architectures is {list(config.architectures)}, the task {manifest.task}")
+        _check_family(path, config, manifest)
         checkpoint = cls(path, config, manifest.task, manifest.labels, manifest.max_length, manifest, source)
-        checkpoint._check_int8()
+        checkpoint._check_quantized()
         return checkpoint
 
     @classmethod
@@ -100,7 +101,26 @@ class Checkpoint:
     @property
     def problem_type(self) -> str | None:
         """What a classification head was trained for, in Hugging Face's words, such as ``regression``."""
-        return cast(str | None, self.config.problem_type)
+        return self.config.problem_type
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The quantized model's plan.
+
+        Raises:
+            CheckpointError: this is a float checkpoint, or the manifest's plan is not the config's.
+        """
+        if self.manifest is None:
+            raise CheckpointError(
+                f"{self.path} holds a float model only; make an int8 checkpoint of it with "
+                f"`q8bert quantize --model {self.path} ...`, or train one with `q8bert train`"
+            )
+        return _plan(self.path, self.config, self.manifest, self.scheme)
+
+    @property
+    def float_plan(self) -> Plan:
+        """The float model's plan."""
+        return Plan.of(self.config.spec, self.config.head(self.task))
 
     @property
     def golden(self) -> tuple[GoldenExample, ...]:
@@ -108,36 +128,41 @@ class Checkpoint:
         return self.manifest.golden if self.manifest else ()
 
     @property
-    def int8_sha256(self) -> str | None:
+    def quantized_sha256(self) -> str | None:
         """The verified digest of the quantized tensors' file; None for a float checkpoint."""
         return str(self.manifest.files[INT8_FILE]["sha256"]) if self.manifest else None
 
     @cached_property
-    def _int8(self) -> TensorFile:
+    def _quantized(self) -> TensorFile:
         return TensorFile(self.path / INT8_FILE)
 
-    def int8_tensors(self) -> Mapping[str, torch.Tensor]:
-        """The quantized tensors, read on access.
+    @cached_property
+    def _names(self) -> Mapping[str, str]:
+        """The site's name of each quantized tensor -> the file's, where these differ: in format 1."""
+        if self.manifest is None or self.manifest.format_version != 1:
+            return {}
+        modules = self.config.family.site_modules(self.config.spec, self.task)
+        paths = [(name, *name.rsplit(".", 1)) for name in self.plan.tensors]
+        return {name: f"{modules[path]}.{leaf}" for name, path, leaf in paths}
+
+    def quantized_tensors(self) -> Mapping[str, torch.Tensor]:
+        """The quantized tensors by the names of sites, read on access.
 
         Raises:
             CheckpointError: this is a float checkpoint.
         """
-        if self.manifest is None:
-            raise CheckpointError(
-                f"{self.path} holds a float model only; make an int8 checkpoint of it with "
-                f"`q8bert quantize --model {self.path} ...`, or train one with `q8bert train`"
-            )
-        return self._int8
+        plan = self.plan
+        return RenamedTensors(self._quantized, {name: self._names.get(name, name) for name in plan.tensors})
 
     def float_tensors(self) -> tuple[Mapping[str, torch.Tensor], bool]:
-        """The float tensors under Hugging Face's names, and whether they are dequantized int8 weights.
+        """The float tensors by the names of sites, and whether they are dequantized weights.
 
         Those of a file are checked as they are read, since int8 alone never reads them: a CheckpointError names the
         first with NaN or infinite values.
         """
         if self._source is not None:
             return self._source.tensors(self.task), False
-        return dequantized_tensors(self.int8_tensors()), True
+        return dequantized_tensors(self.plan, self.quantized_tensors()), True
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer, without padding and truncation.
@@ -152,30 +177,55 @@ class Checkpoint:
         if has_pairs:
             check_pairs(self.path, self.config)
 
-    def _check_int8(self) -> None:
-        assert self.scheme is not None
-        check_int8_layout(self._int8, self.config, self.task, len(self.labels), self.scheme)
-        _check_values(self._int8)
+    def _check_quantized(self) -> None:
+        check_layout(self._quantized, self._names, self.plan)
+        _check_values(self._quantized)
 
 
-def _scheme(path: Path, manifest: Manifest) -> Scheme:
+def _scheme(path: Path, manifest: Manifest, config: ModelConfig) -> Scheme:
     try:
-        return Scheme.from_dict(manifest.scheme)
+        return Scheme.from_dict(manifest.plan.scheme, config.spec.layers)
     except SchemeError as error:
         raise CheckpointError(f"{path / MANIFEST_FILE}: {error}") from error
 
 
-def _check_facts(path: Path, config: BertConfig, task: TaskKind, labels: tuple[str, ...], max_length: int) -> None:
-    if task == "classify" and is_regression(labels) and config.problem_type != "regression":
+def _plan(path: Path, config: ModelConfig, manifest: Manifest, scheme: Scheme | None) -> Plan:
+    try:
+        plan = Plan.of(config.spec, config.head(manifest.task), scheme)
+    except SchemeError as error:
+        raise CheckpointError(f"{path / MANIFEST_FILE}: {error}") from error
+    record = manifest.plan
+    for what, said, is_so in (("encoder", record.encoder, plan.spec), ("head", record.head, plan.head)):
+        if said is not None and said != asdict(is_so):
+            raise CheckpointError(
+                f"{path / MANIFEST_FILE}: plan.{what} is {said}, but config.json describes {asdict(is_so)}"
+            )
+    return plan
+
+
+def _check_family(path: Path, config: ModelConfig, manifest: Manifest) -> None:
+    if manifest.family != config.family.model_type:
+        raise CheckpointError(
+            f"{path / MANIFEST_FILE}: family is {manifest.family!r}, but model_type in config.json is "
+            f"{config.family.model_type!r}"
+        )
+    if manifest.task == "classify" and manifest.labels != config.labels:
+        raise CheckpointError(
+            f"{path / MANIFEST_FILE}: it has {len(manifest.labels)} labels, and config.json {len(config.labels)} others"
+        )
+
+
+def _check_facts(path: Path, config: ModelConfig, task: TaskKind, labels: tuple[str, ...], max_length: int) -> None:
+    if task == "classify" and is_regression(labels) and config.problem_type != REGRESSION:
         raise CheckpointError(
             f"{path}: there is one label, {labels[0]!r}, and problem_type in config.json is {config.problem_type!r}; a "
             "classifier needs at least 2 labels, a model that predicts a number the problem_type 'regression'"
         )
     if task == "classify" and (not labels or len(set(labels)) != len(labels)):
         raise CheckpointError(f"{path}: labels are {labels}; a classifier needs at least 2 different ones")
-    if not SHORTEST_INPUT <= max_length <= config.max_position_embeddings:
+    if not SHORTEST_INPUT <= max_length <= config.spec.positions:
         raise CheckpointError(
-            f"{path}: max_length is {max_length}; allowed: {SHORTEST_INPUT} to {config.max_position_embeddings} "
+            f"{path}: max_length is {max_length}; allowed: {SHORTEST_INPUT} to {config.spec.positions} "
             "(the position table)"
         )
 

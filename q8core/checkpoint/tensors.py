@@ -74,3 +74,25 @@ class TensorFile(Mapping[str, torch.Tensor]):
     def dtype(self, name: str) -> str:
         """Safetensors' name of the dtype (``I8``, ``I32``, ``F32``) without reading the tensor."""
         return str(self._file.get_slice(name).get_dtype())
+
+
+class RenamedTensors(Mapping[str, torch.Tensor]):
+    """Some tensors of a file by other names, read when asked for."""
+
+    def __init__(self, file: TensorFile, stored: Mapping[str, str]) -> None:
+        self.file = file
+        self.stored = stored
+        """The name of each tensor -> the file's."""
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self.file[self.stored[name]]
+
+    def __contains__(self, name: object) -> bool:
+        # Mapping's own would read the tensor to find out
+        return name in self.stored
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.stored)
+
+    def __len__(self) -> int:
+        return len(self.stored)

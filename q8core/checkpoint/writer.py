@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import BertConfig
 
+from q8core.checkpoint.config import ModelConfig
 from q8core.checkpoint.manifest import (
-    CLASS_OF_TASK,
     FLOAT_FILE,
     INT8_FILE,
     MANIFEST_FILE,
     GoldenExample,
     Manifest,
+    PlanRecord,
     file_entry,
 )
 from q8core.checkpoint.tensors import write_tensors
+from q8core.model.head import TaskKind
 from q8core.quant import Scheme
-from q8core.tasks.task import TaskKind
+from q8core.quant.plan import Plan
 from q8core.tokenizer import TOKENIZER_FILES, copy_tokenizer
 
 
@@ -30,7 +30,7 @@ def write_checkpoint(
     folder: Path,
     *,
     name: str,
-    config: BertConfig,
+    config: ModelConfig,
     task: TaskKind,
     labels: Sequence[str],
     max_length: int,
@@ -45,21 +45,34 @@ def write_checkpoint(
 
     A float ``model.safetensors`` that already lies in the folder becomes part of the checkpoint. The config names the
     task's class, whatever the config of the base named.
+
+    Args:
+        folder: where.
+        name: the checkpoint's.
+        config: the model's.
+        task: which head it has.
+        labels: the names of a classifier's outputs.
+        max_length: tokens of its longest text.
+        scheme: what it was quantized with.
+        tensors: the quantized ones, by the names of sites.
+        tokenizer_folder: whose tokenizer is copied.
+        golden: inputs with known logits.
+        training: how it was made.
+        scores: what it reached.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST_FILE).unlink(missing_ok=True)
     copy_tokenizer(tokenizer_folder, folder)
-    config = deepcopy(config)
-    config.architectures = [CLASS_OF_TASK[task]]
-    config.save_pretrained(folder)
+    config.save(folder, task)
     write_tensors(folder / INT8_FILE, tensors)
     names = [INT8_FILE, FLOAT_FILE, "config.json", *TOKENIZER_FILES]
     manifest = Manifest(
         name=name,
+        family=config.family.model_type,
         task=task,
         labels=tuple(labels),
         max_length=max_length,
-        scheme=scheme.to_dict(),
+        plan=PlanRecord.of(Plan.of(config.spec, config.head(task), scheme)),
         files={file: file_entry(folder / file) for file in names if (folder / file).is_file()},
         golden=tuple(golden),
         training=dict(training or {}),

@@ -25,7 +25,7 @@ from q8core.bench.workloads import Shape, Workload, parse_workload
 from q8core.checkpoint import Checkpoint
 from q8core.cli.console import table_console
 from q8core.errors import InputError
-from q8core.tasks.task import TaskKind
+from q8core.model.head import TaskKind
 
 
 def run_bench(
@@ -84,7 +84,7 @@ def run_bench(
 
 def check_lengths(model: str, workloads: Sequence[Workload]) -> None:
     """Refuse what the model has no positions for."""
-    longest, limit = max(workload.longest for workload in workloads), bench_config(model).max_position_embeddings
+    longest, limit = max(workload.longest for workload in workloads), bench_config(model).spec.positions
     if longest > int(limit):
         raise InputError(f"the longest sequence has {longest} tokens; {model} takes at most {limit}")
 

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from q8core.checkpoint.float_source import FloatSource
-    from q8core.tasks.task import Task, TaskKind
+    from q8core.model.head import TaskKind
+    from q8core.tasks.task import Task
 
 OWN_FILES = "classify"
 _TASKS = (*GLUE, "squad", OWN_FILES)
@@ -51,7 +52,7 @@ def text_model(source: FloatSource, kind: TaskKind, usual: int | None) -> TextMo
 
     return TextModel(
         checked_tokenizer(source.path, source.config),
-        source.config.max_position_embeddings,
+        source.config.spec.positions,
         source.labels if kind == source.head == "classify" else (),
         usual,
         source.several_labels,

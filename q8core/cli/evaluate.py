@@ -76,7 +76,7 @@ def _text_model(opened: Checkpoint) -> TextModel:
     """What a checkpoint's texts are read with: the length is that which it is served with."""
     return TextModel(
         opened.tokenizer(),
-        opened.config.max_position_embeddings,
+        opened.config.spec.positions,
         opened.labels,
         opened.max_length,
         opened.problem_type == MULTI_LABEL,

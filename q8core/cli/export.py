@@ -14,7 +14,7 @@ def export(
 ) -> None:
     """Write a QDQ ONNX model with the checkpoint's int8 weights and scales, which onnxruntime runs in integers."""
     from q8core.checkpoint import Checkpoint
-    from q8core.export.onnx_bert import export_onnx
+    from q8core.export.onnx_model import export_onnx
 
     opened = Checkpoint.open(checkpoint)
     size = export_onnx(opened, onnx)

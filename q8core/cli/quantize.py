@@ -56,7 +56,7 @@ def quantize(
     if scheme in PRESETS and scheme not in ("static", "static-attention", "dynamic"):
         allowed = "static, static-attention, dynamic, or a file (for QAT use `q8bert train`)"
         raise InputError(f"--scheme is {scheme!r}; allowed: {allowed}")
-    calibrated = find_scheme(scheme).has_activation("ema")
+    calibrated = find_scheme(scheme).needs_ranges
     if not calibrated:
         given = {"calibration": calibration, "calibration-examples": calibration_examples, "seed": seed}
         for name, value in given.items():

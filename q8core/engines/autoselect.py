@@ -8,24 +8,24 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
 import torch
-from transformers import BertConfig
 
 from q8core.cache import Key, code_digest, read_record, tell_unusable, write_record
-from q8core.engines.bert import Forward
 from q8core.engines.kernels import KERNEL_NAMES, Int8Kernel, proven_kernel
 from q8core.engines.packing import TokenBatch
 from q8core.engines.random_weights import RandomInt8
-from q8core.engines.shape import ModelShape
 from q8core.engines.source import TensorSource
 from q8core.engines.speed_note import speed_note
 from q8core.errors import EngineError
 from q8core.machine import cpu, usable_cpus, variables
+from q8core.model.head import HeadSpec
+from q8core.model.sites import LAYER_LINEARS, PRODUCTS
 from q8core.native import load_library
-from q8core.tasks.task import TaskKind
+from q8core.quant import Scheme
+from q8core.quant.plan import Plan
 
 ROWS = (16, 128)
 """Token counts that are timed: a short sentence, and a small batch."""
@@ -64,13 +64,13 @@ class Choice:
         }
 
 
-def choose_kernel(name: str, shape: ModelShape, task: TaskKind, source: TensorSource) -> Choice:
-    """Return the kernel `name`, or for "auto" the fastest of those that work here and compute this scheme.
+def choose_kernel(name: str, plan: Plan) -> Choice:
+    """Return the kernel `name`, or for "auto" the fastest of those that work here and compute this plan.
 
     Raises:
         EngineError: if the kernel, or for "auto" every kernel, cannot be used; says why.
     """
-    sizes = {columns for _, columns in shape.linear_shapes}
+    sizes = {columns for _, columns in plan.spec.linear_shapes}
     if name != "auto":
         return Choice(proven_kernel(name, sizes), "given")
     usable: dict[str, Int8Kernel] = {}
@@ -81,7 +81,7 @@ def choose_kernel(name: str, shape: ModelShape, task: TaskKind, source: TensorSo
         except (EngineError, RuntimeError, AttributeError) as error:  # an operator that this build of torch lacks
             refused[each] = str(error)
             continue
-        refusal = kernel.refused(shape, task, source)
+        refusal = kernel.refused(plan)
         if refusal is None:
             usable[each] = kernel
         else:
@@ -90,30 +90,36 @@ def choose_kernel(name: str, shape: ModelShape, task: TaskKind, source: TensorSo
         raise EngineError("no int8 kernel works on this machine: " + "; ".join(f"{k}: {v}" for k, v in refused.items()))
     if len(usable) == 1:
         return Choice(next(iter(usable.values())), "only", refused=refused)
-    products = "bert.encoder.layer.0.attention.self.value.output_scale" in source
-    how, times = _times(usable, shape, quantized_products=products)
+    how, times = _times(usable, one_layer(plan))
     best = min(usable, key=lambda each: math.prod(times[each].values()))
     return Choice(usable[best], how, times, refused)
 
 
-def _times(
-    kernels: Mapping[str, Int8Kernel], shape: ModelShape, *, quantized_products: bool
-) -> tuple[Literal["measured", "cached"], Microseconds]:
+def one_layer(plan: Plan) -> Plan:
+    """Return the plan of a model with one layer like a plan's own first one, and a small table."""
+    assert plan.scheme is not None
+    spec = replace(plan.spec, layers=1, vocabulary=16, positions=max(ROWS))
+    slots = {slot: plan.of_layer(0, slot).scheme for slot in (*LAYER_LINEARS, PRODUCTS)}
+    scheme = Scheme("layer", {**plan.scheme.slots, **slots})
+    return Plan.of(spec, HeadSpec("every", 2), scheme)
+
+
+def _times(kernels: Mapping[str, Int8Kernel], plan: Plan) -> tuple[Literal["measured", "cached"], Microseconds]:
     """Return the times of an earlier load under the same conditions, or measure, and keep them for later ones."""
-    key = {**_conditions(kernels, shape), "quantized_products": quantized_products}
+    key = _conditions(kernels, plan)
     try:
         kept = read_record("kernels", key)
         if kept is not None:
             return "cached", {name: {int(rows): float(t) for rows, t in by.items()} for name, by in kept.items()}
-        times = measure_layer(kernels, shape, quantized_products=quantized_products)
+        times = measure_layer(kernels, plan)
         write_record("kernels", key, {name: {str(rows): t for rows, t in by.items()} for name, by in times.items()})
     except OSError as error:
         tell_unusable(error)
-        times = measure_layer(kernels, shape, quantized_products=quantized_products)
+        times = measure_layer(kernels, plan)
     return "measured", times
 
 
-def _conditions(kernels: Mapping[str, Int8Kernel], shape: ModelShape) -> Key:
+def _conditions(kernels: Mapping[str, Int8Kernel], plan: Plan) -> Key:
     """Return everything that decides the times."""
     name, flags = cpu()
     return {
@@ -126,16 +132,15 @@ def _conditions(kernels: Mapping[str, Int8Kernel], shape: ModelShape) -> Key:
         "library": load_library().q8_digest().decode() if "native" in kernels else None,
         "code": code_digest(),
         "kernels": {each: kernel.facts for each, kernel in kernels.items()},
-        "layer": [shape.hidden, shape.heads, shape.inner],
+        "spec": asdict(plan.spec),
+        "layer": {path: asdict(site.scheme) for path, site in plan.sites.items()},
         "rows": list(ROWS),
     }
 
 
-def measure_layer(
-    kernels: Mapping[str, Int8Kernel], shape: ModelShape, *, quantized_products: bool = False
-) -> Microseconds:
-    """Return kernel -> tokens -> median microseconds of a one-layer model of this shape, the kernels taking turns."""
-    models = {name: _one_layer(kernel, shape, quantized_products) for name, kernel in kernels.items()}
+def measure_layer(kernels: Mapping[str, Int8Kernel], plan: Plan) -> Microseconds:
+    """Return kernel -> tokens -> median microseconds of a model of one layer, the kernels taking turns."""
+    models = {name: kernel.load(plan, TensorSource(RandomInt8(plan))) for name, kernel in kernels.items()}
     times: dict[str, dict[int, list[float]]] = {name: {rows: [] for rows in ROWS} for name in kernels}
     deadline = time.monotonic() + _BUDGET_SECONDS
     zeros = torch.zeros(max(ROWS), dtype=torch.int64)
@@ -151,17 +156,3 @@ def measure_layer(
             if turn and time.monotonic() > deadline:
                 break
     return {name: {rows: round(sorted(t)[len(t) // 2], 1) for rows, t in by.items()} for name, by in times.items()}
-
-
-def _one_layer(kernel: Int8Kernel, shape: ModelShape, quantized_products: bool) -> Forward:
-    config = BertConfig(
-        vocab_size=16,
-        hidden_size=shape.hidden,
-        num_hidden_layers=1,
-        num_attention_heads=shape.heads,
-        intermediate_size=shape.inner,
-        max_position_embeddings=max(ROWS),
-        layer_norm_eps=shape.norm_epsilon,
-    )
-    tensors = RandomInt8(config, "qa", quantized_products=quantized_products)
-    return kernel.load(ModelShape.of(config), "qa", TensorSource(tensors), 2)

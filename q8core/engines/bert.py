@@ -17,17 +17,17 @@ from q8core.engines.linear import Linear
 from q8core.engines.packing import TokenBatch
 from q8core.engines.protocol import Backend, EngineMemory
 from q8core.engines.residence import PACKED_BY_TORCH, Residence
-from q8core.engines.shape import ModelShape
 from q8core.errors import InputError
-from q8core.tasks.task import TaskKind
+from q8core.model.head import HeadSpec
+from q8core.model.spec import EncoderSpec
 
 
 class Forward(Protocol):
     """A loaded model that can run."""
 
     @property
-    def shape(self) -> ModelShape:
-        """Its sizes."""
+    def spec(self) -> EncoderSpec:
+        """Its encoder."""
         ...
 
     @property
@@ -51,7 +51,7 @@ class Model:
     `state_bytes` are those of one value of the inner feed-forward state.
     """
 
-    shape: ModelShape
+    spec: EncoderSpec
     embeddings: Embeddings
     layers: tuple[EncoderLayer, ...]
     pooler: Linear | None
@@ -75,11 +75,11 @@ class Model:
 
     def workspace_bytes(self, tokens: int) -> int:
         """Return the bytes of activations of `tokens` tokens, at their peak in a layer."""
-        shape = self.shape
-        length = min(tokens, shape.positions)
-        scores = max(layer.products.workspace_bytes(tokens, length, shape.heads) for layer in self.layers)
-        attention = 4 * (1 + 3 + 1) * shape.hidden  # residual, q k v, context
-        feed_forward = 4 * 2 * shape.hidden + self.state_bytes * shape.inner
+        spec = self.spec
+        length = min(tokens, spec.positions)
+        scores = max(layer.products.workspace_bytes(tokens, length, spec.heads) for layer in self.layers)
+        attention = 4 * (1 + 3 + 1) * spec.hidden  # residual, q k v, context
+        feed_forward = 4 * 2 * spec.hidden + self.state_bytes * spec.inner
         return max(tokens * attention + scores, tokens * feed_forward)
 
 
@@ -91,7 +91,7 @@ class BertEngine:
         facts: what `describe` adds to the shapes.
     """
 
-    task: TaskKind
+    head: HeadSpec
     backend: Backend
     kernel: str
     model: Forward
@@ -117,7 +117,7 @@ class BertEngine:
     def warmup(self) -> None:
         """Run a short and a long sequence, and a mixed batch."""
         for wanted in ((8,), (128,), (5, 32, 64)):
-            lengths = tuple(min(length, self.model.shape.positions) for length in wanted)
+            lengths = tuple(min(length, self.model.spec.positions) for length in wanted)
             zeros = torch.zeros(sum(lengths), dtype=torch.int64)
             self.infer(TokenBatch(zeros, zeros, lengths))
 
@@ -128,32 +128,33 @@ class BertEngine:
 
     def describe(self) -> dict[str, object]:
         """Return kernel, instruction set, shapes, threads and what loading found out."""
-        shape = self.model.shape
+        spec = self.model.spec
         return {
-            "task": self.task,
+            "reads": self.head.reads,
+            "outputs": self.head.outputs,
             "backend": self.backend,
             "kernel": self.kernel,
             "isa": torch.backends.cpu.get_cpu_capability(),
             "machine": platform.machine(),
             "threads": self.threads or torch.get_num_threads(),
-            "layers": shape.layers,
-            "hidden": shape.hidden,
-            "heads": shape.heads,
-            "inner": shape.inner,
-            "vocabulary": shape.vocabulary,
-            "positions": shape.positions,
+            "layers": spec.layers,
+            "hidden": spec.hidden,
+            "heads": spec.heads,
+            "inner": spec.inner,
+            "vocabulary": spec.vocabulary,
+            "positions": spec.positions,
             **self.model.residence.facts(),
             **self.facts,
         }
 
     def _check(self, batch: TokenBatch) -> None:
-        shape = self.model.shape
+        spec = self.model.spec
         longest = max(batch.lengths)
-        if longest > shape.positions:
-            raise InputError(f"a sequence has {longest} tokens; this model takes at most {shape.positions}")
+        if longest > spec.positions:
+            raise InputError(f"a sequence has {longest} tokens; this model takes at most {spec.positions}")
         for name, ids, size in (
-            ("input_ids", batch.input_ids, shape.vocabulary),
-            ("token_type_ids", batch.token_type_ids, shape.token_types),
+            ("input_ids", batch.input_ids, spec.vocabulary),
+            ("token_type_ids", batch.token_type_ids, spec.token_types),
         ):
             low, high = (int(bound) for bound in torch.aminmax(ids))
             if low < 0 or high >= size:
@@ -161,6 +162,6 @@ class BertEngine:
                 raise InputError(f"{name} holds {bad}; allowed: 0 to {size - 1}")
 
 
-def score_scale(shape: ModelShape) -> float:
+def score_scale(spec: EncoderSpec) -> float:
     """Return 1 / sqrt(head size), the factor of Q K^T (Vaswani et al., 2017)."""
-    return 1.0 / math.sqrt(shape.head_size)
+    return 1.0 / math.sqrt(spec.head_size)

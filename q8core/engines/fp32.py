@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from q8core.checkpoint.layout import head_path
 from q8core.engines.attention import FloatProducts
 from q8core.engines.bert import Model, score_scale
 from q8core.engines.encoder import (
@@ -17,70 +16,64 @@ from q8core.engines.encoder import (
     ProjectionPart,
 )
 from q8core.engines.linear import FloatLinear
-from q8core.engines.linear_tensors import own
-from q8core.engines.shape import ModelShape
+from q8core.engines.site_tensors import own, take_linear, take_norm, take_table
 from q8core.engines.source import TensorSource
-from q8core.tasks.task import TaskKind
+from q8core.model.sites import HEAD_DENSE, HEAD_OUTPUT, PROJECTIONS, layer_path
+from q8core.quant.plan import Plan
 
 
-def load_fp32(shape: ModelShape, task: TaskKind, source: TensorSource, labels: int) -> Model:
+def load_fp32(plan: Plan, source: TensorSource) -> Model:
     """Pack the float tensors of a model, one after the other.
 
     Raises:
         CheckpointError: if a tensor is missing or does not fit.
     """
-    h = shape.hidden
     embeddings = Embeddings(
-        words=_table(source, "word_embeddings", shape.vocabulary, h),
-        positions=_table(source, "position_embeddings", shape.positions, h),
-        types=_table(source, "token_type_embeddings", shape.token_types, h),
-        norm=load_norm(source, "bert.embeddings.LayerNorm", shape),
+        words=_table(source, plan, "word_embeddings"),
+        positions=_table(source, plan, "position_embeddings"),
+        types=_table(source, plan, "token_type_embeddings"),
+        norm=load_norm(source, plan, "embedding_norm"),
     )
-    last = shape.layers - 1 if task == "classify" else shape.layers
-    layers = tuple(_layer(source, shape, n, own_query=n == last) for n in range(shape.layers))
-    pooler = load_float_linear(source, "bert.pooler.dense", h, h) if task == "classify" else None
-    head = load_float_linear(source, head_path(task), labels, h)
-    return Model(shape, embeddings, layers, pooler, head)
+    layers = tuple(_layer(source, plan, number) for number in range(plan.spec.layers))
+    dense = load_float_linear(source, plan, HEAD_DENSE) if plan.head.dense else None
+    return Model(plan.spec, embeddings, layers, dense, load_float_linear(source, plan, HEAD_OUTPUT))
 
 
-def load_norm(source: TensorSource, path: str, shape: ModelShape) -> Norm:
+def load_norm(source: TensorSource, plan: Plan, path: str) -> Norm:
     """Load a layer norm."""
-    size = (shape.hidden,)
-    weight, bias = (own(source.take_float(f"{path}.{leaf}", size)) for leaf in ("weight", "bias"))
-    return Norm(weight, bias, shape.norm_epsilon)
+    return Norm(*take_norm(source, plan.sites[path]), plan.spec.norm_epsilon)
 
 
-def load_float_linear(source: TensorSource, path: str, out: int, columns: int) -> FloatLinear:
-    """Load and pack one float linear (out, columns)."""
-    return _pack_side_by_side(source, (path,), out, columns)
+def load_float_linear(source: TensorSource, plan: Plan, *paths: str) -> FloatLinear:
+    """Load float linears that read the same input and pack them as one, outputs side by side."""
+    tensors = [take_linear(source, plan.sites[path]) for path in paths]
+    return FloatLinear.pack(torch.cat([each.weight for each in tensors]), torch.cat([each.bias for each in tensors]))
 
 
-def _pack_side_by_side(source: TensorSource, paths: tuple[str, ...], out: int, columns: int) -> FloatLinear:
-    weights = [source.take_float(f"{path}.weight", (out, columns)) for path in paths]
-    biases = [source.take_float(f"{path}.bias", (out,)) for path in paths]
-    return FloatLinear.pack(torch.cat(weights), torch.cat(biases))
+def has_own_query(plan: Plan, layer: int) -> bool:
+    """Return whether a layer's queries are those of the first tokens only, apart from its keys and values."""
+    return plan.head.reads == "first" and layer == plan.spec.layers - 1
 
 
-def _table(source: TensorSource, name: str, rows: int, columns: int) -> FloatTable:
-    return FloatTable(own(source.take_float(f"bert.embeddings.{name}.weight", (rows, columns))))
+def _table(source: TensorSource, plan: Plan, path: str) -> FloatTable:
+    return FloatTable(own(take_table(source, plan.sites[path]).rows))
 
 
-def _layer(source: TensorSource, shape: ModelShape, number: int, *, own_query: bool) -> EncoderLayer:
-    path, h, f = f"bert.encoder.layer.{number}", shape.hidden, shape.inner
-    groups = (("query",), ("key", "value")) if own_query else (("query", "key", "value"),)
+def _layer(source: TensorSource, plan: Plan, number: int) -> EncoderLayer:
+    groups = (("query",), ("key", "value")) if has_own_query(plan, number) else (PROJECTIONS,)
     parts = tuple(
-        ProjectionPart(_pack_side_by_side(source, tuple(f"{path}.attention.self.{o}" for o in group), h, h), group)
+        ProjectionPart(load_float_linear(source, plan, *(layer_path(number, slot) for slot in group)), group)
         for group in groups
     )
     return EncoderLayer(
-        heads=shape.heads,
+        heads=plan.spec.heads,
         projection=Projection(parts),
-        products=FloatProducts(score_scale(shape)),
-        output=load_float_linear(source, f"{path}.attention.output.dense", h, h),
-        output_norm=load_norm(source, f"{path}.attention.output.LayerNorm", shape),
+        products=FloatProducts(score_scale(plan.spec)),
+        output=load_float_linear(source, plan, layer_path(number, "attention_output")),
+        output_norm=load_norm(source, plan, layer_path(number, "attention_norm")),
         feed_forward=FloatFeedForward(
-            load_float_linear(source, f"{path}.intermediate.dense", f, h),
-            load_float_linear(source, f"{path}.output.dense", h, f),
+            load_float_linear(source, plan, layer_path(number, "ffn_in")),
+            load_float_linear(source, plan, layer_path(number, "ffn_out")),
         ),
-        final_norm=load_norm(source, f"{path}.output.LayerNorm", shape),
+        final_norm=load_norm(source, plan, layer_path(number, "ffn_norm")),
     )

@@ -14,10 +14,9 @@ import torch
 from q8core.engines.bert import Forward
 from q8core.engines.fp32 import load_fp32
 from q8core.engines.native_float import float_variants, load_native_float
-from q8core.engines.shape import ModelShape
 from q8core.engines.source import TensorSource
 from q8core.errors import EngineError, InputError
-from q8core.tasks.task import TaskKind
+from q8core.quant.plan import Plan
 
 FP32_KERNEL_NAMES = ("native", "onednn")
 
@@ -42,15 +41,15 @@ class Fp32Choice:
         """Return the choice as plain values for `describe`."""
         return {"isa": self.isa, "kernels_refused": self.refused}
 
-    def load(self, shape: ModelShape, task: TaskKind, source: TensorSource, labels: int) -> Forward:
+    def load(self, plan: Plan, source: TensorSource) -> Forward:
         """Pack a model's float tensors.
 
         Raises:
             CheckpointError: if a tensor is missing or does not fit.
         """
         if self.name == "native":
-            return load_native_float(shape, task, source, labels, self.variant)
-        return load_fp32(shape, task, source, labels)
+            return load_native_float(plan, source, self.variant)
+        return load_fp32(plan, source)
 
 
 def choose_fp32_kernel(name: str) -> Fp32Choice:

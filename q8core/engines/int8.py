@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from q8core.checkpoint.layout import head_path
 from q8core.engines.attention import FloatProducts, Products, QuantizedProducts
 from q8core.engines.bert import Model, score_scale
 from q8core.engines.encoder import (
@@ -24,64 +23,54 @@ from q8core.engines.encoder import (
     StaticFeedForward,
     Table,
 )
-from q8core.engines.fp32 import load_norm
+from q8core.engines.fp32 import has_own_query, load_norm
 from q8core.engines.kernel import LinearKernel
 from q8core.engines.linear import DynamicLinear, FloatLinear, StaticLinear
-from q8core.engines.linear_tensors import LinearTensors, own, take_linear
-from q8core.engines.shape import ModelShape
+from q8core.engines.site_tensors import LinearTensors, own, take_linear, take_table
 from q8core.engines.source import TensorSource
 from q8core.errors import CheckpointError
+from q8core.model.sites import HEAD_DENSE, HEAD_OUTPUT, PRODUCTS, PROJECTIONS, layer_path
 from q8core.quant.arithmetic import dequantize_bias, rescale_factor
+from q8core.quant.plan import Plan
 from q8core.quant.products import score_factor
-from q8core.tasks.task import TaskKind
-
-_QKV = ("query", "key", "value")
 
 
-def load_int8(shape: ModelShape, task: TaskKind, source: TensorSource, labels: int, kernel: LinearKernel) -> Model:
-    """Pack the tensors of an int8 checkpoint, one after the other.
+def load_int8(plan: Plan, source: TensorSource, kernel: LinearKernel) -> Model:
+    """Pack the tensors of a quantized checkpoint, one after the other.
 
     Raises:
-        CheckpointError: if a tensor is missing or does not fit.
+        CheckpointError: if a tensor is missing, or is not what the plan says.
     """
-    h = shape.hidden
     embeddings = Embeddings(
-        words=_table(source, "word_embeddings", shape.vocabulary, h),
-        positions=_table(source, "position_embeddings", shape.positions, h),
-        types=_table(source, "token_type_embeddings", shape.token_types, h),
-        norm=load_norm(source, "bert.embeddings.LayerNorm", shape),
+        words=_table(source, plan, "word_embeddings"),
+        positions=_table(source, plan, "position_embeddings"),
+        types=_table(source, plan, "token_type_embeddings"),
+        norm=load_norm(source, plan, "embedding_norm"),
     )
-    last = shape.layers - 1 if task == "classify" else shape.layers
-    layers = tuple(_layer(source, shape, kernel, n, own_query=n == last) for n in range(shape.layers))
-    pooler = _linear(source, kernel, "bert.pooler.dense", h, h) if task == "classify" else None
-    head = _linear(source, kernel, head_path(task), labels, h)
-    return Model(shape, embeddings, layers, pooler, head, kernel.carrier_bytes)
+    layers = tuple(_layer(source, plan, kernel, number) for number in range(plan.spec.layers))
+    dense = _linear(source, kernel, plan, HEAD_DENSE) if plan.head.dense else None
+    head = _linear(source, kernel, plan, HEAD_OUTPUT)
+    return Model(plan.spec, embeddings, layers, dense, head, kernel.carrier_bytes)
 
 
-def _table(source: TensorSource, name: str, rows: int, columns: int) -> Table:
-    path = f"bert.embeddings.{name}"
-    weight = own(source.take(f"{path}.weight", (rows, columns), dtypes=(torch.int8, torch.float32)))
-    if weight.dtype == torch.float32:
-        return FloatTable(weight)
-    return Int8Table(weight, own(source.scale(f"{path}.weight_scale", (1,), (rows,))))
+def _table(source: TensorSource, plan: Plan, path: str) -> Table:
+    tensors = take_table(source, plan.sites[path])
+    return FloatTable(own(tensors.rows)) if tensors.scale is None else Int8Table(own(tensors.rows), own(tensors.scale))
 
 
-def _layer(
-    source: TensorSource, shape: ModelShape, kernel: LinearKernel, number: int, *, own_query: bool
-) -> EncoderLayer:
-    path, h, f = f"bert.encoder.layer.{number}", shape.hidden, shape.inner
-    tensors = {name: take_linear(source, f"{path}.attention.self.{name}", h, h, requantized=True) for name in _QKV}
+def _layer(source: TensorSource, plan: Plan, kernel: LinearKernel, number: int) -> EncoderLayer:
+    tensors = {slot: take_linear(source, plan.of_layer(number, slot)) for slot in PROJECTIONS}
     return EncoderLayer(
-        heads=shape.heads,
-        projection=_projection(tensors, shape, kernel, own_query=own_query),
-        products=_products(tensors, shape, f"{path}.attention.self"),
-        output=_linear(source, kernel, f"{path}.attention.output.dense", h, h),
-        output_norm=load_norm(source, f"{path}.attention.output.LayerNorm", shape),
+        heads=plan.spec.heads,
+        projection=_projection(tensors, plan.spec.hidden, kernel, own_query=has_own_query(plan, number)),
+        products=_products(tensors, plan, number),
+        output=_linear(source, kernel, plan, layer_path(number, "attention_output")),
+        output_norm=load_norm(source, plan, layer_path(number, "attention_norm")),
         feed_forward=_feed_forward(
-            _linear(source, kernel, f"{path}.intermediate.dense", f, h),
-            _linear(source, kernel, f"{path}.output.dense", h, f),
+            _linear(source, kernel, plan, layer_path(number, "ffn_in")),
+            _linear(source, kernel, plan, layer_path(number, "ffn_out")),
         ),
-        final_norm=load_norm(source, f"{path}.output.LayerNorm", shape),
+        final_norm=load_norm(source, plan, layer_path(number, "ffn_norm")),
     )
 
 
@@ -94,36 +83,33 @@ def _feed_forward(
 
 
 def _projection(
-    tensors: Mapping[str, LinearTensors], shape: ModelShape, kernel: LinearKernel, *, own_query: bool
+    tensors: Mapping[str, LinearTensors], hidden: int, kernel: LinearKernel, *, own_query: bool
 ) -> Projection:
-    groups = (("query",), ("key", "value")) if own_query else (("query", "key", "value"),)
-    if not all(_fit_together([tensors[name] for name in group]) for group in groups):
-        groups = tuple((name,) for name in _QKV)
+    groups = (("query",), ("key", "value")) if own_query else (PROJECTIONS,)
+    if not all(_fit_together([tensors[slot] for slot in group]) for group in groups):
+        groups = tuple((slot,) for slot in PROJECTIONS)
     parts = tuple(
         ProjectionPart(
-            _pack(kernel, [tensors[name] for name in group]),
+            _pack(kernel, [tensors[slot] for slot in group]),
             group,
-            _grid([tensors[name].output_scale for name in group], shape.hidden),
+            _grid([tensors[slot].output_scale for slot in group], hidden),
         )
         for group in groups
     )
     return Projection(parts)
 
 
-def _products(tensors: Mapping[str, LinearTensors], shape: ModelShape, path: str) -> Products:
-    """Return how the attention at `path` multiplies: a requantized value means integers.
-
-    Raises:
-        CheckpointError: if the value is requantized, but query or key is not.
-    """
-    # Requantized queries and keys stay integers; their scales go into the one factor of the scores.
-    scale_q, scale_k, scale_v = (tensors[name].output_scale for name in _QKV)
-    if scale_v is None:
-        return FloatProducts(score_scale(shape) * math.prod(float(s) for s in (scale_q, scale_k) if s is not None))
-    if scale_q is None or scale_k is None:
-        plain = "query" if scale_q is None else "key"
-        raise CheckpointError(f"{path}.value has an output_scale, so {path}.{plain} needs one too; it has none")
-    return QuantizedProducts(score_factor(shape.head_size, scale_q, scale_k), scale_v)
+def _products(tensors: Mapping[str, LinearTensors], plan: Plan, layer: int) -> Products:
+    """Return how a layer's attention multiplies."""
+    # Quantized queries and keys stay integers; their scales go into the one factor of the scores.
+    scale_q, scale_k, scale_v = (tensors[slot].output_scale for slot in PROJECTIONS)
+    if plan.of_layer(layer, PRODUCTS).arithmetic == "float":
+        scales = math.prod(float(scale) for scale in (scale_q, scale_k) if scale is not None)
+        return FloatProducts(score_scale(plan.spec) * scales)
+    assert scale_q is not None  # the plan has been checked
+    assert scale_k is not None
+    assert scale_v is not None
+    return QuantizedProducts(score_factor(plan.spec.head_size, scale_q, scale_k), scale_v)
 
 
 def _fit_together(layers: Sequence[LinearTensors]) -> bool:
@@ -146,9 +132,9 @@ def _grid(output_scales: Sequence[Tensor | None], columns: int) -> Grid | None:
 
 
 def _linear(
-    source: TensorSource, kernel: LinearKernel, path: str, out: int, columns: int
+    source: TensorSource, kernel: LinearKernel, plan: Plan, path: str
 ) -> StaticLinear | DynamicLinear | FloatLinear:
-    return _pack(kernel, [take_linear(source, path, out, columns)])
+    return _pack(kernel, [take_linear(source, plan.sites[path])])
 
 
 def _pack(kernel: LinearKernel, layers: Sequence[LinearTensors]) -> StaticLinear | DynamicLinear | FloatLinear:

@@ -19,13 +19,12 @@ from q8core.engines.kernel import LinearKernel
 from q8core.engines.kernel_fbgemm import FbgemmKernel
 from q8core.engines.kernel_onednn import OnednnKernel
 from q8core.engines.kernel_split import SplitKernel
-from q8core.engines.linear_tensors import LinearTensors
 from q8core.engines.native import NativeLinear, load_native, refused
-from q8core.engines.shape import ModelShape
+from q8core.engines.site_tensors import LinearTensors
 from q8core.engines.source import TensorSource
 from q8core.errors import EngineError
 from q8core.native import load_library, variants
-from q8core.tasks.task import TaskKind
+from q8core.quant.plan import Plan
 
 
 class Int8Kernel(Protocol):
@@ -41,16 +40,16 @@ class Int8Kernel(Protocol):
         """What `describe` says about it."""
         ...
 
-    def refused(self, shape: ModelShape, task: TaskKind, source: TensorSource) -> str | None:
-        """Return why it does not compute the scheme of these tensors, or None if it does."""
+    def refused(self, plan: Plan) -> str | None:
+        """Return why it does not compute this plan, or None if it does."""
         ...
 
-    def load(self, shape: ModelShape, task: TaskKind, source: TensorSource, labels: int) -> Forward:
+    def load(self, plan: Plan, source: TensorSource) -> Forward:
         """Pack a checkpoint's tensors.
 
         Raises:
             CheckpointError: if a tensor is missing, does not fit, or is not part of the model.
-            EngineError: if it does not compute their scheme.
+            EngineError: if it does not compute this plan.
         """
         ...
 
@@ -75,13 +74,13 @@ class Linearwise:
             "isa": torch.backends.cpu.get_cpu_capability(),
         }
 
-    def refused(self, shape: ModelShape, task: TaskKind, source: TensorSource) -> str | None:
+    def refused(self, plan: Plan) -> str | None:
         """Every scheme is computed."""
         return None
 
-    def load(self, shape: ModelShape, task: TaskKind, source: TensorSource, labels: int) -> Forward:
+    def load(self, plan: Plan, source: TensorSource) -> Forward:
         """Pack a checkpoint's tensors."""
-        model = load_int8(shape, task, source, labels, self.linear)
+        model = load_int8(plan, source, self.linear)
         source.finish()
         return model
 
@@ -102,13 +101,13 @@ class Native:
         """The instruction set that the library uses."""
         return {"exactness": "exact", "isa": self.variant}
 
-    def refused(self, shape: ModelShape, task: TaskKind, source: TensorSource) -> str | None:
+    def refused(self, plan: Plan) -> str | None:
         """Static schemes with requantized queries and keys are computed."""
-        return refused(shape, task, source)
+        return refused(plan)
 
-    def load(self, shape: ModelShape, task: TaskKind, source: TensorSource, labels: int) -> Forward:
+    def load(self, plan: Plan, source: TensorSource) -> Forward:
         """Map a checkpoint's packed tensors, or pack them."""
-        return load_native(shape, task, source, labels, self.variant)
+        return load_native(plan, source, self.variant)
 
 
 KERNEL_NAMES = ("native", "onednn", "fbgemm")

@@ -13,19 +13,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from q8core.checkpoint.layout import head_path
-from q8core.engines.fp32 import load_norm
-from q8core.engines.linear_tensors import LinearTensors, take_linear
 from q8core.engines.packed_file import PackedModel, Store, packed_key, place
 from q8core.engines.packing import TokenBatch
 from q8core.engines.residence import Residence
-from q8core.engines.shape import ModelShape
+from q8core.engines.site_tensors import LinearTensors, take_linear, take_norm, take_table
 from q8core.engines.source import TensorSource
 from q8core.errors import EngineError
+from q8core.model.sites import HEAD_DENSE, HEAD_OUTPUT, PRODUCTS, PROJECTIONS, layer_path
+from q8core.model.spec import EncoderSpec
 from q8core.native import load_library, structs, variants
 from q8core.quant.arithmetic import dequantize_bias, integer_limits, rescale_factor
+from q8core.quant.plan import Plan
 from q8core.quant.products import score_factor
-from q8core.tasks.task import TaskKind
 
 _LANES, _PANEL, _DEPTH = 16, 32, 64
 _SIGNED = 128
@@ -107,15 +106,15 @@ class NativeModel:
     """A model in the library's layout, ready to run.
 
     Attributes:
-        shape: its sizes.
-        labels: columns of the logits.
+        spec: its encoder.
+        outputs: columns of the logits.
         variant: the instruction set in use, and the library's address of it.
         packed: what the library reads.
         functions: the library's functions that size the workspace and run.
     """
 
-    shape: ModelShape
-    labels: int
+    spec: EncoderSpec
+    outputs: int
     variant: tuple[str, int]
     packed: PackedModel
     functions: tuple[str, str] = ("q8_workspace_bytes", "q8_forward")
@@ -129,7 +128,7 @@ class NativeModel:
         size_of, forward = (getattr(load_library(), name) for name in self.functions)
         threads, view = torch.get_num_threads(), self.packed.view
         memory = self.workspace.of(size_of(view, what, threads))
-        logits = torch.empty(len(batch.lengths) if view.classify else batch.tokens, self.labels)
+        logits = torch.empty(len(batch.lengths) if view.classify else batch.tokens, self.outputs)
         forward(self.variant[1], view, what, memory.data_ptr(), logits.data_ptr(), threads)
         return logits
 
@@ -143,115 +142,101 @@ class NativeModel:
         return self.packed.residence
 
 
-def load_native(
-    shape: ModelShape, task: TaskKind, source: TensorSource, labels: int, variant: str | None = None
-) -> NativeModel:
-    """Map the packed tensors of an int8 checkpoint, or pack them, one after the other.
+def load_native(plan: Plan, source: TensorSource, variant: str | None = None) -> NativeModel:
+    """Map the packed tensors of a quantized checkpoint, or pack them, one after the other.
 
     Args:
-        shape: the model's sizes.
-        task: its task.
+        plan: the model's.
         source: its tensors.
-        labels: outputs of the head.
         variant: amx, avx512_vnni, avx2 or portable; None for the best that this CPU runs.
 
     Raises:
-        CheckpointError: if a tensor is missing or does not fit.
-        EngineError: if the library is missing, cannot run here, or does not compute this scheme.
+        CheckpointError: if a tensor is missing, or is not what the plan says.
+        EngineError: if the library is missing, cannot run here, or does not compute this plan.
     """
     usable = variants()
     name = variant or next(iter(usable))
     if name not in usable:
         raise EngineError(f"the variant {name!r} cannot run here; usable: {', '.join(usable)}")
-    refusal = refused(shape, task, source)
+    refusal = refused(plan)
     if refusal is not None:
         raise EngineError(refusal)
-    key = packed_key(source.sha256, task, shape, labels) if source.sha256 else None
-    packed = place(key, lambda store: _pack_model(shape, task, source, labels, store))
-    return NativeModel(shape, labels, (name, usable[name]), packed)
+    key = packed_key(source.sha256, plan) if source.sha256 else None
+    packed = place(key, lambda store: _pack_model(plan, source, store))
+    return NativeModel(plan.spec, plan.head.outputs, (name, usable[name]), packed)
 
 
-def _pack_model(shape: ModelShape, task: TaskKind, source: TensorSource, labels: int, store: Store) -> structs.Model:
+def _pack_model(plan: Plan, source: TensorSource, store: Store) -> structs.Model:
     """Pack every tensor of the source into the store."""
-    loader = Loader(source, shape, store)
-    view = structs.Model(shape.hidden, shape.heads, shape.inner, shape.layers, shape.norm_epsilon, task == "classify")
-    view.words = loader.table("word_embeddings", shape.vocabulary)
-    view.positions = loader.table("position_embeddings", shape.positions)
-    view.types = loader.table("token_type_embeddings", shape.token_types)
-    view.embedding_norm = loader.norm("bert.embeddings.LayerNorm")
-    layers = (structs.Layer * shape.layers)(*(loader.layer(number) for number in range(shape.layers)))
+    loader, spec = Loader(source, plan, store), plan.spec
+    view = structs.Model(
+        spec.hidden, spec.heads, spec.inner, spec.layers, spec.norm_epsilon, plan.head.reads == "first"
+    )
+    view.words = loader.table("word_embeddings")
+    view.positions = loader.table("position_embeddings")
+    view.types = loader.table("token_type_embeddings")
+    view.embedding_norm = loader.norm("embedding_norm")
+    layers = (structs.Layer * spec.layers)(*(loader.layer(number) for number in range(spec.layers)))
     view.layer = layers
-    if task == "classify":
-        view.pooler = loader.linear("bert.pooler.dense", shape.hidden, shape.hidden)
-    view.head = loader.linear(head_path(task), labels, shape.hidden)
+    if plan.head.dense:
+        view.pooler = loader.linear(HEAD_DENSE)
+    view.head = loader.linear(HEAD_OUTPUT)
     source.finish()
     return view
 
 
-def refused(shape: ModelShape, task: TaskKind, source: TensorSource) -> str | None:
-    """Return why the library does not compute this scheme, or None if it does."""
-    paths = [f"bert.encoder.layer.{n}.{leaf}" for n in range(shape.layers) for leaf in _LINEARS]
-    paths += ["bert.pooler.dense"] if task == "classify" else []
-    for path in (*paths, head_path(task)):
-        if f"{path}.input_scale" not in source:
-            return f"the native kernel computes static int8 layers; {path} has no input_scale"
-        if path.endswith((".query", ".key")) and f"{path}.output_scale" not in source:
-            return f"the native kernel computes requantized queries and keys; {path} has no output_scale"
+def refused(plan: Plan) -> str | None:
+    """Return why the library does not compute this plan, or None if it does."""
+    for path, site in plan.sites.items():
+        if site.site.kind != "linear":
+            continue
+        if site.kind != "static":
+            return f"the native kernel computes static int8 layers; {path} is {site.kind}"
+        if site.site.slot in ("query", "key") and site.output is None:
+            return f"the native kernel computes quantized queries and keys; the output of {path} is in float"
     return None
-
-
-_ATTENTION = ("query", "key", "value")
-_LINEARS = (
-    *(f"attention.self.{leaf}" for leaf in _ATTENTION),
-    "attention.output.dense",
-    "intermediate.dense",
-    "output.dense",
-)
 
 
 class Loader:
     """Takes tensors from a source, packs them, and hands what the structures point to to a store."""
 
-    def __init__(self, source: TensorSource, shape: ModelShape, store: Store) -> None:
-        self.source, self.shape, self.store, self.keep = source, shape, store, store.keep
+    def __init__(self, source: TensorSource, plan: Plan, store: Store) -> None:
+        self.source, self.plan, self.store, self.keep = source, plan, store, store.keep
 
-    def table(self, name: str, rows: int) -> structs.Table:
+    def table(self, path: str) -> structs.Table:
         """Load an embedding table."""
-        path = f"bert.embeddings.{name}"
-        weight = self.source.take(f"{path}.weight", (rows, self.shape.hidden), dtypes=(torch.int8, torch.float32))
-        if weight.dtype == torch.float32:
-            return structs.Table(None, self.store.keep_copy(weight), None, 0)
-        scale = self.source.scale(f"{path}.weight_scale", (1,), (rows,))
-        return structs.Table(self.store.keep_copy(weight), None, self.store.keep_copy(scale), scale.numel() > 1)
+        tensors, keep = take_table(self.source, self.plan.sites[path]), self.store.keep_copy
+        if tensors.scale is None:
+            return structs.Table(None, keep(tensors.rows), None, 0)
+        return structs.Table(keep(tensors.rows), None, keep(tensors.scale), tensors.scale.numel() > 1)
 
     def norm(self, path: str) -> structs.Norm:
         """Load a layer norm, padded to whole vectors."""
-        loaded = load_norm(self.source, path, self.shape)
-        padding = (0, _up(self.shape.hidden, _LANES) - self.shape.hidden)
-        return structs.Norm(*(self.keep(F.pad(each, padding)) for each in (loaded.weight, loaded.bias)))
+        weight, bias = take_norm(self.source, self.plan.sites[path])
+        padding = (0, _up(len(weight), _LANES) - len(weight))
+        return structs.Norm(*(self.keep(F.pad(each, padding)) for each in (weight, bias)))
 
-    def linear(self, path: str, out: int, columns: int) -> structs.Linear:
+    def linear(self, path: str) -> structs.Linear:
         """Load and pack a linear layer."""
-        return self._pack(take_linear(self.source, path, out, columns))
+        return self._pack(take_linear(self.source, self.plan.sites[path]))
 
     def layer(self, number: int) -> structs.Layer:
         """Load an encoder layer."""
-        path, h, f = f"bert.encoder.layer.{number}", self.shape.hidden, self.shape.inner
         layer, scales = structs.Layer(), dict[str, Tensor]()
-        for name in _ATTENTION:
-            tensors = take_linear(self.source, f"{path}.attention.self.{name}", h, h, requantized=True)
-            setattr(layer, name, self._pack(tensors))
+        for slot in PROJECTIONS:
+            tensors = take_linear(self.source, self.plan.of_layer(number, slot))
+            setattr(layer, slot, self._pack(tensors))
             if tensors.output_scale is not None:
-                scales[name] = tensors.output_scale
-                setattr(layer, f"{name}_inverse", float(tensors.output_scale.reciprocal()))
-        layer.score_scale = score_factor(self.shape.head_size, scales["query"], scales["key"])
-        if "value" in scales:  # else its zeros say that the products of probabilities and values are those of floats
+                scales[slot] = tensors.output_scale
+                setattr(layer, f"{slot}_inverse", float(tensors.output_scale.reciprocal()))
+        layer.score_scale = score_factor(self.plan.spec.head_size, scales["query"], scales["key"])
+        if self.plan.of_layer(number, PRODUCTS).arithmetic != "float":
             layer.value_scale = float(scales["value"])
-        layer.output = self.linear(f"{path}.attention.output.dense", h, h)
-        layer.output_norm = self.norm(f"{path}.attention.output.LayerNorm")
-        layer.inner = self.linear(f"{path}.intermediate.dense", f, h)
-        layer.outer = self.linear(f"{path}.output.dense", h, f)
-        layer.final_norm = self.norm(f"{path}.output.LayerNorm")
+        layer.output = self.linear(layer_path(number, "attention_output"))
+        layer.output_norm = self.norm(layer_path(number, "attention_norm"))
+        layer.inner = self.linear(layer_path(number, "ffn_in"))
+        layer.outer = self.linear(layer_path(number, "ffn_out"))
+        layer.final_norm = self.norm(layer_path(number, "ffn_norm"))
         return layer
 
     def _pack(self, tensors: LinearTensors) -> structs.Linear:

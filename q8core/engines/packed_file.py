@@ -24,11 +24,10 @@ import torch
 from torch import Tensor
 
 from q8core.cache import Key, cached_path, code_digest, distrust, mark_used, new_file, tell_unusable
-from q8core.engines.linear_tensors import own
 from q8core.engines.residence import Residence
-from q8core.engines.shape import ModelShape
+from q8core.engines.site_tensors import own
 from q8core.native import load_library, structs
-from q8core.tasks.task import TaskKind
+from q8core.quant.plan import Plan
 
 _MAGIC = b"q8bert packed weights\n"
 _ALIGNMENT = 64
@@ -119,13 +118,13 @@ class FileStore:
         self._size += len(content)
 
 
-def packed_key(sha256: str, task: TaskKind, shape: ModelShape, labels: int) -> Key:
-    """Return what decides every byte of a packed model: the tensors' file, the sizes, and the code that packs."""
+def packed_key(sha256: str, plan: Plan) -> Key:
+    """Return what decides every byte of a packed model: the tensors' file, the plan, and the code that packs."""
     return {
         "sha256": sha256,
-        "task": task,
-        "shape": asdict(shape),
-        "labels": labels,
+        "spec": asdict(plan.spec),
+        "head": asdict(plan.head),
+        "scheme": plan.scheme.to_dict() if plan.scheme else None,
         "library": load_library().q8_digest().decode(),
         "code": code_digest(),
         "machine": platform.machine(),

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from q8core.engines.packing import TokenBatch
 from q8core.errors import InputError
-from q8core.tasks.task import TaskKind
+from q8core.model.head import HeadSpec
 
 Backend = Literal["fp32", "int8"]
 KernelName = Literal["auto", "native", "onednn", "fbgemm"]
@@ -42,8 +42,8 @@ class Engine(Protocol):
     """A model ready to run. `infer` may be called from any one thread at a time."""
 
     @property
-    def task(self) -> TaskKind:
-        """The task: classify or qa."""
+    def head(self) -> HeadSpec:
+        """What the logits are of: each sequence's first token, or every token."""
         ...
 
     @property
@@ -57,7 +57,7 @@ class Engine(Protocol):
         ...
 
     def infer(self, batch: TokenBatch) -> Tensor:
-        """Return float32 logits: (B, labels) for classify, (T, 2) start and end logits for qa.
+        """Return float32 logits: (B, outputs) where the head reads first tokens, else (T, outputs).
 
         Raises:
             InputError: if an id is outside its table or a sequence is longer than the position table.

@@ -11,22 +11,22 @@ from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
-from transformers import BertConfig
 
-from q8core.checkpoint.layout import embedding_shapes, linear_shapes, norm_names
-from q8core.tasks.task import TaskKind
+from q8core.quant.codes import encode
+from q8core.quant.plan import Plan, SitePlan
+from q8core.quant.quantizer import Quantizer
 
 LABELS = 2
 _WEIGHT_STD = 0.02  # BERT's initialisation, and about what training leaves
-_UNIFORM_STD = 127 / 3**0.5  # of integers spread evenly over +-127
-_WEIGHT_SCALE = _WEIGHT_STD / _UNIFORM_STD
 _INPUT_SCALE, _INPUT_ZERO_POINT, _QKV_SCALE = 10 / 255, 128, 4 / 127
+
+Maker = Callable[[torch.Generator], Tensor]
 
 
 class _Made(Mapping[str, Tensor]):
     """Tensors that are made anew, and alike, on each access."""
 
-    def __init__(self, makers: dict[str, Callable[[torch.Generator], Tensor]]) -> None:
+    def __init__(self, makers: Mapping[str, Maker]) -> None:
         self._makers = makers
 
     def __getitem__(self, name: str) -> Tensor:
@@ -41,60 +41,55 @@ class _Made(Mapping[str, Tensor]):
 
 
 class RandomInt8(_Made):
-    """The tensors of a random int8 checkpoint in the `q8bert` scheme, or in `q8bert-attention`."""
+    """The tensors of a random quantized checkpoint, as its plan says."""
 
-    def __init__(self, config: BertConfig, task: TaskKind = "classify", *, quantized_products: bool = False) -> None:
-        makers: dict[str, Callable[[torch.Generator], Tensor]] = _norms(config)
-        requantized = (".query", ".key", ".value") if quantized_products else (".query", ".key")
-        for path, (rows, columns) in embedding_shapes(config).items():
-            if path.endswith("token_type_embeddings"):
-                makers[f"{path}.weight"] = _normal(rows, columns)
-            else:
-                makers[f"{path}.weight"] = _integers(rows, columns)
-                makers[f"{path}.weight_scale"] = _constant(_WEIGHT_SCALE, rows)
-        for path, (out, columns) in linear_shapes(config, task, LABELS).items():
-            makers[f"{path}.weight"] = _integers(out, columns)
-            makers[f"{path}.weight_scale"] = _constant(_WEIGHT_SCALE, out)
-            makers[f"{path}.input_scale"] = _constant(_INPUT_SCALE, 1)
-            makers[f"{path}.input_zero_point"] = _constant(_INPUT_ZERO_POINT, 1)
-            makers[f"{path}.bias"] = _biases(out)
-            if path.endswith(requantized):
-                makers[f"{path}.output_scale"] = _constant(_QKV_SCALE, 1)
-        super().__init__(makers)
+    def __init__(self, plan: Plan) -> None:
+        super().__init__({name: _quantized(site, name) for site in plan.sites.values() for name in site.tensors})
 
 
 class RandomFloat(_Made):
-    """The tensors of a random float checkpoint under Hugging Face's names."""
+    """The tensors of a random float model, by the names of sites."""
 
-    def __init__(self, config: BertConfig, task: TaskKind = "classify") -> None:
-        makers = _norms(config)
-        for path, shape in {**embedding_shapes(config), **linear_shapes(config, task, LABELS)}.items():
-            makers[f"{path}.weight"] = _normal(*shape)
-        for path, (out, _) in linear_shapes(config, task, LABELS).items():
-            makers[f"{path}.bias"] = _constant(0.01, out)
-        super().__init__(makers)
+    def __init__(self, plan: Plan) -> None:
+        super().__init__({name: _float(site, name) for site in plan.sites.values() for name in site.site.float_tensors})
 
 
-def _norms(config: BertConfig) -> dict[str, Callable[[torch.Generator], Tensor]]:
-    makers: dict[str, Callable[[torch.Generator], Tensor]] = {}
-    for path in norm_names(config):
-        makers[f"{path}.weight"] = _constant(1.0, int(config.hidden_size))
-        makers[f"{path}.bias"] = _constant(0.0, int(config.hidden_size))
-    return makers
+def _quantized(site: SitePlan, name: str) -> Maker:
+    """Return what makes a tensor: integers over their whole range, scales of the usual size."""
+    size, leaf = site.tensors[name].shape[0], name.rpartition(".")[2]
+    if site.weight is None:
+        return _float(site, name)
+    if leaf == "weight":
+        return _codes(site.site.shape, site.weight)
+    if leaf == "weight_scale":
+        return _constant(_WEIGHT_STD / (site.weight.largest / 3**0.5), size)  # integers are spread evenly
+    if leaf == "bias":
+        return _biases(size) if site.kind == "static" else _constant(0.01, size)
+    return _constant({"input_scale": _INPUT_SCALE, "output_scale": _QKV_SCALE}.get(leaf, _INPUT_ZERO_POINT), size)
 
 
-def _constant(value: float, size: int) -> Callable[[torch.Generator], Tensor]:
+def _float(site: SitePlan, name: str) -> Maker:
+    shape = site.site.float_tensors[name]
+    if len(shape) == 2:
+        return _normal(*shape)
+    if site.site.kind == "norm":
+        return _constant(1.0 if name.endswith(".weight") else 0.0, *shape)
+    return _constant(0.01, *shape)
+
+
+def _constant(value: float, size: int) -> Maker:
     dtype = torch.int32 if isinstance(value, int) else torch.float32
     return lambda _: torch.full((size,), value, dtype=dtype)
 
 
-def _normal(rows: int, columns: int) -> Callable[[torch.Generator], Tensor]:
+def _normal(rows: int, columns: int) -> Maker:
     return lambda generator: torch.randn(rows, columns, generator=generator) * _WEIGHT_STD
 
 
-def _integers(rows: int, columns: int) -> Callable[[torch.Generator], Tensor]:
-    return lambda generator: torch.randint(-127, 128, (rows, columns), dtype=torch.int8, generator=generator)
+def _codes(shape: tuple[int, ...], weight: Quantizer) -> Maker:
+    low, high = -weight.largest, weight.largest + 1
+    return lambda generator: encode(torch.randint(low, high, shape, dtype=torch.int8, generator=generator), weight.bits)
 
 
-def _biases(size: int) -> Callable[[torch.Generator], Tensor]:
+def _biases(size: int) -> Maker:
     return lambda generator: torch.randint(-20000, 20000, (size,), dtype=torch.int32, generator=generator)

@@ -1,4 +1,4 @@
-"""Taking tensors out of a checkpoint one by one, each checked, none left over."""
+"""Taking tensors out of a checkpoint one by one, each checked against its site's plan, none left over."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from q8core.errors import CheckpointError
+from q8core.quant.plan import DType, SitePlan
 
-Shape = tuple[int, ...]
+_DTYPES: dict[DType, torch.dtype] = {"F32": torch.float32, "I8": torch.int8, "U8": torch.uint8, "I32": torch.int32}
+_HALVES = (torch.float16, torch.bfloat16)
 
 
 class TensorSource:
-    """A reader over a mapping of tensors.
+    """A reader over a mapping of tensors by the names of sites.
 
     The mapping may load lazily: each tensor is asked for once and not kept, so whoever packs it and drops it
     holds no second copy of the model.
@@ -28,59 +30,43 @@ class TensorSource:
         self.sha256 = sha256
         self._taken: set[str] = set()
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._tensors
-
-    def rows(self, name: str) -> int:
-        """Return the first dimension of a tensor.
+    def take(self, plan: SitePlan, leaf: str) -> Tensor:
+        """Return the tensor `leaf` of a site, which must be what the plan says; halves of floats are widened.
 
         Raises:
-            CheckpointError: if it is missing.
+            CheckpointError: if it is missing, or has another shape or type.
         """
-        if name not in self._tensors:
-            raise CheckpointError(f"the tensor {name} is missing")
-        return len(self._tensors[name])
-
-    def take(self, name: str, *shapes: Shape, dtypes: tuple[torch.dtype, ...] = (torch.float32,)) -> Tensor:
-        """Return the tensor `name`, which must have one of the shapes and dtypes.
-
-        Raises:
-            CheckpointError: if it is missing or different.
-        """
+        name = f"{plan.path}.{leaf}"
+        planned = plan.tensors[name]
         try:
             tensor = self._tensors[name]
         except KeyError:
             raise CheckpointError(f"the tensor {name} is missing") from None
-        if tensor.shape not in shapes:
-            allowed = " or ".join(str(shape) for shape in shapes)
-            raise CheckpointError(f"{name} has shape {tuple(tensor.shape)}; needed: {allowed}")
-        if tensor.dtype not in dtypes:
-            raise CheckpointError(f"{name} is {tensor.dtype}; needed: {' or '.join(str(dtype) for dtype in dtypes)}")
+        if tensor.shape != planned.shape:
+            raise CheckpointError(f"{name} has shape {tuple(tensor.shape)}; the plan says {planned.shape}")
+        wanted = _DTYPES[planned.dtype]
+        if tensor.dtype != wanted and not (wanted == torch.float32 and tensor.dtype in _HALVES):
+            raise CheckpointError(f"{name} is {tensor.dtype}; the plan says {wanted}")
         self._taken.add(name)
-        return tensor
+        return tensor.to(wanted)
 
-    def take_float(self, name: str, *shapes: Shape) -> Tensor:
-        """Return a floating-point tensor as float32 (float16 and bfloat16 files are widened)."""
-        return self.take(name, *shapes, dtypes=(torch.float32, torch.float16, torch.bfloat16)).to(torch.float32)
-
-    def scale(self, name: str, *shapes: Shape) -> Tensor:
-        """Return a float32 scale.
+    def scale(self, plan: SitePlan, leaf: str) -> Tensor:
+        """Return a float32 scale of a site.
 
         Raises:
-            CheckpointError: if a value is not positive and finite.
+            CheckpointError: if it is not there as planned, or a value is not positive and finite.
         """
-        scale = self.take(name, *shapes)
+        scale = self.take(plan, leaf)
         if not bool((torch.isfinite(scale) & (scale > 0)).all()):
-            raise CheckpointError(f"{name} holds a value that is not a positive finite number")
+            raise CheckpointError(f"{plan.path}.{leaf} holds a value that is not a positive finite number")
         return scale
 
-    def finish(self, ignored_prefixes: tuple[str, ...] = ()) -> None:
+    def finish(self) -> None:
         """Check that no tensor was left unused, as a misspelt or foreign one would be.
 
         Raises:
             CheckpointError: naming the first unused tensors.
         """
         left = sorted(set(self._tensors) - self._taken)
-        unknown = [name for name in left if not name.startswith(ignored_prefixes)] if ignored_prefixes else left
-        if unknown:
-            raise CheckpointError(f"{len(unknown)} tensors fit no part of the model, first: {', '.join(unknown[:3])}")
+        if left:
+            raise CheckpointError(f"{len(left)} tensors fit no part of the model, first: {', '.join(left[:3])}")

@@ -1,7 +1,8 @@
 """The places of a model, by one name in every family: what schemes, checkpoints, training and engines speak of.
 
-A site's path is its slot, for those of a layer behind the layer's number: ``word_embeddings``, ``layers.3.query``,
-``head.output``. Its float tensors are ``path.weight`` and, but for tables, ``path.bias``.
+A site's path names one, its slot the like ones of all layers: ``word_embeddings`` is both, ``layers.3.query`` fills the
+slot ``query``, ``head.output`` the slot ``head_output``. Its float tensors are ``path.weight`` and, but for tables,
+``path.bias``.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from q8core.model.spec import EncoderSpec
 
 SiteKind = Literal["table", "norm", "linear", "products"]
 
+EMBEDDING_PROJECTION = "embedding_projection"
 TABLES = ("word_embeddings", "token_type_embeddings", "position_embeddings")
 PROJECTIONS = ("query", "key", "value")
 """The three linears that read a layer's input."""
@@ -79,7 +81,7 @@ def _embedding_sites(spec: EncoderSpec) -> list[Site]:
     found = [Site(slot, slot, "table", (rows[slot], width)) for slot in TABLES if rows[slot]]
     found.append(Site("embedding_norm", "embedding_norm", "norm", (width,)))
     if spec.embedding:
-        found.append(Site("embedding_projection", "embedding_projection", "linear", (spec.hidden, width)))
+        found.append(Site(EMBEDDING_PROJECTION, EMBEDDING_PROJECTION, "linear", (spec.hidden, width)))
     if spec.relative_buckets:
         found.append(Site(RELATIVE_BIAS, RELATIVE_BIAS, "table", (spec.relative_buckets, spec.heads)))
     return found
@@ -102,7 +104,7 @@ def _layer_sites(spec: EncoderSpec, layer: int) -> list[Site]:
 
 
 def _head_sites(spec: EncoderSpec, head: HeadSpec) -> tuple[Site, ...]:
-    output = Site(HEAD_OUTPUT, HEAD_OUTPUT, "linear", (head.outputs, spec.hidden))
+    output = Site(HEAD_OUTPUT, "head_output", "linear", (head.outputs, spec.hidden))
     if head.dense is None:
         return (output,)
-    return Site(HEAD_DENSE, HEAD_DENSE, "linear", (spec.hidden, spec.hidden)), output
+    return Site(HEAD_DENSE, "head_dense", "linear", (spec.hidden, spec.hidden)), output

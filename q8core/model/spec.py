@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from q8core.model.relative_position import buckets_by_distance
+
 
 @dataclass(frozen=True)
 class EncoderSpec:
@@ -47,6 +49,11 @@ class EncoderSpec:
     def table_columns(self) -> int:
         """Columns of the embedding tables and of the norm behind them."""
         return self.embedding or self.hidden
+
+    @property
+    def relative_buckets_by_distance(self) -> tuple[int, ...]:
+        """The bucket of each distance of a key from a query, from 1 - positions to positions - 1."""
+        return buckets_by_distance(self.positions, self.relative_buckets)
 
     @property
     def linear_shapes(self) -> tuple[tuple[int, int], ...]:

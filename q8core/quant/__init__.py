@@ -1,6 +1,6 @@
-"""The quantization core: schemes, the integer arithmetic, quantization-aware layers, prepare and convert.
+"""The quantization core: schemes, plans, the integer arithmetic, quantization-aware layers, prepare and convert.
 
-float BERT -> ``prepare(model, preset("q8bert"))`` -> train or calibrate -> ``convert`` -> int8 tensors.
+network -> ``prepare(network, Plan.of(spec, head, preset("q8bert")))`` -> train or calibrate -> ``convert`` -> tensors.
 """
 
 from __future__ import annotations
@@ -20,29 +20,22 @@ from q8core.quant.arithmetic import (
 )
 from q8core.quant.convert import convert, dequantized_tensors
 from q8core.quant.layers import QATEmbedding, QATLinear
-from q8core.quant.prepare import calibrate, master_weights, prepare, quantized_layers, slot_of
-from q8core.quant.scheme import (
-    EMBEDDING_SLOTS,
-    LINEAR_SLOTS,
-    PRESETS,
-    SLOTS,
-    Scheme,
-    SlotScheme,
-    preset,
-)
-from q8core.quant.scheme_file import find_scheme
+from q8core.quant.plan import Plan
+from q8core.quant.prepare import calibrate, master_weights, prepare, quantized_layers
+from q8core.quant.quantizer import Quantizer
+from q8core.quant.schemes import PRESETS, SLOTS, Scheme, SiteScheme, find_scheme, preset
 
 __all__ = [
     "BIAS_MAX",
-    "EMBEDDING_SLOTS",
-    "LINEAR_SLOTS",
     "PRESETS",
     "QMAX",
     "SLOTS",
+    "Plan",
     "QATEmbedding",
     "QATLinear",
+    "Quantizer",
     "Scheme",
-    "SlotScheme",
+    "SiteScheme",
     "calibrate",
     "convert",
     "dequantize",
@@ -60,5 +53,4 @@ __all__ = [
     "rescale_factor",
     "row_scales",
     "scale_from_threshold",
-    "slot_of",
 ]

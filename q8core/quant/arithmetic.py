@@ -142,9 +142,9 @@ def _extremes(x: Tensor) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def row_scales(x: Tensor) -> Tensor:
-    """Return the dynamic activation scales max|x| / 127 of each row: (..., K) -> (..., 1) float32.
+def row_scales(x: Tensor, steps: int = QMAX) -> Tensor:
+    """Return the scales max|x| / steps of each row: (..., K) -> (..., 1) float32.
 
     One scale per token, never per batch: an answer must not depend on what it was batched with.
     """
-    return scale_from_threshold(x.detach().abs().amax(dim=-1, keepdim=True))
+    return scale_from_threshold(x.detach().abs().amax(dim=-1, keepdim=True), steps)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from q8core.errors import InputError, SchemeError
+from q8core.errors import InputError
 
 
 class ForwardContext:
@@ -26,18 +26,15 @@ class ForwardContext:
         """Forget mask and tensors."""
         self.mask: Tensor | None = None
         self.shared: tuple[object, Tensor, Tensor, Tensor] | None = None
-        self._hidden: tuple[Tensor, Tensor] | None = None
 
     def before(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook: keep `attention_mask` (batch, sequence), given by keyword or as second argument.
 
         Raises:
             InputError: if padding is to be ignored and the mask is not (batch, sequence).
-            SchemeError: if gradient checkpointing is on, which would observe every batch twice.
         """
+        del model
         self.clear()
-        if model.training and any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
-            raise SchemeError("gradient checkpointing runs layers twice; switch it off to train a prepared model")
         mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
         if not self.ignore_padding or mask is None:
             return
@@ -64,35 +61,8 @@ class ForwardContext:
         """Keep the quantized copy of `x` for the layers that read the same tensor."""
         self.shared = (owner, x, x_q, scale_x)
 
-    def hidden_keys(self, attention_mask: Tensor | None) -> Tensor | None:
-        """Return where keys are hidden, bool in the mask's shape; layers that get the same mask share the answer.
-
-        Args:
-            attention_mask: Hugging Face's, for its own attention functions: False, or the dtype's smallest number to
-                be added to a score, where a key is hidden. None hides nothing.
-
-        Raises:
-            InputError: if a number is to be added to a score that is seen.
-        """
-        if attention_mask is None:
-            return None
-        if self._hidden is None or self._hidden[0] is not attention_mask:
-            self._hidden = (attention_mask, _hidden_keys(attention_mask))
-        return self._hidden[1]
-
     def __getstate__(self) -> dict[str, object]:
-        return {"ignore_padding": self.ignore_padding, "mask": None, "shared": None, "_hidden": None}
-
-
-def _hidden_keys(mask: Tensor) -> Tensor:
-    if mask.dtype == torch.bool:
-        return ~mask
-    hidden = mask <= torch.finfo(mask.dtype).min
-    other = mask.masked_fill(hidden, 0)
-    if bool(other.any()):
-        found = float(other[other != 0][0])
-        raise InputError(f"an attention mask may only show (0) or hide keys of quantized products; found {found:g}")
-    return hidden
+        return {"ignore_padding": self.ignore_padding, "mask": None, "shared": None}
 
 
 def compute_dtype() -> torch.dtype:

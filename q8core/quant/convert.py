@@ -1,4 +1,4 @@
-"""From a prepared model to the tensors of the int8 checkpoint, and back to float32 tensors."""
+"""From a prepared network to the tensors of its plan, and back to float32 tensors."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from q8core.errors import CalibrationError, CheckpointError
+from q8core.errors import CalibrationError
 from q8core.quant.arithmetic import dequantize, dequantize_bias, per_row, quantize_i8
+from q8core.quant.codes import decode, encode
 from q8core.quant.layers import QATEmbedding, QATLinear
+from q8core.quant.plan import Plan, SitePlan
 from q8core.quant.prepare import quantized_layers
-
-_COMPANIONS = ("weight_scale", "input_scale", "input_zero_point", "output_scale")
 
 
 def convert(prepared: nn.Module) -> dict[str, Tensor]:
-    """Return the int8 checkpoint of a trained or calibrated model, by Hugging Face module path.
+    """Return the tensors of a trained or calibrated network's plan (`SitePlan.tensors`), by the names of sites.
 
-    A linear at M gives `M.weight` int8 (out, in), `M.weight_scale` float32 (1,) or (out,), `M.input_scale`
-    float32 (1,) and `M.bias` int32 (out,), and where the input is asymmetric `M.input_zero_point` int32 (1,); with
-    dynamic activations there is no input scale and the bias stays float32. Query and key may have `M.output_scale`
-    float32 (1,); the value has one where, and only where, the attention products are quantized. An embedding gives
-    `M.weight` int8 (rows, dim) and `M.weight_scale` float32 (1,) or (rows,). All other parameters stay float32.
+    A static linear at M gives the codes of `M.weight` (out, in) with `M.weight_scale` float32 (1,) or (out,),
+    `M.input_scale` float32 (1,) and `M.bias` int32 (out,), and where the input is asymmetric `M.input_zero_point` int32
+    (1,); with one input scale a token there is none and the bias stays float32. Query, key and value may have
+    `M.output_scale` float32 (1,). A table gives the codes of `M.weight` (rows, columns) and `M.weight_scale` float32
+    (1,) or (rows,). All other parameters stay float32.
 
     Raises:
-        CalibrationError: if a range was never observed, or a parameter is infinite or NaN; names the module.
-        SchemeError: if the model was not prepared.
+        CalibrationError: if a range was never observed, or a parameter is infinite or NaN; names the site.
+        SchemeError: if the network was not prepared.
     """
     linears, tables = quantized_layers(prepared)
     tensors: dict[str, Tensor] = {}
@@ -43,35 +43,33 @@ def convert(prepared: nn.Module) -> dict[str, Tensor]:
     return tensors
 
 
-def dequantized_tensors(int8_tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return float32 tensors under Hugging Face names for the tensors of an int8 checkpoint.
+def dequantized_tensors(plan: Plan, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the float32 tensors that the tensors of a plan stand for, by the names of sites.
 
     Weights are `weight * weight_scale`, int32 biases `bias * (input_scale * weight_scale)` as the integer engine
     adds them; everything else is copied. The scales themselves are left out.
-
-    Raises:
-        CheckpointError: if the scale of a quantized tensor is missing or does not fit.
     """
     floats: dict[str, Tensor] = {}
-    for name, tensor in int8_tensors.items():
-        path, _, leaf = name.rpartition(".")
-        if leaf in _COMPANIONS:
-            continue
-        if tensor.dtype == torch.int8:
-            scale = _companion(int8_tensors, path, "weight_scale", rows=tensor.shape[0])
-            floats[name] = dequantize(tensor, per_row(scale))
-        elif tensor.dtype == torch.int32:
-            scale_w = _companion(int8_tensors, path, "weight_scale", rows=tensor.shape[0])
-            scale_x = _companion(int8_tensors, path, "input_scale", rows=1)
-            floats[name] = dequantize_bias(tensor, scale_x, scale_w)
-        else:
-            floats[name] = tensor.to(torch.float32).clone()
+    for site in plan.sites.values():
+        for name in site.site.float_tensors:
+            floats[name] = _dequantized(site, name, tensors)
     return floats
+
+
+def _dequantized(site: SitePlan, name: str, tensors: Mapping[str, Tensor]) -> Tensor:
+    tensor = tensors[name]
+    if site.weight is None or (site.kind == "dynamic" and name.endswith(".bias")):
+        return tensor.to(torch.float32).clone()
+    scale = tensors[f"{site.path}.weight_scale"]
+    if name.endswith(".bias"):
+        return dequantize_bias(tensor, tensors[f"{site.path}.input_scale"], scale)
+    return dequantize(decode(tensor, site.weight.bits, site.site.shape[-1]), per_row(scale))
 
 
 def _linear_tensors(layer: QATLinear) -> dict[str, Tensor]:
     scales = layer.scales()
-    tensors = {"weight": quantize_i8(layer.weight.detach(), per_row(scales.weight)), "weight_scale": scales.weight}
+    w_i8 = quantize_i8(layer.weight.detach(), per_row(scales.weight))
+    tensors = {"weight": encode(w_i8, layer.weight_quantizer.bits), "weight_scale": scales.weight}
     if scales.input is None:
         if not bool(torch.isfinite(layer.bias).all()):
             raise CalibrationError(f"{layer.path}.bias has infinite or NaN values")
@@ -89,17 +87,9 @@ def _linear_tensors(layer: QATLinear) -> dict[str, Tensor]:
 
 def _embedding_tensors(table: QATEmbedding) -> dict[str, Tensor]:
     scale = table.scale()
-    return {"weight": quantize_i8(table.weight.detach(), per_row(scale)), "weight_scale": scale}
+    w_i8 = quantize_i8(table.weight.detach(), per_row(scale))
+    return {"weight": encode(w_i8, table.weight_quantizer.bits), "weight_scale": scale}
 
 
 def _named(path: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {f"{path}.{leaf}": tensor.contiguous() for leaf, tensor in tensors.items()}
-
-
-def _companion(tensors: Mapping[str, Tensor], path: str, leaf: str, rows: int) -> Tensor:
-    scale = tensors.get(f"{path}.{leaf}")
-    if scale is None:
-        raise CheckpointError(f"{path}.{leaf} is missing: {path} is quantized and cannot be read without it")
-    if scale.shape not in ((1,), (rows,)):
-        raise CheckpointError(f"{path}.{leaf} has shape {tuple(scale.shape)}; allowed are (1,) and ({rows},)")
-    return scale

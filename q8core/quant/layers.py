@@ -1,6 +1,6 @@
 """The fake-quantized twins of `nn.Linear` and `nn.Embedding`.
 
-They keep the parameter names of the layer they replace, so a state dict keeps its Hugging Face names. Ranges are
+They keep the parameter names of the layer they replace, so a state dict keeps the names of sites. Ranges are
 buffers (`input_threshold`, or of an asymmetric input `input_low_threshold` and `input_high_threshold`;
 `output_threshold`; `observed_steps`): a training state resumes exactly.
 """
@@ -26,8 +26,10 @@ from q8core.quant.arithmetic import (
 from q8core.quant.context import ForwardContext, compute_dtype
 from q8core.quant.fake_quant import fake_quantize, quantized_linear
 from q8core.quant.passes import row_magnitudes, to_grid
+from q8core.quant.plan import SitePlan
+from q8core.quant.quantizer import Quantizer
 from q8core.quant.ranges import RangeCollector, abs_max, ema_update, largest_of_processes, rows_of, side_maxima
-from q8core.quant.scheme import Granularity, Scheme, SlotScheme
+from q8core.quant.schemes import Scheme
 
 RangeName = Literal["input", "input_low", "input_high", "output"]
 
@@ -40,21 +42,21 @@ class LinearScales(NamedTuple):
     output: Tensor | None
 
 
-def weight_scale(weight: Tensor, granularity: Granularity, path: str) -> Tensor:
+def weight_scale(weight: Tensor, quantizer: Quantizer, path: str) -> Tensor:
     """Return the scale of a weight (rows, columns) by its largest magnitude: (1,) or, per channel, (rows,).
 
     Raises:
         CalibrationError: if the weight of the module at `path` has an infinite or NaN value.
     """
-    threshold = row_magnitudes(weight) if granularity == "per_channel" else abs_max(weight).reshape(1)
+    threshold = row_magnitudes(weight) if quantizer.granularity == "channel" else abs_max(weight).reshape(1)
     try:
-        return scale_from_threshold(threshold)
+        return scale_from_threshold(threshold, quantizer.largest)
     except CalibrationError:  # a magnitude is never negative
         raise CalibrationError(f"{path}.weight has infinite or NaN values") from None
 
 
 class QATLinear(nn.Linear):
-    """A linear layer that computes on int8 values: x (..., in) -> (..., out).
+    """A linear layer that computes on integers: x (..., in) -> (..., out).
 
     In training mode it observes its ranges, then quantizes; in evaluation the ranges are frozen. Weights are
     quantized anew in each forward pass from the float master `weight` (out, in), never cached.
@@ -70,16 +72,17 @@ class QATLinear(nn.Linear):
         self,
         linear: nn.Linear,
         *,
-        path: str,
+        plan: SitePlan,
         scheme: Scheme,
-        slot: SlotScheme,
         context: ForwardContext,
         shares_input_of: QATLinear | None = None,
     ) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
-        self.path, self.slot, self.context = path, slot, context
+        assert plan.weight is not None
+        self.plan, self.path, self.context = plan, plan.path, context
+        self.weight_quantizer: Quantizer = plan.weight
         self.ema_decay, self.ema_debias = scheme.ema_decay, scheme.ema_debias
         self.collectors: dict[RangeName, RangeCollector] | None = None
         # In a tuple, so that the layer that owns the shared range is not registered as a child.
@@ -98,12 +101,17 @@ class QATLinear(nn.Linear):
         return self._input_owner[0] if self._input_owner else self
 
     @property
+    def asymmetric(self) -> bool:
+        """Whether the input has a zero point."""
+        return self.plan.input is not None and self.plan.input.grid == "asymmetric"
+
+    @property
     def own_ranges(self) -> tuple[RangeName, ...]:
         """The ranges whose buffers this layer holds."""
         ranges: tuple[RangeName, ...] = ()
-        if self.slot.activation == "ema" and not self._input_owner:
-            ranges = ("input",) if self.slot.input_grid == "symmetric" else ("input_low", "input_high")
-        return (*ranges, "output") if self.slot.requantize_output else ranges
+        if self.plan.kind == "static" and not self._input_owner:
+            ranges = ("input_low", "input_high") if self.asymmetric else ("input",)
+        return ranges if self.plan.output is None else (*ranges, "output")
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the layer's output (..., out) for `input` (..., in)."""
@@ -111,16 +119,16 @@ class QATLinear(nn.Linear):
             return self._collect(input, self.collectors)
         step = int(self.observed_steps)
         if self.training:
-            if self.slot.activation == "ema" and not self._input_owner:
+            if self.plan.kind == "static" and not self._input_owner:
                 self._observe("input", input, step)
             self.observed_steps += 1  # only now: a refused batch has set no range
-        if self.training and step < self.slot.start_step:
+        if self.training and step < self.plan.scheme.start_step:
             y = F.linear(input, self.weight, self.bias)
-            if self.slot.requantize_output:
+            if self.plan.output is not None:
                 self._observe("output", y, step)
             return y
         y = self._quantized(input)
-        if self.slot.requantize_output:
+        if self.plan.output is not None:
             if self.training:
                 self._observe("output", y, step)
             y = fake_quantize(y, self.range_scale("output"))
@@ -145,7 +153,7 @@ class QATLinear(nn.Linear):
             raise CalibrationError(
                 f"{owner.path}: the {name} range was never observed; train or calibrate before evaluating"
             )
-        if name == "input" and self.slot.input_grid == "asymmetric":
+        if name == "input" and self.asymmetric:
             return asymmetric_grid(*(owner.get_buffer(f"input_{side}_threshold") for side in ("low", "high")))
         return scale_from_threshold(owner.get_buffer(f"{name}_threshold").reshape(1)), None
 
@@ -155,9 +163,9 @@ class QATLinear(nn.Linear):
         Raises:
             CalibrationError: if a range was never observed or the weight is not finite.
         """
-        scale_w = weight_scale(self.weight, self.slot.weight, self.path)
-        scale_x = self.range_scale("input") if self.slot.activation == "ema" else None
-        scale_y = self.range_scale("output") if self.slot.requantize_output else None
+        scale_w = weight_scale(self.weight, self.weight_quantizer, self.path)
+        scale_x = self.range_scale("input") if self.plan.kind == "static" else None
+        scale_y = self.range_scale("output") if self.plan.output is not None else None
         return LinearScales(scale_x, scale_w, scale_y)
 
     def bias_i32(self, scale_x: Tensor, scale_w: Tensor) -> Tensor:
@@ -173,11 +181,11 @@ class QATLinear(nn.Linear):
 
     def extra_repr(self) -> str:
         """Describe shapes and scheme, so that printing a model documents its quantization."""
-        slot = self.slot
+        weight, read = self.weight_quantizer, self.plan.input
         parts = [f"in_features={self.in_features}, out_features={self.out_features}"]
-        parts += [f"weight={slot.weight}, activation={slot.activation}"]
-        parts += ["input_grid=asymmetric"] if slot.input_grid == "asymmetric" else []
-        parts += ["requantize_output"] if slot.requantize_output else []
+        parts.append(f"weight: {weight.bits} bits per {weight.granularity}")
+        parts += [] if read is None else [f"input: {read.bits} bits, {read.grid}, {self.plan.kind}"]
+        parts += [] if self.plan.output is None else ["quantized output"]
         parts += [f"input range of {self.input_owner.path}"] if self._input_owner else []
         return ", ".join(parts)
 
@@ -185,10 +193,10 @@ class QATLinear(nn.Linear):
         """Simulate the integer layer, without requantization."""
         dtype = compute_dtype()
         with torch.no_grad():
-            scale_w = weight_scale(self.weight, self.slot.weight, self.path)
+            scale_w = weight_scale(self.weight, self.weight_quantizer, self.path)
             w_q = to_grid(self.weight, per_row(scale_w), dtype)
             x_q, scale_x = self._quantized_input(x, dtype)
-            if self.slot.activation == "ema":
+            if self.plan.kind == "static":
                 bias_hat = dequantize_bias(self.bias_i32(scale_x, scale_w), scale_x, scale_w)
             else:
                 bias_hat = self.bias.detach()
@@ -198,7 +206,7 @@ class QATLinear(nn.Linear):
 
     def _quantized_input(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return (x_q, scale_x); layers that share an input range also share the quantized tensor."""
-        if self.slot.activation == "dynamic":
+        if self.plan.kind == "dynamic":
             scale_x = row_scales(x)
             return to_grid(x, scale_x, dtype), scale_x
         owner = self.input_owner
@@ -240,19 +248,21 @@ class QATLinear(nn.Linear):
 
 
 class QATEmbedding(nn.Embedding):
-    """An embedding whose rows are on an 8-bit grid: ids (...) -> (..., dim).
+    """An embedding whose rows are on a grid: ids (...) -> (..., dim).
 
     Only the rows that were looked up are quantized, which equals a lookup in the quantized table.
     """
 
-    def __init__(self, embedding: nn.Embedding, *, path: str, slot: SlotScheme) -> None:
+    def __init__(self, embedding: nn.Embedding, *, plan: SitePlan) -> None:
         nn.Module.__init__(self)
         self.num_embeddings, self.embedding_dim = embedding.num_embeddings, embedding.embedding_dim
         self.padding_idx = embedding.padding_idx
         self.max_norm, self.norm_type = None, 2.0
         self.scale_grad_by_freq, self.sparse = embedding.scale_grad_by_freq, embedding.sparse
         self.weight = embedding.weight
-        self.path, self.slot = path, slot
+        assert plan.weight is not None
+        self.plan, self.path = plan, plan.path
+        self.weight_quantizer: Quantizer = plan.weight
         self.train(embedding.training)
         self.collecting = False
 
@@ -261,9 +271,9 @@ class QATEmbedding(nn.Embedding):
         rows = super().forward(input)
         if self.collecting:
             return rows
-        per_tensor = self.slot.weight == "per_tensor"
+        per_tensor = self.weight_quantizer.granularity == "tensor"
         with torch.no_grad():
-            scale = self.scale() if per_tensor else row_scales(rows)
+            scale = self.scale() if per_tensor else row_scales(rows, self.weight_quantizer.largest)
         return fake_quantize(rows, scale)
 
     def scale(self) -> Tensor:
@@ -272,8 +282,9 @@ class QATEmbedding(nn.Embedding):
         Raises:
             CalibrationError: if the table is not finite.
         """
-        return weight_scale(self.weight, self.slot.weight, self.path)
+        return weight_scale(self.weight, self.weight_quantizer, self.path)
 
     def extra_repr(self) -> str:
         """Describe shapes and scheme."""
-        return f"{super().extra_repr()}, weight={self.slot.weight}"
+        weight = self.weight_quantizer
+        return f"{super().extra_repr()}, weight: {weight.bits} bits per {weight.granularity}"

@@ -9,15 +9,16 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
+from q8core.bench.contenders import stock_class, stock_logits
 from q8core.bench.peers.torch_dynamic import quantize_linears
 from q8core.engines import build_engine
 from q8core.evaluate import evaluate_engine
 from q8core.quant import convert, preset
-from q8core.quant.batch_dynamic import simulate_batch_dynamic
 from q8core.quant.ranges import CalibrationMethod
-from q8core.tasks.task import Feature, Task
+from q8core.reproduce.batch_dynamic import simulate_batch_dynamic
+from q8core.tasks.task import ClassifyTask, Feature, Task
 from q8core.training.batches import collate
-from q8core.training.model import load_for_task
+from q8core.training.model import find_source, load_for_task, output_order
 from q8core.training.qat import quantized_model
 from q8core.training.score import logits_of
 
@@ -48,13 +49,13 @@ class Method:
 
 
 def _our_int8(scheme: str, calibration: CalibrationMethod, source: str, task: Task, seed: int) -> Scored:
-    prepared, _ = quantized_model(source, task, preset(scheme), CALIBRATION_EXAMPLES, calibration, seed)
-    engine = build_engine(prepared.config, task.kind, convert(prepared), "int8")
+    model, _ = quantized_model(source, task, preset(scheme), CALIBRATION_EXAMPLES, calibration, seed)
+    engine = build_engine(model.plan(preset(scheme)), convert(model.network))
     return Scored(evaluate_engine(engine, task), f"executed by the {engine.kernel} kernel")
 
 
 def _paper_dynamic(source: str, task: Task, seed: int) -> Scored:
-    model = simulate_batch_dynamic(load_for_task(source, task).eval())
+    model = simulate_batch_dynamic(load_for_task(source, task).network.eval())
 
     def pad(features: Sequence[Feature]) -> dict[str, torch.Tensor]:
         batch = collate(features, task.kind, with_targets=False)
@@ -63,17 +64,23 @@ def _paper_dynamic(source: str, task: Task, seed: int) -> Scored:
     features = task.dev_features()
     order = list(range(len(features)))
     batches = [order[start : start + _PAPER_BATCH] for start in range(0, len(order), _PAPER_BATCH)]
-    logits = logits_of(model, features, task.kind, batches, pad)
+    logits = logits_of(lambda batch: model(**batch), features, task.kind, batches, pad)
     return Scored(
         task.score(logits), f"simulated in float32, batches of {_PAPER_BATCH} padded to {task.max_length} tokens"
     )
 
 
 def _torch_dynamic(source: str, task: Task, seed: int) -> Scored:
-    model = quantize_linears(load_for_task(source, task).eval())
+    model = quantize_linears(stock_class(task.kind).from_pretrained(source).eval())
+    order = output_order(find_source(source), task.classes) if isinstance(task, ClassifyTask) else None
+
+    def forward(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        logits = stock_logits(model(**batch))
+        return logits if order is None else logits[:, list(order)]
+
     features = task.dev_features()
     alone = partial(collate, kind=task.kind, with_targets=False)
-    logits = logits_of(model, features, task.kind, [[i] for i in range(len(features))], alone)
+    logits = logits_of(forward, features, task.kind, [[i] for i in range(len(features))], alone)
     return Scored(task.score(logits), f"executed by torch's {torch.backends.quantized.engine} engine")
 
 

@@ -108,7 +108,7 @@ def plan(order: Order) -> tuple[DataSource, list[Planned]]:
     """
     tasks = check_tasks(order.tasks)
     scheme = find_scheme(order.scheme)
-    if not scheme.has_activation("ema"):
+    if not scheme.needs_ranges:
         raise InputError(
             f"--scheme {order.scheme} needs no training; allowed: q8bert, q8bert-attention, q8bert-paper, or a file"
         )
@@ -125,7 +125,7 @@ def plan(order: Order) -> tuple[DataSource, list[Planned]]:
     for task in tasks:
         _check_head(model, task)
     tokenizer = checked_tokenizer(model.path, model.config)
-    source = DataSource(order.data, tokenizer, model.config.max_position_embeddings)
+    source = DataSource(order.data, tokenizer, model.config.spec.positions)
     facts = source.facts(tasks)
     runs = [_runs(order, task, recipes[task], facts[task], common, found) for task in tasks]
     return source, [run for of_task in runs for run in of_task]

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +13,7 @@ import torch
 from tokenizers import Tokenizer
 
 from q8core.errors import InputError
+from q8core.model.head import TaskKind
 from q8core.tasks.classify import encode_text
 from q8core.tasks.cut import CutTexts
 from q8core.tasks.examples import ClassifyData, QAExample, TextExample, is_regression, official_file
@@ -23,7 +23,6 @@ from q8core.tasks.metrics import METRICS, squad_scores
 from q8core.tasks.qa import MAX_QUESTION_LEN, Window, best_answers, encode_windows, question_is_cut
 from q8core.tasks.squad import read_squad
 
-TaskKind = Literal["classify", "qa"]
 # Answers longer than this many tokens are cut in SQuAD's usual evaluation (Devlin et al. 2018).
 SQUAD_MAX_ANSWER_LEN = 30
 SQUAD_DOC_STRIDE = 128

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
-from q8core.tasks.task import Feature, TaskKind
+from q8core.model.head import TaskKind
+from q8core.tasks.task import Feature
 
 # Texts are sorted by length inside runs of this many batches: enough to make padding rare,
 # few enough that a batch's company stays random.
@@ -28,19 +29,8 @@ def epoch_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int
     return batches
 
 
-def sorted_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Indices in order of length, as many a batch as fit ``max_tokens`` with padding; for evaluation."""
-    batches: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-        if batches and (len(batches[-1]) + 1) * lengths[index] <= max_tokens:
-            batches[-1].append(index)
-        else:
-            batches.append([index])
-    return batches
-
-
 def collate(features: Sequence[Feature], kind: TaskKind, with_targets: bool = True) -> dict[str, torch.Tensor]:
-    """Pad features to the longest: keyword arguments of Hugging Face's BERT, each ``(batch, longest)``."""
+    """Pad features to the longest: a network's arguments and the targets, each ``(batch, longest)``."""
     longest = max(len(feature) for feature in features)
     ids = torch.zeros(len(features), longest, dtype=torch.long)
     types, mask = torch.zeros_like(ids), torch.zeros_like(ids)

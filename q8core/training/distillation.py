@@ -1,4 +1,4 @@
-"""Learning from a teacher: a fine-tuned float BERT whose answers and inner states the student is to repeat.
+"""Learning from a teacher: a fine-tuned float model whose answers and inner states the student is to repeat.
 
     L = labels * L_task + logits * L_logits + hidden * sum_l MSE(H_l) + attention * sum_l MSE(A_l)
 
@@ -25,14 +25,14 @@ from torch import Tensor, nn
 from q8core.checkpoint.float_source import FloatSource
 from q8core.checkpoint.text_input import checked_tokenizer
 from q8core.errors import InputError
+from q8core.model.network import Network
+from q8core.model.sites import layer_path
 from q8core.tasks.task import Task
 from q8core.training.config import TrainConfig
-from q8core.training.head import BertModel
 from q8core.training.identity import weights_digest
-from q8core.training.loop import Loss, task_loss
-from q8core.training.model import find_source, load_for_task
-
-_TARGETS = ("labels", "start_positions", "end_positions")
+from q8core.training.loop import Loss
+from q8core.training.losses import network_inputs, target_loss, task_loss
+from q8core.training.model import TaskModel, find_source, load_for_task
 
 
 def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float, visible: Tensor | None = None) -> Tensor:
@@ -69,24 +69,24 @@ def visible_mse(student: Tensor, teacher: Tensor, visible: Tensor) -> Tensor:
     return (squares.flatten(1).sum(dim=1) / counted).mean()
 
 
-def logits_loss(student: Any, teacher: Any, mask: Tensor, temperature: float) -> Tensor:
+def logits_loss(student: Tensor, teacher: Tensor, mask: Tensor, temperature: float) -> Tensor:
     """Return how far the student's answers are from the teacher's.
 
     Soft cross entropy of classes, or of start and end positions (their mean), and the squared difference of a number.
 
     Args:
-        student: output of a Hugging Face BERT with a head.
+        student: logits (batch, outputs), or (batch, sequence, 2) of start and end.
         teacher: likewise.
         mask: attention_mask (batch, sequence), which says what positions exist.
         temperature: of the softmax.
     """
-    if hasattr(student, "start_logits"):
-        pairs = ((student.start_logits, teacher.start_logits), (student.end_logits, teacher.end_logits))
+    if student.dim() == 3:
+        pairs = zip(student.unbind(-1), teacher.unbind(-1), strict=True)
         start, end = (soft_cross_entropy(ours, theirs, temperature, mask != 0) for ours, theirs in pairs)
         return (start + end) / 2
-    if student.logits.shape[-1] == 1:
-        return F.mse_loss(student.logits.float(), teacher.logits.float())
-    return soft_cross_entropy(student.logits, teacher.logits, temperature)
+    if student.shape[-1] == 1:
+        return F.mse_loss(student.float(), teacher.float())
+    return soft_cross_entropy(student, teacher, temperature)
 
 
 def attention_scores(query: Tensor, key: Tensor, heads: int) -> Tensor:
@@ -100,16 +100,16 @@ class Distillation:
     """The loss of a student on a batch, beside a teacher that never learns.
 
     Attributes:
-        student: the model that is trained, float or prepared.
-        teacher: a fine-tuned model of the same task; it is put in evaluation mode.
+        student: the network that is trained, float or prepared.
+        teacher: that of a fine-tuned model of the same task; it is put in evaluation mode.
         config: the weights of the losses and the temperature.
 
     Raises:
         InputError: if the models' shapes do not fit the losses, or no loss comes from the teacher.
     """
 
-    student: BertModel
-    teacher: BertModel
+    student: Network
+    teacher: Network
     config: TrainConfig
 
     def __post_init__(self) -> None:
@@ -117,9 +117,9 @@ class Distillation:
         if not (config.distill_logits or config.distill_hidden or config.distill_attention):
             raise InputError("a teacher needs distill_logits, distill_hidden or distill_attention above 0; all are 0")
         if config.distill_hidden:
-            self._check_equal("hidden", "num_hidden_layers", "hidden_size")
+            self._check_equal("hidden", "layers", "hidden")
         if config.distill_attention:
-            self._check_equal("attention", "num_hidden_layers", "num_attention_heads")
+            self._check_equal("attention", "layers", "heads")
         self.teacher.eval().requires_grad_(False)
 
     def __call__(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
@@ -129,19 +129,19 @@ class Distillation:
             InputError: if the student does not compute queries and keys one by one, which its scores are made of.
         """
         config, mask = self.config, batch["attention_mask"]
-        inputs = {name: value for name, value in batch.items() if name not in _TARGETS}
+        inputs = network_inputs(batch)
         paths = self._paths()
         nn.Module.to(self.teacher, mask.device)  # moves once, where the student has gone to
         with torch.no_grad(), _recorded(self.teacher, paths) as theirs:
             expected = self.teacher(**inputs)
         with _recorded(self.student, paths) as ours:
-            found = model(**batch)
+            found = model(**inputs)
         missing = [path for path in paths if path not in ours]
         if missing:
             raise InputError(f"the student never ran {missing[0]}, so distillation cannot compare its output")
         terms: list[Tensor] = []
         if config.distill_labels:
-            terms.append(config.distill_labels * found.loss)
+            terms.append(config.distill_labels * target_loss(found, batch))
         if config.distill_logits:
             terms.append(config.distill_logits * logits_loss(found, expected, mask, config.distill_temperature))
         if config.distill_hidden:
@@ -158,7 +158,7 @@ class Distillation:
     def _attention(self, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], mask: Tensor) -> Tensor:
         seen = mask != 0
         visible = (seen.unsqueeze(-1) & seen.unsqueeze(-2)).unsqueeze(1)  # (batch, 1, queries, keys)
-        heads = self.student.config.num_attention_heads
+        heads = self.student.spec.heads
         losses: list[Tensor] = []
         for query, key in self._attention_paths():
             scores, wanted = (attention_scores(each[query], each[key], heads) for each in (ours, theirs))
@@ -171,27 +171,26 @@ class Distillation:
             paths += [path for pair in self._attention_paths() for path in pair]
         return paths
 
-    def _hidden_paths(self) -> list[str]:
-        layers = range(self.student.config.num_hidden_layers)
-        return ["bert.embeddings", *(f"bert.encoder.layer.{n}" for n in layers)]
+    def _hidden_paths(self) -> tuple[str, ...]:
+        return self.student.hidden_state_paths
 
     def _attention_paths(self) -> list[tuple[str, str]]:
         # Scores are made anew of queries and keys: an attention that is one call keeps none.
-        attentions = (f"bert.encoder.layer.{n}.attention.self" for n in range(self.student.config.num_hidden_layers))
-        return [(f"{path}.query", f"{path}.key") for path in attentions]
+        layers = range(self.student.spec.layers)
+        return [(layer_path(layer, "query"), layer_path(layer, "key")) for layer in layers]
 
     def _check_equal(self, what: str, *names: str) -> None:
         for name in names:
-            ours, theirs = (getattr(model.config, name) for model in (self.student, self.teacher))
+            ours, theirs = (getattr(model.spec, name) for model in (self.student, self.teacher))
             if ours != theirs:
                 raise InputError(
-                    f"the teacher has {name} {theirs}, the student {ours}: distill_{what} compares them one to one; "
-                    f"set it to 0, or take a teacher of the student's shape"
+                    f"the teacher's number of {name} is {theirs}, the student's {ours}: distill_{what} compares them "
+                    f"one to one; set it to 0, or take a teacher of the student's shape"
                 )
 
 
 def training_loss(
-    teacher: str | None, student: BertModel, task: Task, config: TrainConfig
+    teacher: str | None, student: TaskModel, task: Task, config: TrainConfig
 ) -> tuple[Loss, dict[str, dict[str, str]]]:
     """Return the loss of a run, and what its record and identity say about the teacher: nothing without one.
 
@@ -211,7 +210,7 @@ def training_loss(
     model = load_for_task(teacher, task)
     _check_teacher(found, task)
     identity = {"name": Path(teacher).name, "sha256": weights_digest(teacher)}
-    return Distillation(student, model, config), {"teacher": identity}
+    return Distillation(student.network, model.network, config), {"teacher": identity}
 
 
 def why_not_itself(source: str, task: Task) -> str:
@@ -225,7 +224,7 @@ def _check_teacher(teacher: FloatSource, task: Task) -> None:
     Raises:
         InputError: saying what differs.
     """
-    name, positions = str(teacher.path), teacher.config.max_position_embeddings
+    name, positions = str(teacher.path), teacher.config.spec.positions
     if checked_tokenizer(teacher.path, teacher.config).get_vocab() != task.tokenizer.get_vocab():
         raise InputError(f"the teacher {name!r} has another vocabulary than the student: it would read other words")
     if positions < task.max_length:

@@ -1,28 +1,30 @@
-"""Fine-tune a float BERT: from a pretrained source to a folder in Hugging Face's layout."""
+"""Fine-tune a float model: from a pretrained source to a folder in Hugging Face's layout."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from q8core.checkpoint.config import ModelConfig
 from q8core.checkpoint.manifest import FLOAT_FILE, MANIFEST_FILE
-from q8core.checkpoint.tensors import give_ordinary_permissions
+from q8core.checkpoint.tensors import write_tensors
 from q8core.engines import build_engine
 from q8core.errors import InputError
 from q8core.evaluate import evaluate_engine
+from q8core.model.head import TaskKind
 from q8core.quant import master_weights
 from q8core.tasks.task import Task
 from q8core.tokenizer import copy_tokenizer
 from q8core.training.config import TrainConfig
 from q8core.training.distillation import training_loss
-from q8core.training.head import BertModel
 from q8core.training.identity import run_identity, weights_digest
 from q8core.training.loop import Trainer
-from q8core.training.model import check_trainable, find_source, load_for_task, model_folder
+from q8core.training.model import TaskModel, check_trainable, find_source, load_for_task, model_folder
 
 RECORD_FILE = "training.json"
 
@@ -53,15 +55,15 @@ def finetune(
 
     def score(module: nn.Module, limit: int | None) -> dict[str, float]:
         floats = {name: tensor.cpu() for name, tensor in master_weights(module).items()}
-        return evaluate_engine(build_engine(model.config, task.kind, floats, "fp32"), task, limit)
+        return evaluate_engine(build_engine(model.plan(), floats), task, limit)
 
     loss, taught_by = training_loss(teacher, model, task, config)
     identity = {**run_identity(source, task, data, "fp32"), **taught_by}
-    trainer = Trainer(model, task, score, config, output, identity, loss)
+    trainer = Trainer(model.network, task, score, config, output, identity, loss)
     progress = trainer.run(task.train_features())
     if not trainer.processes.is_first:
         return {}
-    engine = build_engine(model.config, task.kind, master_weights(model), "fp32")
+    engine = build_engine(model.plan(), master_weights(model.network))
     scores = evaluate_engine(engine, task)
     save_float(model, Path(model_folder(source)), output)
     record: dict[str, Any] = {
@@ -78,8 +80,15 @@ def finetune(
     return {"fp32": scores}
 
 
-def save_float(model: BertModel, tokenizer_folder: Path, output: Path) -> None:
+def save_float(model: TaskModel, tokenizer_folder: Path, output: Path) -> None:
     """Write ``config.json``, ``model.safetensors`` and the tokenizer's files."""
-    model.save_pretrained(output)
-    give_ordinary_permissions(output / FLOAT_FILE)
+    output.mkdir(parents=True, exist_ok=True)
+    write_float(model.config, model.kind, master_weights(model.network), output)
+    model.config.save(output, model.kind)
     copy_tokenizer(tokenizer_folder, output)
+
+
+def write_float(config: ModelConfig, kind: TaskKind, tensors: Mapping[str, torch.Tensor], output: Path) -> None:
+    """Write ``model.safetensors``, under the family's names, of float tensors by the names of sites."""
+    names = config.file_names(kind)
+    write_tensors(output / FLOAT_FILE, {names[name]: tensor for name, tensor in tensors.items()})

@@ -1,6 +1,6 @@
 """The training loop: AdamW, warm-up and decay, evaluation, best weights kept, resumable at any moment.
 
-The same loop fine-tunes a float BERT and trains its fake-quant twin; it knows neither.
+The same loop fine-tunes a float network and trains its fake-quantized twin; it knows neither.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from q8core.tasks.task import Feature, Task
 from q8core.training.averaging import WeightAverage
 from q8core.training.batches import collate, epoch_batches
 from q8core.training.config import TrainConfig
+from q8core.training.losses import task_loss
 from q8core.training.processes import Processes, current_processes
 from q8core.training.state import STATE_FILE, Progress, load_state, save_state
 from q8core.training.step import training_step
@@ -39,11 +40,6 @@ SAVE_SECONDS = 180.0
 Score = Callable[[nn.Module, int | None], dict[str, float]]
 Loss = Callable[[nn.Module, Mapping[str, torch.Tensor]], torch.Tensor]
 """The scalar to be made small, of a model and a batch (see `collate`)."""
-
-
-def task_loss(model: nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Return the loss that a Hugging Face model computes from the batch's own targets."""
-    return model(**batch).loss
 
 
 class Interrupted(KeyboardInterrupt):
@@ -76,7 +72,7 @@ class Trainer:
     """Trains ``model`` on the features of ``task`` and keeps the best weights.
 
     Args:
-        model: a Hugging Face BERT (float or prepared).
+        model: a network, float or prepared.
         task: where targets and metric come from.
         score: scores the model on the first n dev examples (None: all).
         config: the hyperparameters.

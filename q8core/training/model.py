@@ -1,27 +1,50 @@
-"""Pretrained and fine-tuned BERTs as starting points: a source's tensors in Hugging Face's model with a task's head."""
+"""Pretrained and fine-tuned models as starting points: a source's tensors in a network with a task's head."""
 
 from __future__ import annotations
 
 import logging
-from copy import deepcopy
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 from huggingface_hub import snapshot_download
-from transformers.utils import logging as hf_logging
+from torch import nn
 
+from q8core.checkpoint.config import REGRESSION, ModelConfig
 from q8core.checkpoint.float_source import FloatSource, open_source
 from q8core.checkpoint.text_input import check_pairs
 from q8core.errors import InputError
+from q8core.model.head import TaskKind
+from q8core.model.network import Network
+from q8core.model.sites import HEAD_OUTPUT
+from q8core.model.weights import load_network
+from q8core.quant import Plan, Scheme
 from q8core.say_once import warn_once
 from q8core.tasks.examples import MULTI_LABEL, is_regression
 from q8core.tasks.labels import Classes, differing
-from q8core.tasks.task import ClassifyTask, Task, TaskKind
-from q8core.training.attention import ATTENTION
-from q8core.training.head import HEAD_CLASSES, BertModel, put_in_order
+from q8core.tasks.task import ClassifyTask, Task
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TaskModel:
+    """A network with the head of a task.
+
+    Attributes:
+        network: float, or prepared.
+        config: what its config.json says, with the task's labels.
+        kind: the task.
+    """
+
+    network: Network
+    config: ModelConfig
+    kind: TaskKind
+
+    def plan(self, scheme: Scheme | None = None) -> Plan:
+        """Return the model's plan, in float without a scheme."""
+        return Plan.of(self.config.spec, self.config.head(self.kind), scheme)
 
 
 def find_source(source: str) -> FloatSource:
@@ -34,16 +57,16 @@ def find_source(source: str) -> FloatSource:
     return open_source(model_folder(source))
 
 
-def load_for_task(source: str, task: Task, dropout: float = 0.0) -> BertModel:
-    """Load a BERT for a task, with its head; raises as :func:`load_bert`, and where the model cannot take its texts."""
+def load_for_task(source: str, task: Task, dropout: float = 0.0) -> TaskModel:
+    """Load a model for a task; raises as :func:`load_model`, and where the model cannot take the task's texts."""
     found = find_source(source)
     check_inputs(found, task)
     classes = task.classes if isinstance(task, ClassifyTask) else Classes(())
     return _load(found, task.kind, classes, dropout)
 
 
-def load_bert(source: str, kind: TaskKind, labels: tuple[str, ...] = (), dropout: float = 0.0) -> BertModel:
-    """Load a BERT with a task's head, in float32; a head is made new only where the source declares none.
+def load_model(source: str, kind: TaskKind, labels: tuple[str, ...] = (), dropout: float = 0.0) -> TaskModel:
+    """Load a model with a task's head, in float32; a head is made new only where the source declares none.
 
     A head for the same classes in another order is put into that of `labels`.
 
@@ -52,7 +75,7 @@ def load_bert(source: str, kind: TaskKind, labels: tuple[str, ...] = (), dropout
         kind: which head.
         labels: class names, for classification; a single one makes a regression, with the mean squared error as loss;
             none: those of the source.
-        dropout: for hidden states and attention.
+        dropout: the rate, wherever the family's own training drops.
 
     Raises:
         InputError: not there, or with a head for other labels.
@@ -86,46 +109,45 @@ def check_trainable(source: FloatSource, kind: TaskKind) -> None:
         )
 
 
-def _load(source: FloatSource, kind: TaskKind, classes: Classes, dropout: float) -> BertModel:
+def _load(source: FloatSource, kind: TaskKind, classes: Classes, dropout: float) -> TaskModel:
     labels = classes.names
     order = output_order(source, classes) if kind == "classify" and labels else None
-    config = deepcopy(source.config)
-    changes: dict[str, Any] = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
-    if kind == "classify" and labels:
-        changes["id2label"] = dict(enumerate(labels))
-        changes["label2id"] = {label: i for i, label in enumerate(labels)}
-        if is_regression(labels):
-            changes["problem_type"] = "regression"
-        elif config.problem_type == "regression":  # what the source was made for, not this task
-            changes["problem_type"] = "single_label_classification"
-    for name, value in changes.items():
-        setattr(config, name, value)
+    config = _for_labels(source.config, labels) if kind == "classify" and labels else source.config
     if source.head not in (None, kind):
-        warn_once(log, "%s: the head of %s is not used", source.path, " ".join(source.config.architectures or []))
-    model_class = HEAD_CLASSES[kind]
-    tensors = dict(source.tensors(kind))
-    level = hf_logging.get_verbosity()
-    hf_logging.set_verbosity_error()  # a new head is expected, not worth a table of warnings
-    hf_logging.disable_progress_bar()
-    try:
-        # in bf16 training on CPUs that attention is faster than torch's fused one, at every length up to 384
-        loading: Any = model_class.from_pretrained(
-            None,
-            config=config,
-            state_dict=tensors,
-            dtype=torch.float32,
-            attn_implementation=ATTENTION,
-            output_loading_info=True,
-        )
-    finally:
-        hf_logging.set_verbosity(level)
-    model, report = cast("tuple[BertModel, dict[str, Any]]", loading)
-    new = set(model.state_dict()) - set(tensors)
-    assert set(report["missing_keys"]) == new  # the source has been checked
-    assert not report["unexpected_keys"]
+        warn_once(log, "%s: the head of %s is not used", source.path, " ".join(config.architectures))
+    network = load_network(
+        config.spec,
+        config.head(kind),
+        source.tensors(kind),
+        config.family.dropout_rates(kind, dropout),
+        new_head_std=config.initializer_range,
+    )
     if order is not None:
-        put_in_order(model, order)
-    return model
+        put_in_order(network, order)
+    return TaskModel(network, config, kind)
+
+
+def _for_labels(config: ModelConfig, labels: tuple[str, ...]) -> ModelConfig:
+    """Return the config of a classifier of these labels, whatever the source was made for."""
+    config = config.with_labels(labels)
+    if is_regression(labels):
+        return config.changed(problem_type=REGRESSION)
+    regression = config.problem_type == REGRESSION
+    return config.changed(problem_type="single_label_classification") if regression else config
+
+
+def put_in_order(network: Network, order: Sequence[int]) -> None:
+    """Exchange the outputs of a loaded classifier.
+
+    Args:
+        network: changed in place.
+        order: for each output, the index of the present one that it becomes.
+    """
+    output = network.get_submodule(HEAD_OUTPUT)
+    assert isinstance(output, nn.Linear)
+    with torch.no_grad():
+        for parameter in output.parameters():
+            parameter.copy_(parameter[list(order)].clone())
 
 
 def output_order(source: FloatSource, classes: Classes) -> tuple[int, ...] | None:

@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import BertConfig
 
 from q8core.checkpoint import GoldenExample, write_checkpoint
 from q8core.checkpoint.manifest import FLOAT_FILE
-from q8core.checkpoint.tensors import write_tensors
 from q8core.engines import Engine, TokenBatch, build_engine
 from q8core.evaluate import evaluate_engine
 from q8core.quant import Scheme, convert, dequantized_tensors, master_weights
 from q8core.tasks.task import Feature, Task
+from q8core.training.finetune import write_float
+from q8core.training.model import TaskModel
 
 GOLDEN_COUNT = 8
 # Golden logits are stored in the manifest as text: short inputs keep it small.
@@ -39,34 +38,33 @@ class Origin:
 
 
 def publish(
-    prepared: nn.Module, config: BertConfig, scheme: Scheme, task: Task, origin: Origin, output: Path, keep_float: bool
+    prepared: TaskModel, scheme: Scheme, task: Task, origin: Origin, output: Path, keep_float: bool
 ) -> dict[str, dict[str, float]]:
     """Convert, run the dev set on the int8 engine, and write the folder; returns baselines and int8 scores.
 
     Args:
         prepared: the model after training or calibration.
-        config: its Hugging Face config.
         scheme: what ``prepared`` was prepared with.
         task: dev set and labels.
         origin: name, tokenizer and record for the card.
         output: the checkpoint folder.
         keep_float: also store the float master weights, which the fp32 backend then uses.
     """
-    tensors = convert(prepared)
-    floats = master_weights(prepared) if keep_float else dequantized_tensors(tensors)
-    int8 = build_engine(config, task.kind, tensors, "int8")
-    fp32 = build_engine(config, task.kind, floats, "fp32")
+    tensors, plan = convert(prepared.network), prepared.plan(scheme)
+    floats = master_weights(prepared.network) if keep_float else dequantized_tensors(plan, tensors)
+    int8 = build_engine(plan, tensors)
+    fp32 = build_engine(prepared.plan(), floats)
     golden = golden_examples({"int8": int8, "fp32": fp32}, task.dev_features())
     scores = {**origin.baselines, "int8": evaluate_engine(int8, task)}
     output.mkdir(parents=True, exist_ok=True)
     if keep_float:
-        write_tensors(output / FLOAT_FILE, floats)
+        write_float(prepared.config, prepared.kind, floats, output)
     else:
         (output / FLOAT_FILE).unlink(missing_ok=True)
     write_checkpoint(
         output,
         name=origin.name,
-        config=config,
+        config=prepared.config,
         task=task.kind,
         labels=task.labels,
         max_length=task.max_length,
@@ -98,7 +96,7 @@ def golden_examples(engines: Mapping[str, Engine], features: list[Feature]) -> l
 
 def _one(engine: Engine, ids: list[int], types: list[int]) -> torch.Tensor:
     logits = engine.infer(TokenBatch.pack([(ids, types)]))
-    return logits[0] if engine.task == "classify" else logits
+    return logits[0] if engine.head.reads == "first" else logits
 
 
 def _rounded(logits: torch.Tensor) -> list[Any]:

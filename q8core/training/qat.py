@@ -20,10 +20,9 @@ from q8core.training.batches import collate
 from q8core.training.config import TrainConfig
 from q8core.training.distillation import training_loss
 from q8core.training.finetune import RECORD_FILE
-from q8core.training.head import BertModel
 from q8core.training.identity import dev_identity, run_identity, weights_digest
 from q8core.training.loop import Trainer
-from q8core.training.model import check_trainable, find_source, load_for_task, model_folder
+from q8core.training.model import TaskModel, check_trainable, find_source, load_for_task, model_folder
 from q8core.training.publish import Origin, publish
 
 CALIBRATION_BATCH = 16
@@ -50,19 +49,19 @@ def train_quantized(
     Interrupted runs go on when called again with the same arguments.
     """
     scheme = find_scheme(scheme_name)
-    if not scheme.has_activation("ema"):
+    if not scheme.needs_ranges:
         raise InputError(f"scheme {scheme_name!r} needs no training; use `q8bert quantize --scheme {scheme_name}`")
     torch.manual_seed(config.seed)
     check_trainable(find_source(source), task.kind)
     model = load_for_task(source, task, config.dropout)
-    prepared = prepare(model, scheme)
+    prepared = prepare(model.network, model.plan(scheme))
 
     def score(module: nn.Module, limit: int | None) -> dict[str, float]:
         # what is compared is what will run: mixed precision would round other activations to other steps of their grids
         tensors = {name: tensor.cpu() for name, tensor in convert(module).items()}
-        return evaluate_engine(build_engine(model.config, task.kind, tensors, "int8"), task, limit)
+        return evaluate_engine(build_engine(model.plan(scheme), tensors), task, limit)
 
-    loss, taught_by = training_loss(teacher, prepared, task, config)
+    loss, taught_by = training_loss(teacher, model, task, config)
     identity = {**run_identity(source, task, data, scheme.name), **taught_by}
     rules = {"scheme": scheme.to_dict()}
     trainer = Trainer(prepared, task, score, config, output, {**identity, **rules}, loss)
@@ -80,7 +79,7 @@ def train_quantized(
     if baselines is None:
         baselines = baseline_scores(source, task, ("fp32", "dynamic"))
     origin = Origin(output.name, model_folder(source), record, baselines)
-    scores = publish(prepared, model.config, scheme, task, origin, output, keep_float)
+    scores = publish(model, scheme, task, origin, output, keep_float)
     trainer.discard_state()
     return scores
 
@@ -111,21 +110,22 @@ def quantize_trained(
     record = {**run_identity(source, task, data, scheme.name), "method": "post-training quantization"}
     record |= {"base_record": base_record(source), **facts}
     origin = Origin(output.name, model_folder(source), record, baseline_scores(source, task, ("fp32",)))
-    return publish(prepared, prepared.config, scheme, task, origin, output, keep_float)
+    return publish(prepared, scheme, task, origin, output, keep_float)
 
 
 def quantized_model(
     source: str, task: Task, scheme: Scheme, calibration_examples: int, method: CalibrationMethod, seed: int
-) -> tuple[BertModel, dict[str, Any]]:
+) -> tuple[TaskModel, dict[str, Any]]:
     """A fine-tuned source prepared for a scheme without training, and what its record says about calibration."""
-    prepared = prepare(load_for_task(source, task), scheme).eval()
-    if not scheme.has_activation("ema"):
-        return prepared, {}
+    model = load_for_task(source, task)
+    prepared = prepare(model.network, model.plan(scheme)).eval()
+    if not scheme.needs_ranges:
+        return model, {}
     chosen = sample(task, calibration_examples, seed)
     features = chosen.train_features()
     calibrate(prepared, _batches(features, task), method=method)
     facts = {"examples": len(features), "method": method, "seed": seed, "cut": chosen.cut.counts["training"]}
-    return prepared, {"calibration": facts}
+    return model, {"calibration": facts}
 
 
 def baseline_scores(source: str, task: Task, names: tuple[str, ...]) -> dict[str, dict[str, float]]:
@@ -146,10 +146,10 @@ def baseline_scores(source: str, task: Task, names: tuple[str, ...]) -> dict[str
             continue
         model = load_for_task(source, task)
         if name == "fp32":
-            engine = build_engine(model.config, task.kind, master_weights(model), "fp32")
+            engine = build_engine(model.plan(), master_weights(model.network))
         else:
-            tensors = convert(prepare(model.eval(), preset(name)))
-            engine = build_engine(model.config, task.kind, tensors, "int8")
+            plan = model.plan(preset(name))
+            engine = build_engine(plan, convert(prepare(model.network.eval(), plan)))
         scores[name] = evaluate_engine(engine, task)
     return scores
 

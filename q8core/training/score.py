@@ -1,4 +1,4 @@
-"""Logits of a Hugging Face model on token features, in length order to keep padding rare."""
+"""Logits of a network on token features, in length order to keep padding rare."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from q8core.tasks.task import Feature, TaskKind
-from q8core.training.batches import collate, sorted_batches
+from q8core.model.head import TaskKind
+from q8core.tasks.batching import sorted_batches
+from q8core.tasks.task import Feature
+from q8core.training.batches import collate
 from q8core.training.config import Precision
 
 EVAL_TOKENS = 4096
@@ -30,26 +32,32 @@ def model_logits(
         return {name: value.to(device) for name, value in batch.items()}
 
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        return logits_of(model, features, kind, batches, pad)
+        return logits_of(lambda batch: model(**batch), features, kind, batches, pad)
 
 
 def logits_of(
-    model: nn.Module,
+    forward: Callable[[dict[str, torch.Tensor]], torch.Tensor],
     features: Sequence[Feature],
     kind: TaskKind,
     batches: Sequence[Sequence[int]],
     pad: Pad,
 ) -> list[torch.Tensor]:
-    """As `model_logits`, in the given batches of indices, which ``pad`` makes tensors of."""
+    """As `model_logits`, of what `forward` makes of a batch.
+
+    Args:
+        forward: a batch -> its logits, (batch, labels) or (batch, longest, 2).
+        features: the inputs.
+        kind: the task.
+        batches: indices of the features that come together.
+        pad: makes tensors of some features.
+    """
     result: list[torch.Tensor | None] = [None] * len(features)
     with torch.inference_mode():
         for indices in tqdm(batches, desc="scoring", unit="batch", leave=False, disable=None):
-            output = model(**pad([features[i] for i in indices]))
-            if kind == "classify":
-                rows = list(output.logits.float().cpu())
-            else:
-                both = torch.stack([output.start_logits, output.end_logits], dim=-1).float().cpu()
-                rows = [row[: len(features[i])].clone() for row, i in zip(both, indices, strict=True)]
+            logits = forward(pad([features[i] for i in indices])).float().cpu()
+            rows = list(logits)
+            if kind == "qa":
+                rows = [row[: len(features[i])].clone() for row, i in zip(rows, indices, strict=True)]
             for i, row in zip(indices, rows, strict=True):
                 result[i] = row
     return [row for row in result if row is not None]

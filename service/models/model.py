@@ -66,7 +66,7 @@ class Model:
     @property
     def revision(self) -> str:
         """Beginning of the int8 weights' digest; ``none`` for a plain Hugging Face folder."""
-        return (self.checkpoint.int8_sha256 or "none")[:12]
+        return (self.checkpoint.quantized_sha256 or "none")[:12]
 
     @property
     def loaded(self) -> LoadedModel:
@@ -76,7 +76,7 @@ class Model:
     @property
     def limit_text(self) -> str:
         """How many tokens are read, and who says so."""
-        positions = self.checkpoint.config.max_position_embeddings
+        positions = self.checkpoint.config.spec.positions
         if self.max_length == positions:
             return f"the model takes at most {positions}"
         return f"at most {self.max_length} of the model's {positions} are read (--max-length)"
@@ -107,12 +107,12 @@ def open_model(path: Path, name: str | None = None, max_length: int | None = Non
     """
     state = folder_state(path)
     checkpoint = Checkpoint.open(path)
-    tokenizer, positions = checkpoint.tokenizer(), int(checkpoint.config.max_position_embeddings)
+    tokenizer, positions = checkpoint.tokenizer(), checkpoint.config.spec.positions
     if max_length is not None and not SHORTEST_INPUT <= max_length <= positions:
         raise InputError(
             f"--max-length is {max_length}; {path} allows {SHORTEST_INPUT} to {positions} (the model's positions)"
         )
-    if checkpoint.config.type_vocab_size < 2:
+    if checkpoint.config.spec.token_types < 2:
         log.warning("%s has one token type: pairs of texts, and questions, are refused", path)
     return Model(name or checkpoint.name, checkpoint, tokenizer, state, max_length or checkpoint.max_length)
 

@@ -176,7 +176,7 @@ class QAWork:
         max_tokens: int,
     ) -> None:
         model.checkpoint.check_pairs()
-        longest = model.checkpoint.config.max_position_embeddings
+        longest = model.checkpoint.config.spec.positions
         self._size = parameters.max_seq_len or min(DEFAULT_WINDOW, model.max_length)
         if self._size > longest:
             raise BadInput(f"parameters.max_seq_len is {self._size}; the model takes at most {longest} tokens")

@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from q8core.checkpoint import Checkpoint
 from q8core.checkpoint.manifest import FLOAT_FILE, INT8_FILE, MANIFEST_FILE, file_entry
-from q8core.engines import load_engine, self_test
-from q8core.errors import CheckpointError, SchemeError
+from q8core.engines import TokenBatch, load_engine, self_test
+from q8core.errors import CheckpointError
 from q8core.quant import preset
 from tests.training.test_qat import quantize_tiny
 
@@ -88,27 +89,30 @@ def test_one_byte_flipped(copy: Path, name: str) -> None:
 
 
 def test_a_renamed_key(copy: Path) -> None:
-    edit_tensors(copy, lambda t: t.update({"classifier.wieght": t.pop("classifier.weight")}))
-    with pytest.raises(CheckpointError, match=r"lacks the tensor classifier\.weight"):
+    edit_tensors(copy, lambda t: t.update({"head.output.wieght": t.pop("head.output.weight")}))
+    with pytest.raises(CheckpointError, match=r"lacks the tensor head\.output\.weight"):
         Checkpoint.open(copy)
 
 
 def test_an_unknown_key(copy: Path) -> None:
     edit_tensors(copy, lambda t: t.update({"extra": torch.zeros(1)}))
-    with pytest.raises(CheckpointError, match=r"no part of the model uses: extra"):
+    with pytest.raises(CheckpointError, match=r"tensors that its scheme static does not have: extra"):
         Checkpoint.open(copy)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t["bert.embeddings.LayerNorm.weight"].fill_(float("nan")), "NaN"),
-        (lambda t: t["classifier.weight"].fill_(-128), "-128"),
-        (lambda t: t["classifier.input_scale"].zero_(), "not positive"),
-        (lambda t: t.update({"classifier.bias": t["classifier.bias"].float()}), "F32; allowed: I32"),
-        (lambda t: t.update({"classifier.bias": t["classifier.bias"][:1].clone()}), r"shape \(1,\)"),
-        (lambda t: t.pop("classifier.weight_scale"), "lacks the tensor classifier.weight_scale"),
-        (lambda t: t.pop("classifier.input_scale"), "I32; allowed: F32"),
+        (lambda t: t["embedding_norm.weight"].fill_(float("nan")), "NaN"),
+        (lambda t: t["head.output.weight"].fill_(-128), "-128"),
+        (lambda t: t["head.output.input_scale"].zero_(), "not positive"),
+        (lambda t: t.update({"head.output.bias": t["head.output.bias"].float()}), "F32; its scheme static needs I32"),
+        (lambda t: t.update({"head.output.bias": t["head.output.bias"][:1].clone()}), r"shape \(1,\)"),
+        (lambda t: t.pop("head.output.weight_scale"), "lacks the tensor head.output.weight_scale"),
+        (
+            lambda t: t.pop("head.output.input_scale"),
+            r"lacks the tensor head\.output\.input_scale",
+        ),
     ],
 )
 def test_wrong_tensors(copy: Path, change: Callable[[dict[str, torch.Tensor]], object], message: str) -> None:
@@ -138,7 +142,10 @@ def test_float_weights_that_are_no_numbers(tiny_classifier: Path, tmp_path: Path
         ({"files": {}}, "does not list"),
         ({"max_length": "64"}, "q8bert.json: max_length is '64'; allowed: a whole number"),
         ({"labels": ["a", 1]}, r"q8bert.json: labels\[1\] is 1; allowed: a text"),
-        ({"scheme": {}}, "q8bert.json: missing scheme key 'name'"),
+        ({"plan": {}}, r"q8bert.json: plan.scheme is missing"),
+        ({"plan": {"scheme": {"version": 2}}}, r"q8bert.json: scheme: name is missing"),
+        ({"plan": {"scheme": {"version": 3}}}, r"q8bert.json: version is 3; this release reads 1 and 2"),
+        ({"family": "roberta"}, "family is 'roberta', but model_type in config.json is 'bert'"),
     ],
 )
 def test_wrong_manifests(copy: Path, changes: dict[str, object], message: str) -> None:
@@ -154,13 +161,13 @@ def attention(tiny_classifier: Path, tmp_path_factory: pytest.TempPathFactory) -
     return quantize_tiny(tiny_classifier, folder, "static-attention", keep_float=False)
 
 
-VALUE = "bert.encoder.layer.1.attention.self.value"
+VALUE = "layers.1.value"
 
 
 def test_quantized_attention_products_travel_by_file(attention: Path) -> None:
     opened = Checkpoint.open(attention)
     assert opened.scheme == preset("static-attention")
-    assert f"{VALUE}.output_scale" in opened.int8_tensors()
+    assert f"{VALUE}.output_scale" in opened.quantized_tensors()
     for backend in ("int8", "fp32"):
         assert self_test(load_engine(opened, backend), opened, tolerance=1e-4).labels_equal
 
@@ -168,10 +175,13 @@ def test_quantized_attention_products_travel_by_file(attention: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.pop(f"{VALUE}.output_scale"), r"lacks the tensor .*layer\.1.*value\.output_scale"),
+        (lambda t: t.pop(f"{VALUE}.output_scale"), r"lacks the tensor layers\.1\.value\.output_scale"),
         (lambda t: t.update({f"{VALUE}.output_scale": torch.ones(2)}), r"shape \(2,\)"),
         (lambda t: t.update({f"{VALUE}.output_scale": -torch.ones(1)}), "not positive"),
-        (lambda t: t.update({f"{VALUE}.weight": t[f"{VALUE}.weight"].float()}), "F32; allowed: I8"),
+        (
+            lambda t: t.update({f"{VALUE}.weight": t[f"{VALUE}.weight"].float()}),
+            "F32; its scheme .* needs I8",
+        ),
     ],
 )
 def test_wrong_tensors_of_quantized_products(
@@ -185,23 +195,83 @@ def test_wrong_tensors_of_quantized_products(
 
 def test_a_scale_that_the_scheme_does_not_have(copy: Path) -> None:
     edit_tensors(copy, lambda t: t.update({f"{VALUE}.output_scale": torch.ones(1)}))
-    with pytest.raises(CheckpointError, match=r"value\.output_scale, which its scheme static does not have"):
+    with pytest.raises(CheckpointError, match=r"its scheme static does not have: layers\.1\.value\.output_scale"):
         Checkpoint.open(copy)
 
 
 def test_a_scheme_that_does_not_fit_together(attention: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(attention, tmp_path / "copy"))
-    scheme = json.loads((copy / MANIFEST_FILE).read_text())["scheme"]
-    edit_manifest(copy, scheme={**scheme, "overrides": {VALUE.removesuffix(".value"): {"enabled": False}}})
-    with pytest.raises(SchemeError, match=r"the value at .*layer\.1\.attention\.self is requantized"):
+    plan = json.loads((copy / MANIFEST_FILE).read_text())["plan"]
+    plan["scheme"]["overrides"] = {"layers.1.attention_products": "float"}
+    edit_manifest(copy, plan=plan)
+    with pytest.raises(CheckpointError, match=r"layers\.1: the output of value is quantized for attention_products"):
         Checkpoint.open(copy)
 
 
-def test_a_manifest_from_before_quantized_products(copy: Path) -> None:
-    scheme = json.loads((copy / MANIFEST_FILE).read_text())["scheme"]
-    del scheme["slots"]["attention_products"]
-    edit_manifest(copy, scheme=scheme)
-    assert Checkpoint.open(copy).scheme == preset("static")
+@pytest.mark.parametrize(
+    ("part", "changes"), [("encoder", {"hidden": 64}), ("head", {"dense": "relu"}), ("head", {"reads": "every"})]
+)
+def test_a_plan_that_is_not_the_configs(copy: Path, part: str, changes: dict[str, object]) -> None:
+    plan = json.loads((copy / MANIFEST_FILE).read_text())["plan"]
+    edit_manifest(copy, plan={**plan, part: {**plan[part], **changes}})
+    with pytest.raises(CheckpointError, match=rf"plan\.{part} is .*, but config\.json describes"):
+        Checkpoint.open(copy)
+
+
+def test_a_layer_in_float_against_the_scheme(copy: Path) -> None:
+    """It was served silently in float32, whatever the scheme said."""
+
+    def in_float(tensors: dict[str, torch.Tensor]) -> None:
+        path = "layers.0.ffn_in"
+        tensors[f"{path}.weight"] = tensors[f"{path}.weight"] * tensors.pop(f"{path}.weight_scale")[:, None]
+        tensors[f"{path}.bias"] = tensors[f"{path}.bias"].float()
+        for leaf in ("input_scale", "input_zero_point"):
+            del tensors[f"{path}.{leaf}"]
+
+    edit_tensors(copy, in_float)
+    with pytest.raises(CheckpointError, match=r"layers\.0\.ffn_in\.weight is F32; its scheme static needs I8"):
+        Checkpoint.open(copy)
+
+
+def as_format_1(folder: Path) -> None:
+    """Rewrite a checkpoint of a BERT in the words of format 1: module paths, and a scheme without version."""
+    opened = Checkpoint.open(folder)
+    modules = opened.config.family.site_modules(opened.config.spec, opened.task)
+
+    def renamed(tensors: dict[str, torch.Tensor]) -> None:
+        for name in list(tensors):
+            path, _, leaf = name.rpartition(".")
+            tensors[f"{modules[path]}.{leaf}"] = tensors.pop(name)
+
+    edit_tensors(folder, renamed)
+    manifest = json.loads((folder / MANIFEST_FILE).read_text())
+    del manifest["plan"], manifest["family"]
+    slots = ("word_embeddings", "position_embeddings", "token_type_embeddings")
+    table = {
+        "enabled": True,
+        "weight": "per_channel",
+        "activation": "none",
+        "requantize_output": False,
+        "start_step": 0,
+    }
+    linear = {**table, "activation": "ema", "input_grid": "asymmetric"}
+    scheme: dict[str, Any] = {"name": "static", "slots": dict.fromkeys(slots, table), "overrides": {}}
+    scheme["slots"]["token_type_embeddings"] = {**table, "enabled": False}
+    for slot in ("query", "key", "value", "attention_output", "ffn_in", "ffn_out", "pooler", "head"):
+        scheme["slots"][slot] = {**linear, "requantize_output": slot in ("query", "key")}
+    scheme |= {"ema_decay": 0.9999, "ema_debias": True, "ignore_padding": True, "share_qkv_input": True}
+    (folder / MANIFEST_FILE).write_text(json.dumps({**manifest, "format_version": 1, "scheme": scheme}))
+
+
+def test_a_checkpoint_of_format_1(copy: Path) -> None:
+    """From before families, and from before quantized products: those have no slot."""
+    before = {backend: load_engine(copy, backend) for backend in ("int8", "fp32")}
+    batch = TokenBatch.pack([([2, 40, 41, 3], [0] * 4)])
+    as_format_1(copy)
+    opened = Checkpoint.open(copy)
+    assert opened.scheme == preset("static")
+    for backend, engine in before.items():
+        assert torch.equal(load_engine(opened, backend).infer(batch), engine.infer(batch))
 
 
 def test_a_manifest_cannot_reach_outside_its_folder(copy: Path) -> None:
@@ -214,7 +284,7 @@ def test_a_manifest_cannot_reach_outside_its_folder(copy: Path) -> None:
 
 
 def test_a_wrong_engine_fails_the_self_test(copy: Path) -> None:
-    edit_tensors(copy, lambda t: t["classifier.weight"].neg_())
+    edit_tensors(copy, lambda t: t["head.output.weight"].neg_())
     opened = Checkpoint.open(copy)
     with pytest.raises(Exception, match="golden input"):
         self_test(load_engine(opened, "int8"), opened)

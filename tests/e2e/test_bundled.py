@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import BertForQuestionAnswering, BertForSequenceClassification
+from transformers import BertConfig, BertForQuestionAnswering, BertForSequenceClassification
 
 import service
 from q8core.checkpoint import Checkpoint
 from q8core.checkpoint.manifest import INT8_FILE
 from q8core.engines import load_engine, self_test
 from q8core.evaluate import engine_logits
+from q8core.model.network import Network
+from q8core.model.weights import load_network
 from q8core.quant import QATLinear, prepare
 from q8core.tasks.classify import encode_text
 from q8core.tasks.qa import best_answers, encode_windows
 from q8core.tasks.task import Feature, make_feature, read_task
 from q8core.training.batches import collate
 from q8core.training.score import model_logits
+from tests.models import logits_of
 
 BUNDLED = Path(service.__file__).parent / "checkpoints"
 NAMES = ("sst2-minilm-l6", "squad-minilm-l6")
@@ -33,6 +38,7 @@ CONTEXT = (
     "The Eiffel Tower was built from 1887 to 1889 by the company of Gustave Eiffel. 🗼 It stands in Paris, "
     "on the Champ de Mars, and was the world's tallest structure until 1930."
 )
+QUESTIONS = ("Who built it?", "When?", "Where?", "Who?", "What is it?")
 
 
 @pytest.fixture(params=NAMES)
@@ -43,17 +49,26 @@ def bundled(request: pytest.FixtureRequest) -> Checkpoint:
 def float_model(checkpoint: Checkpoint) -> BertForSequenceClassification | BertForQuestionAnswering:
     """Hugging Face's own model with the checkpoint's float tensors."""
     kind = BertForSequenceClassification if checkpoint.task == "classify" else BertForQuestionAnswering
-    checkpoint.config.num_labels = len(checkpoint.labels) or 2
-    model = kind(checkpoint.config)
-    model.load_state_dict(dict(checkpoint.float_tensors()[0]), strict=True)
+    model = kind(BertConfig.from_pretrained(checkpoint.path, num_labels=len(checkpoint.labels) or 2))
+    names, floats = checkpoint.config.file_names(checkpoint.task), checkpoint.float_tensors()[0]
+    model.load_state_dict({names[name]: tensor for name, tensor in floats.items()}, strict=True)
     return model.eval()
 
 
-def simulation(checkpoint: Checkpoint) -> torch.nn.Module:
+def hugging_face_logits(model: Any, features: Sequence[Feature], checkpoint: Checkpoint) -> list[torch.Tensor]:
+    """What Hugging Face's model says of the features as one padded batch."""
+    with torch.inference_mode():
+        logits = logits_of(model(**collate(features, checkpoint.task, with_targets=False)))
+    if checkpoint.task == "classify":
+        return list(logits)
+    return [row[: len(feature)] for row, feature in zip(logits, features, strict=True)]
+
+
+def simulation(checkpoint: Checkpoint) -> Network:
     """The fake-quantized twin that the checkpoint was converted from, rebuilt from its tensors."""
-    assert checkpoint.scheme is not None
-    prepared = prepare(float_model(checkpoint), checkpoint.scheme)
-    tensors = checkpoint.int8_tensors()
+    plan = checkpoint.plan
+    prepared = prepare(load_network(plan.spec, plan.head, checkpoint.float_tensors()[0]), plan)
+    tensors = checkpoint.quantized_tensors()
     for path, layer in prepared.named_modules():
         if isinstance(layer, QATLinear):
             layer.observed_steps.fill_(1)
@@ -72,7 +87,7 @@ def sample_features(checkpoint: Checkpoint) -> list[Feature]:
     if checkpoint.task == "classify":
         encoded = [encode_text(tokenizer, text, None, 128) for text in SENTENCES]
         return [make_feature(e.input_ids, e.token_type_ids) for e in encoded]
-    windows = [w for q in ("Who built it?", "When?") for w in encode_windows(tokenizer, q, CONTEXT, 48, 16)]
+    windows = [w for q in QUESTIONS for w in encode_windows(tokenizer, q, CONTEXT, 48, 16)]
     return [make_feature(w.input_ids, w.token_type_ids) for w in windows]
 
 
@@ -96,7 +111,7 @@ def test_it_replays_its_golden_answers(bundled: Checkpoint, backend: str) -> Non
 
 def test_the_fp32_engine_equals_hugging_face(bundled: Checkpoint) -> None:
     features = sample_features(bundled)
-    padded = model_logits(float_model(bundled), features, bundled.task)
+    padded = hugging_face_logits(float_model(bundled), features, bundled)
     packed = engine_logits(load_engine(bundled, "fp32"), features)
     for ours, theirs in zip(packed, padded, strict=True):
         assert float((ours - theirs).abs().max()) < 1e-4
@@ -137,9 +152,7 @@ def test_hugging_face_agrees_on_sst2_dev(shared_data: Path) -> None:
     bundled = Checkpoint.open(BUNDLED / NAMES[0])
     task = read_task("sst2", shared_data / "glue" / "SST-2", bundled.tokenizer(), None, 512, with_train=False)
     features = task.dev_features(200)
-    model = float_model(bundled)
-    with torch.inference_mode():
-        padded = model(**collate(features, "classify", with_targets=False)).logits
+    padded = torch.stack(hugging_face_logits(float_model(bundled), features, bundled))
     packed = torch.stack(engine_logits(load_engine(bundled, "fp32"), features))
     assert float((packed - padded).abs().max()) < 1e-4
 

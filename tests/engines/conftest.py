@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import BertConfig, BertForQuestionAnswering, BertForSequenceClassification
+from transformers import BertForQuestionAnswering, BertForSequenceClassification
 
+from q8core.bench.models import bench_config
 from q8core.engines import TokenBatch
-from q8core.quant import calibrate, convert, prepare, preset
+from q8core.model.network import Network
+from q8core.quant import Plan, Scheme, calibrate, convert, prepare, preset
 from tests.conftest import tiny_config
+from tests.models import logits_of, network_of, plan_of, site_tensors
 
 VOCABULARY = 60
 LABELS = 3
@@ -21,52 +24,61 @@ TASKS = ("classify", "qa")
 TORCH_KERNELS = ("fbgemm", "onednn")
 KERNELS = ("native", *TORCH_KERNELS)
 
+DYNAMIC = {"grid": "symmetric", "granularity": "token", "rule": "max"}
+"""An input with a scale for each token, as overrides say it."""
+
 Sequences = Sequence[tuple[Sequence[int], Sequence[int]]]
 
 
 @dataclass(frozen=True)
 class Float:
-    """A Hugging Face model with the task it is for."""
+    """A Hugging Face model with the task it is for, and its plan and tensors in our words."""
 
     task: Any
-    config: BertConfig
     model: Any
+    plan: Plan
+    tensors: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Simulated:
-    """A prepared, calibrated model in evaluation mode and its converted tensors."""
+    """A prepared, calibrated network in evaluation mode, its plan and its converted tensors."""
 
     task: Any
-    config: BertConfig
-    model: Any
+    model: Network
+    plan: Plan
     tensors: dict[str, Tensor]
 
 
 def float_model(task: str, seed: int = 0) -> Float:
     torch.manual_seed(seed)
     if task == "classify":
-        config = tiny_config(VOCABULARY, num_labels=LABELS)
-        model: Any = BertForSequenceClassification(config)
+        model: Any = BertForSequenceClassification(tiny_config(VOCABULARY, num_labels=LABELS))
     else:
-        config = tiny_config(VOCABULARY)
-        model = BertForQuestionAnswering(config)
+        model = BertForQuestionAnswering(tiny_config(VOCABULARY))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
                 parameter.uniform_(-0.3, 0.3)
             elif "LayerNorm" in name:
                 parameter.uniform_(0.5, 1.5)
-    return Float(task, config, model.eval())
+    return Float(task, model.eval(), plan_of(model), site_tensors(model))
 
 
-def simulate(task: str, scheme: Any) -> Simulated:
+def simulate(task: str, scheme: Scheme) -> Simulated:
     made = float_model(task)
-    prepared = prepare(made.model, scheme)
-    if any(slot.activation == "ema" for slot in scheme.slots.values()):
+    plan = plan_of(made.model, scheme)
+    prepared = prepare(network_of(made.model), plan)
+    if scheme.needs_ranges:
         calibrate(prepared, [padded(random_sequences([17, 4, 30, 9], seed=9))])
     prepared.eval()
-    return Simulated(task, made.config, prepared, convert(prepared))
+    return Simulated(task, prepared, plan, convert(prepared))
+
+
+def plan_for(task: Any, scheme: str | Scheme | None = "q8bert", /, **sizes: int) -> Plan:
+    """The plan of a BERT of these sizes, fields of a config, in a scheme or in float: for random weights."""
+    config = bench_config("bert-base", **sizes)
+    return Plan.of(config.spec, config.head(task), preset(scheme) if isinstance(scheme, str) else scheme)
 
 
 def random_sequences(lengths: Sequence[int], seed: int = 0) -> Sequences:
@@ -92,13 +104,13 @@ def padded(sequences: Sequences) -> dict[str, Tensor]:
 
 
 def reference_logits(task: str, model: Any, sequences: Sequences) -> list[Tensor]:
-    """Hugging Face's own forward pass on a padded batch, cut to each sequence."""
+    """The forward pass of Hugging Face's model, or of a simulation, on a padded batch, cut to each sequence."""
     with torch.no_grad():
         out = model(**padded(sequences))
+    logits = out if isinstance(out, Tensor) else logits_of(out)
     if task == "classify":
-        return list(out.logits)
-    both = torch.stack([out.start_logits, out.end_logits], dim=-1)
-    return [both[row, : len(ids)] for row, (ids, _) in enumerate(sequences)]
+        return list(logits)
+    return [logits[row, : len(ids)] for row, (ids, _) in enumerate(sequences)]
 
 
 def engine_logits(engine: Any, sequences: Sequences) -> list[Tensor]:

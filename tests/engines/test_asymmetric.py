@@ -11,25 +11,31 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from transformers import BertConfig
 
 from q8core.checkpoint import Checkpoint
-from q8core.checkpoint.layout import check_int8_layout
+from q8core.checkpoint.layout import check_layout
 from q8core.checkpoint.tensors import TensorFile, write_tensors
 from q8core.engines import TokenBatch, build_engine, load_engine
 from q8core.engines.kernel import LinearKernel
 from q8core.engines.kernels import accumulate
 from q8core.engines.native import load_native
 from q8core.engines.random_weights import RandomInt8
-from q8core.engines.shape import ModelShape
 from q8core.engines.source import TensorSource
 from q8core.errors import CheckpointError
 from q8core.evaluate import engine_logits
 from q8core.native import variants
-from q8core.quant import Scheme
+from q8core.quant import Plan
 from q8core.quant.arithmetic import quantize
 from q8core.training.qat import train_quantized
-from tests.engines.conftest import KERNELS, TASKS, largest_difference, random_sequences, reference_logits, simulate
+from tests.engines.conftest import (
+    KERNELS,
+    TASKS,
+    largest_difference,
+    plan_for,
+    random_sequences,
+    reference_logits,
+    simulate,
+)
 from tests.engines.conftest import engine_logits as logits_of
 from tests.engines.test_kernels import EACH_EXACT_KERNEL, EACH_KERNEL, ONE
 from tests.engines.test_native import SIZES
@@ -104,23 +110,26 @@ def test_a_layer_is_the_contracts_formula(kernel: LinearKernel) -> None:
     assert integers.max() == 235
 
 
-def random_tensors(config: BertConfig, task: Any, *, quantized_products: bool) -> dict[str, Tensor]:
+def random_tensors(plan: Plan) -> dict[str, Tensor]:
     """Random weights whose inputs have zero points all over the range; those of each Q, K, V: equal, or not."""
-    tensors = dict(RandomInt8(config, task, quantized_products=quantized_products))
-    for place, name in enumerate([name for name in tensors if name.endswith("input_scale")]):
-        zero_point = 128 if "layer.0" in name and "self" in name else 2 * (place * 37 % 50 + 39)
-        zero_point = 240 if "layer.1.attention.self.value" in name else zero_point  # so high that it clips
-        tensors[name.replace("input_scale", "input_zero_point")] = torch.tensor([zero_point], dtype=torch.int32)
+    tensors = dict(RandomInt8(plan))
+    for place, path in enumerate([name.removesuffix(".input_scale") for name in tensors if "input_scale" in name]):
+        same = path in ("layers.0.query", "layers.0.key", "layers.0.value")
+        zero_point = 128 if same else 2 * (place * 37 % 50 + 39)
+        zero_point = 240 if path == "layers.1.value" else zero_point  # so high that it clips
+        tensors[f"{path}.input_zero_point"] = torch.tensor([zero_point], dtype=torch.int32)
     return tensors
 
 
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("quantized_products", [False, True])
+@pytest.mark.parametrize("scheme", ["q8bert", "q8bert-attention"])
 @pytest.mark.parametrize(("hidden", "heads", "inner"), SIZES)
 def test_every_variant_gives_the_same_bits_and_torch_the_same_answers(
-    task: Any, quantized_products: bool, hidden: int, heads: int, inner: int
+    task: Any, scheme: str, hidden: int, heads: int, inner: int
 ) -> None:
-    config = BertConfig(
+    plan = plan_for(
+        task,
+        scheme,
         vocab_size=50,
         hidden_size=hidden,
         num_attention_heads=heads,
@@ -128,16 +137,13 @@ def test_every_variant_gives_the_same_bits_and_torch_the_same_answers(
         num_hidden_layers=2,
         max_position_embeddings=200,
     )
-    tensors, lengths = random_tensors(config, task, quantized_products=quantized_products), (5, 33, 1, 64, 130, 16)
+    tensors, lengths = random_tensors(plan), (5, 33, 1, 64, 130, 16)
     ids = torch.randint(50, (sum(lengths),), generator=torch.Generator().manual_seed(1))
     batch = TokenBatch(ids, ids % 2, lengths)
-    found = [
-        load_native(ModelShape.of(config), task, TensorSource(tensors), 2, variant).logits(batch)
-        for variant in variants()
-    ]
+    found = [load_native(plan, TensorSource(tensors), variant).logits(batch) for variant in variants()]
     assert all(torch.equal(each, found[0]) for each in found)
-    reference = build_engine(config, task, tensors, "int8", "onednn").infer(batch)
-    assert torch.equal(reference, build_engine(config, task, tensors, "int8", "fbgemm").infer(batch))
+    reference = build_engine(plan, tensors, "onednn").infer(batch)
+    assert torch.equal(reference, build_engine(plan, tensors, "fbgemm").infer(batch))
     difference = (found[0] - reference).abs().amax(dim=1)
     assert float((difference <= 1e-5).float().mean()) >= 0.8
     assert float(difference.max()) <= 0.05
@@ -148,7 +154,7 @@ def test_every_variant_gives_the_same_bits_and_torch_the_same_answers(
 @pytest.mark.parametrize("slots", [(), ("key", "ffn_out")])
 def test_engine_and_simulation_agree(kernel: str, scheme: str, slots: tuple[str, ...]) -> None:
     simulated = simulate("qa", asymmetric(scheme, *slots))
-    engine = build_engine(simulated.config, "qa", simulated.tensors, "int8", kernel)
+    engine = build_engine(simulated.plan, simulated.tensors, kernel)
     sequences = random_sequences([3, 17, 1, 40, 8])
     expected = reference_logits("qa", simulated.model, sequences)
     spread = max(float(each.abs().max()) for each in expected)
@@ -157,10 +163,10 @@ def test_engine_and_simulation_agree(kernel: str, scheme: str, slots: tuple[str,
 
 def test_from_training_to_every_kernel(tiny_classifier: Path, tmp_path: Path) -> None:
     file, task = tmp_path / "asymmetric.toml", make_task(tiny_classifier)
-    file.write_text('base = "q8bert"\nlinears = { input_grid = "asymmetric" }\n')
+    file.write_text('base = "q8bert"\nlinears.input = { grid = "asymmetric" }\n')
     scores = train_quantized(str(tiny_classifier), task, CONFIG, str(file), tmp_path / "int8", "made up", True)
     opened = Checkpoint.open(tmp_path / "int8")
-    points = [int(t) for name, t in opened.int8_tensors().items() if name.endswith("input_zero_point")]
+    points = [int(t) for name, t in opened.quantized_tensors().items() if name.endswith("input_zero_point")]
     assert len(points) == 14
     assert any(point != 128 for point in points)
     logits: dict[str, Tensor] = {}
@@ -175,23 +181,29 @@ def test_from_training_to_every_kernel(tiny_classifier: Path, tmp_path: Path) ->
 @pytest.mark.parametrize("zero_point", [7, -2, 256])
 def test_other_zero_points_are_refused(zero_point: int) -> None:
     simulated = simulate("classify", asymmetric("static"))
-    tensors = {**simulated.tensors, "classifier.input_zero_point": torch.tensor([zero_point], dtype=torch.int32)}
+    tensors = {**simulated.tensors, "head.output.input_zero_point": torch.tensor([zero_point], dtype=torch.int32)}
     with pytest.raises(CheckpointError, match=f"zero_point is {zero_point}; a zero point is an even number from 0"):
-        build_engine(simulated.config, "classify", tensors, "int8", "onednn")
+        build_engine(simulated.plan, tensors, "onednn")
 
 
 def test_zero_points_are_there_where_the_scheme_says_and_nowhere_else(tmp_path: Path) -> None:
-    simulated, scheme = simulate("classify", asymmetric("static", "ffn_out")), asymmetric("static", "ffn_out")
-    name = "bert.encoder.layer.1.output.dense.input_zero_point"
-    file = tmp_path / "model.safetensors"
+    simulated = simulate("classify", asymmetric("static", "ffn_out"))
+    name, file = "layers.1.ffn_out.input_zero_point", tmp_path / "model.safetensors"
+    nowhere = Plan.of(simulated.plan.spec, simulated.plan.head, symmetric("static"))
 
-    def check(tensors: dict[str, Tensor], rules: Scheme) -> None:
+    def check(tensors: dict[str, Tensor], plan: Plan) -> None:
         write_tensors(file, tensors)
-        check_int8_layout(TensorFile(file), simulated.config, "classify", 3, rules)
+        check_layout(TensorFile(file), {}, plan)
 
-    check(simulated.tensors, scheme)
-    with pytest.raises(CheckpointError, match=rf"tensors that no part of the model uses: .*{name}"):
-        check(simulated.tensors, symmetric("static"))
+    check(simulated.tensors, simulated.plan)
+    with pytest.raises(CheckpointError, match=rf"tensors that its scheme symmetric does not have: .*{name}"):
+        check(simulated.tensors, nowhere)
     without = {key: tensor for key, tensor in simulated.tensors.items() if key != name}
     with pytest.raises(CheckpointError, match=f"lacks the tensor {name}"):
-        check(without, scheme)
+        check(without, simulated.plan)
+    for kernel in KERNELS:  # and engines see for themselves, whatever has been checked
+        build_engine(simulated.plan, simulated.tensors, kernel)
+        with pytest.raises(CheckpointError, match=f"fit no part of the model, first: .*{name}"):
+            build_engine(nowhere, simulated.tensors, kernel)
+        with pytest.raises(CheckpointError, match=f"{name} is missing"):
+            build_engine(simulated.plan, without, kernel)

@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +13,9 @@ from q8core.cache import CACHE_VARIABLE
 from q8core.engines import autoselect
 from q8core.engines.autoselect import choose_kernel
 from q8core.engines.kernels import proven_kernel
-from q8core.engines.shape import ModelShape
-from q8core.engines.source import TensorSource
 from q8core.engines.speed_note import speed_note
 from q8core.errors import EngineError
+from q8core.quant import Plan, preset
 from tests.engines.conftest import KERNELS, Simulated
 
 
@@ -25,63 +25,61 @@ def nothing_is_cached(empty_cache: Path) -> None:
 
 
 @pytest.fixture
-def question(classifier: Simulated) -> tuple[object, ...]:
-    return ModelShape.of(classifier.config), "classify", TensorSource(classifier.tensors)
+def plan(classifier: Simulated) -> Plan:
+    return classifier.plan
 
 
 def fixed_times(**times: float) -> object:
-    return lambda kernels, shape, **_: {name: {16: times[name], 128: times[name]} for name in kernels}
+    return lambda kernels, plan: {name: {16: times[name], 128: times[name]} for name in kernels}
 
 
 @pytest.mark.parametrize("best", KERNELS)
-def test_auto_keeps_the_fastest(monkeypatch: pytest.MonkeyPatch, question: tuple[object, ...], best: str) -> None:
+def test_auto_keeps_the_fastest(monkeypatch: pytest.MonkeyPatch, plan: Plan, best: str) -> None:
     times = {name: 1.0 if name == best else 2.0 for name in KERNELS}
     monkeypatch.setattr(autoselect, "measure_layer", fixed_times(**times))
-    choice = choose_kernel("auto", *question)
+    choice = choose_kernel("auto", plan)
     assert choice.kernel.name == best
     assert choice.facts()["kernel_microseconds"] == {name: {"16": t, "128": t} for name, t in times.items()}
 
 
-def test_auto_measures_every_kernel(question: tuple[object, ...]) -> None:
-    measured = choose_kernel("auto", *question).microseconds
+def test_auto_measures_every_kernel(plan: Plan) -> None:
+    measured = choose_kernel("auto", plan).microseconds
     assert set(measured) == set(KERNELS)
     assert all(time > 0 for by in measured.values() for time in by.values())
 
 
-def test_auto_skips_what_cannot_be_used_and_says_why(
-    monkeypatch: pytest.MonkeyPatch, question: tuple[object, ...]
-) -> None:
+def test_auto_skips_what_cannot_be_used_and_says_why(monkeypatch: pytest.MonkeyPatch, plan: Plan) -> None:
     def only_onednn(name: str, sizes: object) -> object:
         if name != "onednn":
             raise EngineError(f"no {name} here")
         return proven_kernel(name, [32])
 
     monkeypatch.setattr(autoselect, "proven_kernel", only_onednn)
-    choice = choose_kernel("auto", *question)
+    choice = choose_kernel("auto", plan)
     assert choice.kernel.name == "onednn"
     assert choice.facts()["kernels_refused"] == {"fbgemm": "no fbgemm here", "native": "no native here"}
     with pytest.raises(EngineError, match="no fbgemm here"):
-        choose_kernel("fbgemm", *question)
+        choose_kernel("fbgemm", plan)
 
 
-def test_no_usable_kernel_is_an_error(monkeypatch: pytest.MonkeyPatch, question: tuple[object, ...]) -> None:
+def test_no_usable_kernel_is_an_error(monkeypatch: pytest.MonkeyPatch, plan: Plan) -> None:
     def none(name: str, sizes: object) -> object:
         raise EngineError(f"{name} is broken")
 
     monkeypatch.setattr(autoselect, "proven_kernel", none)
     with pytest.raises(EngineError, match=r"native is broken.*onednn is broken.*fbgemm is broken"):
-        choose_kernel("auto", *question)
+        choose_kernel("auto", plan)
 
 
-def test_a_chosen_kernel_is_not_measured(monkeypatch: pytest.MonkeyPatch, question: tuple[object, ...]) -> None:
+def test_a_chosen_kernel_is_not_measured(monkeypatch: pytest.MonkeyPatch, plan: Plan) -> None:
     monkeypatch.setattr(autoselect, "measure_layer", None)
-    assert choose_kernel("onednn", *question).microseconds == {}
+    assert choose_kernel("onednn", plan).microseconds == {}
 
 
-def test_a_later_load_reads_the_times(monkeypatch: pytest.MonkeyPatch, question: tuple[object, ...]) -> None:
-    first = choose_kernel("auto", *question)
+def test_a_later_load_reads_the_times(monkeypatch: pytest.MonkeyPatch, plan: Plan) -> None:
+    first = choose_kernel("auto", plan)
     monkeypatch.setattr(autoselect, "measure_layer", None)
-    second = choose_kernel("auto", *question)
+    second = choose_kernel("auto", plan)
     assert (first.how, second.how) == ("measured", "cached")
     assert second.microseconds == first.microseconds
     assert second.kernel.name == first.kernel.name
@@ -89,10 +87,8 @@ def test_a_later_load_reads_the_times(monkeypatch: pytest.MonkeyPatch, question:
 
 
 @pytest.mark.parametrize("change", ["cpu", "flags", "threads", "torch", "library", "code", "variable", "kernels"])
-def test_times_of_other_conditions_are_not_taken(
-    monkeypatch: pytest.MonkeyPatch, question: tuple[object, ...], change: str
-) -> None:
-    choose_kernel("auto", *question)
+def test_times_of_other_conditions_are_not_taken(monkeypatch: pytest.MonkeyPatch, plan: Plan, change: str) -> None:
+    choose_kernel("auto", plan)
     name, flags = machine.cpu()
     threads = torch.get_num_threads()
     if change == "cpu":
@@ -111,29 +107,46 @@ def test_times_of_other_conditions_are_not_taken(
         monkeypatch.setenv("ONEDNN_CPU_ISA_HINTS", "PREFER_YMM")  # read by oneDNN once, and long ago
     else:
         monkeypatch.setattr(autoselect, "KERNEL_NAMES", ("native", "onednn"))
-    assert choose_kernel("auto", *question).how == "measured"
+    assert choose_kernel("auto", plan).how == "measured"
 
 
-def test_times_of_another_layer_are_not_taken(classifier: Simulated, question: tuple[object, ...]) -> None:
-    choose_kernel("auto", *question)
-    shape = ModelShape.of(classifier.config)
-    assert choose_kernel("auto", replace(shape, vocabulary=7), *question[1:]).how == "cached"
-    assert choose_kernel("auto", replace(shape, inner=96), *question[1:]).how == "measured"
+def test_times_of_another_layer_are_not_taken(plan: Plan) -> None:
+    choose_kernel("auto", plan)
+    scheme = preset("q8bert")
+    assert choose_kernel("auto", Plan.of(replace(plan.spec, vocabulary=7), plan.head, scheme)).how == "cached"
+    assert choose_kernel("auto", Plan.of(replace(plan.spec, inner=96), plan.head, scheme)).how == "measured"
+
+
+@pytest.mark.parametrize(
+    ("changes", "how"),
+    [
+        ({"name": "another", "ema_decay": 0.5}, "cached"),
+        ({"overrides": {"layers.1.ffn_in": {"weight": {"bits": 4}}}}, "cached"),
+        ({"overrides": {"layers.0.ffn_in": {"weight": {"granularity": "tensor"}}}}, "measured"),
+        ({"slots": preset("q8bert-attention").slots}, "measured"),
+    ],
+)
+def test_times_of_another_scheme_are_taken_where_the_layer_is_the_same(
+    plan: Plan, changes: dict[str, Any], how: str
+) -> None:
+    choose_kernel("auto", plan)
+    scheme = replace(preset("q8bert"), **changes)
+    assert choose_kernel("auto", Plan.of(plan.spec, plan.head, scheme)).how == how
 
 
 def test_without_a_cache_they_are_measured_each_time_and_that_is_said(
-    monkeypatch: pytest.MonkeyPatch, question: tuple[object, ...], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, plan: Plan, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "file" / "cache"))
-    assert [choose_kernel("auto", *question).how for _ in range(2)] == ["measured", "measured"]
+    assert [choose_kernel("auto", plan).how for _ in range(2)] == ["measured", "measured"]
     assert caplog.text.count("cache unusable") == 1
 
 
-def test_how_it_was_chosen_is_told(monkeypatch: pytest.MonkeyPatch, question: tuple[object, ...]) -> None:
-    assert choose_kernel("fbgemm", *question).facts()["kernel_choice"] == "given"
+def test_how_it_was_chosen_is_told(monkeypatch: pytest.MonkeyPatch, plan: Plan) -> None:
+    assert choose_kernel("fbgemm", plan).facts()["kernel_choice"] == "given"
     monkeypatch.setattr(autoselect, "KERNEL_NAMES", ("fbgemm",))
-    assert choose_kernel("auto", *question).facts()["kernel_choice"] == "only"
+    assert choose_kernel("auto", plan).facts()["kernel_choice"] == "only"
 
 
 @pytest.mark.parametrize(

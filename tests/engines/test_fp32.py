@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForQuestionAnswering, BertForSequenceClassification
 
-from q8core.engines import build_engine
+from q8core.checkpoint.manifest import FLOAT_FILE
+from q8core.engines import build_engine, load_engine
 from q8core.engines.attention import FloatProducts, packed_attention
 from q8core.engines.fp32_kernels import FP32_KERNEL_NAMES, choose_fp32_kernel
 from q8core.engines.native_float import float_variants, load_native_float
 from q8core.engines.packing import TokenBatch
-from q8core.engines.shape import ModelShape
 from q8core.engines.source import TensorSource
 from q8core.errors import CheckpointError, EngineError, InputError
 from tests.engines.conftest import (
@@ -25,13 +27,14 @@ from tests.engines.conftest import (
     random_sequences,
     reference_logits,
 )
+from tests.models import plan_of, site_tensors
 
 EACH_KERNEL = pytest.mark.parametrize("kernel", FP32_KERNEL_NAMES)
 
 
 @EACH_KERNEL
 def test_logits_equal_hugging_face_packed_against_padded(floats: Float, kernel: str) -> None:
-    engine = build_engine(floats.config, floats.task, floats.model.state_dict(), "fp32", kernel)
+    engine = build_engine(floats.plan, floats.tensors, kernel)
     assert engine.kernel == kernel
     sequences = random_sequences([5, 7, 7, 40, 1, 128, 3])
     found = engine_logits(engine, sequences)
@@ -42,10 +45,10 @@ def test_logits_equal_hugging_face_packed_against_padded(floats: Float, kernel: 
 
 @EACH_KERNEL
 def test_bfloat16_files_are_widened(floats: Float, kernel: str) -> None:
-    narrow = {name: tensor.to(torch.bfloat16) for name, tensor in floats.model.state_dict().items()}
+    narrow = {name: tensor.to(torch.bfloat16) for name, tensor in floats.tensors.items()}
     wide = {name: tensor.float() for name, tensor in narrow.items()}
     sequences = random_sequences([6, 11])
-    engines = [build_engine(floats.config, floats.task, tensors, "fp32", kernel) for tensors in (narrow, wide)]
+    engines = [build_engine(floats.plan, tensors, kernel) for tensors in (narrow, wide)]
     found = [engine_logits(engine, sequences) for engine in engines]
     assert largest_difference(*found) == 0
 
@@ -92,7 +95,7 @@ def test_attention_equals_the_textbook_formula() -> None:
 )
 def test_bad_tokens_are_refused(ids: list[int], types: list[int], message: str) -> None:
     made = float_model("classify")
-    engine = build_engine(made.config, made.task, made.model.state_dict(), "fp32")
+    engine = build_engine(made.plan, made.tensors)
     with pytest.raises(InputError, match=message):
         engine.infer(TokenBatch.pack([(ids, types)]))
 
@@ -100,17 +103,29 @@ def test_bad_tokens_are_refused(ids: list[int], types: list[int], message: str) 
 @EACH_KERNEL
 def test_tensors_that_do_not_fit_are_refused(kernel: str) -> None:
     made = float_model("qa")
-    tensors = made.model.state_dict()
-    with pytest.raises(CheckpointError, match=r"bert\.encoder\.layer\.1\.output\.dense\.bias is missing"):
-        build_engine(
-            made.config, "qa", {k: v for k, v in tensors.items() if "1.output.dense.bias" not in k}, "fp32", kernel
-        )
-    with pytest.raises(CheckpointError, match=r"has shape \(3, 32\); needed: \(2, 32\)"):
-        build_engine(made.config, "qa", {**tensors, "qa_outputs.weight": torch.zeros(3, 32)}, "fp32", kernel)
-    with pytest.raises(CheckpointError, match=r"fit no part of the model, first: bert\.typo"):
-        build_engine(made.config, "qa", {**tensors, "bert.typo": torch.zeros(1)}, "fp32", kernel)
+    tensors = made.tensors
+    without = {name: tensor for name, tensor in tensors.items() if name != "layers.1.ffn_out.bias"}
+    with pytest.raises(CheckpointError, match=r"layers\.1\.ffn_out\.bias is missing"):
+        build_engine(made.plan, without, kernel)
+    with pytest.raises(CheckpointError, match=r"head\.output\.weight has shape \(3, 32\); the plan says \(2, 32\)"):
+        build_engine(made.plan, {**tensors, "head.output.weight": torch.zeros(3, 32)}, kernel)
+    with pytest.raises(CheckpointError, match=r"fit no part of the model, first: layers\.typo"):
+        build_engine(made.plan, {**tensors, "layers.typo": torch.zeros(1)}, kernel)
+    narrow = {**tensors, "head.output.weight": torch.zeros(2, 32, dtype=torch.int8)}
+    with pytest.raises(CheckpointError, match=r"head\.output\.weight is torch\.int8; the plan says torch\.float32"):
+        build_engine(made.plan, narrow, kernel)
+
+
+@EACH_KERNEL
+def test_what_a_file_holds_for_other_tasks_is_left_there(tmp_path: Path, kernel: str) -> None:
+    made = float_model("qa")
+    made.model.save_pretrained(tmp_path)
     unused = {"bert.embeddings.position_ids": torch.arange(5), "bert.pooler.dense.weight": torch.zeros(32, 32)}
-    assert build_engine(made.config, "qa", {**tensors, **unused}, "fp32", kernel).backend == "fp32"
+    save_file({**load_file(tmp_path / FLOAT_FILE), **unused}, tmp_path / FLOAT_FILE, {"format": "pt"})
+    engine, sequences = load_engine(tmp_path, "fp32", kernel), random_sequences([5, 40])
+    expected = reference_logits("qa", made.model, sequences)
+    assert engine.kernel == kernel
+    assert largest_difference(engine_logits(engine, sequences), expected) <= 1e-5
 
 
 @pytest.mark.parametrize(
@@ -121,24 +136,28 @@ def test_tensors_that_do_not_fit_are_refused(kernel: str) -> None:
         ({"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key'"),
     ],
 )
-def test_configs_of_other_models_are_refused(change: dict[str, object], message: str) -> None:
-    made = float_model("qa")
+def test_configs_of_other_models_are_refused(change: dict[str, object], message: str, tmp_path: Path) -> None:
+    """Whoever has no plan has no engine: neither a plan nor a checkpoint is made of them."""
+    model = float_model("qa").model
     for name, value in change.items():
-        setattr(made.config, name, value)
+        setattr(model.config, name, value)
     with pytest.raises(CheckpointError, match=message):
-        build_engine(made.config, "qa", made.model.state_dict(), "fp32")
+        plan_of(model)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=message):
+        load_engine(tmp_path, "fp32")
 
 
-def test_unknown_names_are_refused() -> None:
+def test_unknown_names_are_refused(tiny_qa: Path) -> None:
     made = float_model("qa")
     with pytest.raises(InputError, match="backend is 'int4'; allowed: fp32, int8"):
-        build_engine(made.config, "qa", made.model.state_dict(), "int4")
+        load_engine(tiny_qa, "int4")
     with pytest.raises(InputError, match="kernel is 'mkl'; allowed: auto, native, onednn, fbgemm"):
-        build_engine(made.config, "qa", made.model.state_dict(), "fp32", "mkl")
+        build_engine(made.plan, made.tensors, "mkl")
     with pytest.raises(InputError, match="kernel is 'fbgemm'; allowed for fp32: auto, native, onednn"):
-        build_engine(made.config, "qa", made.model.state_dict(), "fp32", "fbgemm")
+        build_engine(made.plan, made.tensors, "fbgemm")
     with pytest.raises(InputError, match="threads is 0; at least 1"):
-        build_engine(made.config, "qa", made.model.state_dict(), "fp32", threads=0)
+        build_engine(made.plan, made.tensors, threads=0)
 
 
 # Head sizes of 64, 32, 80, 20 and 13 columns; 52 and 40 are no multiple of a vector.
@@ -163,11 +182,8 @@ def test_native_is_as_close_to_float64_as_torch(task: Any, hidden: int, heads: i
     for parameter in model.parameters():
         parameter.data.mul_(3)  # attention that is not flat, activations on GELU's whole range
     sequences = random_sequences([5, 33, 1, 64, 130, 16])
-    tensors = {name: value for name, value in model.state_dict().items() if not name.endswith("position_ids")}
-    loaded = [
-        load_native_float(ModelShape.of(config), task, TensorSource(tensors), 2, variant)
-        for variant in float_variants()
-    ]
+    plan, tensors = plan_of(model), site_tensors(model)
+    loaded = [load_native_float(plan, TensorSource(tensors), variant) for variant in float_variants()]
     batch = TokenBatch.pack(sequences)
     with torch.inference_mode():
         first, *others = (native.logits(batch) for native in loaded)
@@ -183,10 +199,7 @@ def test_the_number_of_threads_does_not_matter() -> None:
     made = float_model("qa")
     batch = TokenBatch(torch.arange(120) % VOCABULARY, torch.zeros(120, dtype=torch.int64), (80, 7, 33))
     try:
-        found = [
-            build_engine(made.config, "qa", made.model.state_dict(), "fp32", "native", threads=count).infer(batch)
-            for count in (1, 2, 5)
-        ]
+        found = [build_engine(made.plan, made.tensors, "native", threads=count).infer(batch) for count in (1, 2, 5)]
     finally:
         torch.set_num_threads(2)
     assert torch.equal(found[0], found[1])

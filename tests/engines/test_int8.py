@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -15,11 +16,11 @@ from q8core.engines.int8 import load_int8
 from q8core.engines.kernel_onednn import OnednnKernel
 from q8core.engines.kernel_split import SplitKernel
 from q8core.engines.linear import FloatLinear
-from q8core.engines.shape import ModelShape
 from q8core.engines.source import TensorSource
-from q8core.errors import CheckpointError
-from q8core.quant import PRESETS, Scheme, preset
+from q8core.errors import CheckpointError, SchemeError
+from q8core.quant import PRESETS, Plan, Scheme, preset
 from tests.engines.conftest import (
+    DYNAMIC,
     KERNELS,
     LABELS,
     TASKS,
@@ -37,21 +38,19 @@ from tests.quant.test_asymmetric import symmetric
 
 NATIVE_SCHEMES = ("symmetric", "q8bert", "q8bert-paper", "q8bert-attention", "static", "static-attention")
 LENGTHS = [5, 12, 12, 1, 90, 3]
-ODD_PATHS: dict[str, dict[str, object]] = {
-    "bert.encoder.layer.0.attention.self.query": {"requantize_output": False},
-    "bert.encoder.layer.0.intermediate.dense": {"enabled": False},
-    "bert.encoder.layer.1.attention.self.value": {"enabled": False},
-    "bert.encoder.layer.1.output.dense": {"activation": "dynamic", "input_grid": "symmetric"},
-    "classifier": {"enabled": False},
-    "qa_outputs": {"weight": "per_tensor"},
-    "bert.embeddings.word_embeddings": {"enabled": False},
+ODD_SITES: dict[str, Any] = {
+    "layers.0.query": {"output": None},
+    "layers.0.ffn_in": "float",
+    "layers.1.value": "float",
+    "layers.1.ffn_out": {"input": DYNAMIC},
+    "word_embeddings": "float",
 }
+ODD_HEADS: dict[str, Any] = {"classify": "float", "qa": {"weight": {"granularity": "tensor"}}}
 
 
 def odd_scheme(task: str) -> Scheme:
     """A scheme in which neighbouring layers are of different kinds, so that nothing fuses."""
-    absent = "qa_outputs" if task == "classify" else "classifier"
-    return replace(preset("q8bert"), overrides={k: v for k, v in ODD_PATHS.items() if k != absent})
+    return replace(preset("q8bert"), overrides={**ODD_SITES, "head.output": ODD_HEADS[task]})
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -68,7 +67,7 @@ def test_logits_equal_the_simulation(task: str, scheme: str) -> None:
     expected = [reference_logits(task, simulated.model, [sequence])[0] for sequence in sequences]
     assert max(float(logits.abs().max()) for logits in expected) > 0.1
     for kernel in KERNELS if scheme in NATIVE_SCHEMES else TORCH_KERNELS:
-        engine = build_engine(simulated.config, simulated.task, simulated.tensors, "int8", kernel)
+        engine = build_engine(simulated.plan, simulated.tensors, kernel)
         assert engine.kernel == kernel
         assert_same_integers(engine_logits(engine, sequences), expected)
 
@@ -79,7 +78,7 @@ def test_padding_of_the_simulation_moves_few_integers(task: str) -> None:
     simulated = simulate(task, preset("q8bert"))
     sequences = random_sequences(LENGTHS)
     expected = reference_logits(task, simulated.model, sequences)
-    engine = build_engine(simulated.config, simulated.task, simulated.tensors, "int8", "onednn")
+    engine = build_engine(simulated.plan, simulated.tensors, "onednn")
     found = engine_logits(engine, sequences)
     assert largest_difference(found, expected) <= 5e-2
     rows = torch.cat([(a - b).abs().reshape(-1, a.shape[-1]) for a, b in zip(found, expected, strict=True)])
@@ -91,7 +90,7 @@ def test_padding_of_the_simulation_moves_few_integers(task: str) -> None:
 def test_with_quantized_products_padding_moves_no_integer(task: str, kernel: str) -> None:
     """A padded batch of the simulation against packed sequences: attention is sums of integers, in any order."""
     simulated = simulate(task, preset("q8bert-attention"))
-    engine = build_engine(simulated.config, simulated.task, simulated.tensors, "int8", kernel)
+    engine = build_engine(simulated.plan, simulated.tensors, kernel)
     for seed in range(3):
         sequences = random_sequences(LENGTHS, seed)
         expected = reference_logits(task, simulated.model, sequences)
@@ -99,10 +98,9 @@ def test_with_quantized_products_padding_moves_no_integer(task: str, kernel: str
 
 
 def test_quantized_products_in_some_layers() -> None:
-    path = f"{LAYER}.attention.self"
-    without = {path: {"enabled": False}, f"{path}.value": {"requantize_output": False}}
+    without = {f"{LAYER}.attention_products": "float", f"{LAYER}.value": {"output": None}}
     simulated = simulate("qa", replace(preset("q8bert-attention"), overrides=without))
-    engine = build_engine(simulated.config, "qa", simulated.tensors, "int8", "onednn")
+    engine = build_engine(simulated.plan, simulated.tensors, "onednn")
     assert isinstance(engine.model, Model)
     assert [type(layer.products) for layer in engine.model.layers] == [FloatProducts, QuantizedProducts]
     sequences = random_sequences([12])
@@ -115,26 +113,23 @@ def test_quantized_products_in_some_layers() -> None:
 def test_both_torch_kernels_give_the_same_bits(task: str, scheme: str) -> None:
     simulated = simulate(task, preset(scheme))
     sequences = random_sequences(LENGTHS)
-    found = [
-        engine_logits(build_engine(simulated.config, simulated.task, simulated.tensors, "int8", kernel), sequences)
-        for kernel in TORCH_KERNELS
-    ]
+    engines = [build_engine(simulated.plan, simulated.tensors, kernel) for kernel in TORCH_KERNELS]
+    found = [engine_logits(engine, sequences) for engine in engines]
     assert largest_difference(*found) == 0
 
 
 def test_split_weights_give_the_same_logits(answerer: Simulated) -> None:
-    shape = ModelShape.of(answerer.config)
     kernel = SplitKernel(OnednnKernel())
-    model = load_int8(shape, "qa", TensorSource(answerer.tensors), 2, kernel)
-    split = BertEngine("qa", "int8", kernel.name, model)
-    plain = build_engine(answerer.config, "qa", answerer.tensors, "int8", "onednn")
+    model = load_int8(answerer.plan, TensorSource(answerer.tensors), kernel)
+    split = BertEngine(answerer.plan.head, "int8", kernel.name, model)
+    plain = build_engine(answerer.plan, answerer.tensors, "onednn")
     sequences = random_sequences(LENGTHS)
     assert largest_difference(engine_logits(split, sequences), engine_logits(plain, sequences)) == 0
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_no_float_weight_of_a_linear_is_reachable(classifier: Simulated, kernel: str) -> None:
-    engine = build_engine(classifier.config, "classify", classifier.tensors, "int8", kernel)
+    engine = build_engine(classifier.plan, classifier.tensors, kernel)
     engine.warmup()
     matrices = [t for t in reachable_tensors(engine) if t.dim() >= 2 and t.dtype.is_floating_point]
     assert [tuple(t.shape) for t in matrices] == [(2, 32)]  # the token types, which the scheme leaves in float
@@ -143,9 +138,9 @@ def test_no_float_weight_of_a_linear_is_reachable(classifier: Simulated, kernel:
 
 
 def test_a_float_head_is_packed_as_float() -> None:
-    scheme = replace(preset("q8bert"), overrides={"classifier": {"enabled": False}})
+    scheme = replace(preset("q8bert"), overrides={"head.output": "float"})
     simulated = simulate("classify", scheme)
-    engine = build_engine(simulated.config, "classify", simulated.tensors, "int8", "onednn")
+    engine = build_engine(simulated.plan, simulated.tensors, "onednn")
     assert isinstance(engine.model, Model)
     assert isinstance(engine.model.head, FloatLinear)
     assert engine.model.head.bias.shape == (LABELS,)
@@ -160,36 +155,43 @@ def broken(tensors: dict[str, torch.Tensor], name: str, value: torch.Tensor | No
     return changed
 
 
-LAYER = "bert.encoder.layer.0"
+LAYER = "layers.0"
 
 
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        (f"{LAYER}.output.dense.weight", None, "is missing"),
-        (f"{LAYER}.output.dense.weight_scale", None, r"output\.dense\.weight_scale is missing"),
-        (f"{LAYER}.output.dense.input_scale", None, "int32; needed: torch.float32"),
-        (f"{LAYER}.output.dense.weight_scale", torch.zeros(32), "not a positive finite number"),
-        (f"{LAYER}.output.dense.input_scale", torch.tensor([float("nan")]), "not a positive finite number"),
-        (f"{LAYER}.output.dense.weight_scale", torch.ones(5), r"needed: \(1,\) or \(32,\)"),
-        (f"{LAYER}.output.dense.output_scale", torch.ones(1), "only the outputs of query, key and value"),
-        ("bert.embeddings.word_embeddings.weight_scale", None, "is missing"),
-        ("bert.encoder.layer.7.output.dense.bias", torch.zeros(1), "fit no part of the model"),
+        (f"{LAYER}.ffn_out.weight", None, "is missing"),
+        (f"{LAYER}.ffn_out.weight_scale", None, r"ffn_out\.weight_scale is missing"),
+        (f"{LAYER}.ffn_out.input_scale", None, r"ffn_out\.input_scale is missing"),
+        (f"{LAYER}.ffn_out.input_zero_point", None, r"ffn_out\.input_zero_point is missing"),
+        (f"{LAYER}.ffn_out.weight_scale", torch.zeros(32), "not a positive finite number"),
+        (f"{LAYER}.ffn_out.input_scale", torch.tensor([float("nan")]), "not a positive finite number"),
+        (f"{LAYER}.ffn_out.weight_scale", torch.ones(5), r"has shape \(5,\); the plan says \(32,\)"),
+        (f"{LAYER}.ffn_out.weight_scale", torch.ones(1), r"has shape \(1,\); the plan says \(32,\)"),
+        (f"{LAYER}.ffn_out.output_scale", torch.ones(1), r"fit no part of the model, first: .*ffn_out\.output_scale"),
+        ("word_embeddings.weight_scale", None, "is missing"),
+        ("layers.7.ffn_out.bias", torch.zeros(1), "fit no part of the model"),
     ],
 )
 def test_damaged_tensors_are_refused(
     classifier: Simulated, name: str, value: torch.Tensor | None, message: str
 ) -> None:
     with pytest.raises(CheckpointError, match=message):
-        build_engine(classifier.config, "classify", broken(classifier.tensors, name, value), "int8", "onednn")
+        build_engine(classifier.plan, broken(classifier.tensors, name, value), "onednn")
 
 
 @pytest.mark.parametrize("slot", ["query", "key"])
 def test_quantized_products_need_integer_queries_and_keys(attentive: Simulated, slot: str) -> None:
-    damaged = broken(attentive.tensors, f"{LAYER}.attention.self.{slot}.output_scale", None)
-    message = rf"self\.value has an output_scale, so .*self\.{slot} needs one too"
-    with pytest.raises(CheckpointError, match=message):
-        build_engine(attentive.config, "classify", damaged, "int8", "onednn")
+    """Neither is there a plan without them, nor does an engine of a plan with them do without the tensors."""
+    overrides: dict[str, Any] = {f"{LAYER}.{slot}": {"output": None}}
+    scheme, spec, head = preset("q8bert-attention"), attentive.plan.spec, attentive.plan.head
+    with pytest.raises(SchemeError, match=rf"{LAYER}: .* need quantized outputs .*, but {slot} has none"):
+        Plan.of(spec, head, replace(scheme, overrides=overrides))
+    damaged = broken(attentive.tensors, f"{LAYER}.{slot}.output_scale", None)
+    for kernel in KERNELS:
+        with pytest.raises(CheckpointError, match=rf"{LAYER}\.{slot}\.output_scale is missing"):
+            build_engine(attentive.plan, damaged, kernel)
 
 
 def test_each_tensor_is_read_once_and_dropped(classifier: Simulated) -> None:
@@ -201,8 +203,7 @@ def test_each_tensor_is_read_once_and_dropped(classifier: Simulated) -> None:
             reads.append(name)
             return super().__getitem__(name).clone()
 
-    engine = build_engine(classifier.config, "classify", Lazy(classifier.tensors), "int8", "onednn")
-    assert sorted(set(reads)) == sorted(classifier.tensors)
-    assert [name for name in set(reads) if reads.count(name) > 1 and name != "classifier.weight"] == []
+    engine = build_engine(classifier.plan, Lazy(classifier.tensors), "onednn")
+    assert sorted(reads) == sorted(classifier.tensors)
     int8 = [t for t in reachable_tensors(engine) if t.dtype == torch.int8 and not t.is_mkldnn]
     assert sorted(tuple(t.shape) for t in int8) == [(60, 32), (128, 32)]  # the two int8 tables

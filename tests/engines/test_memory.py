@@ -7,20 +7,23 @@ import json
 import pytest
 import torch
 
+from q8core.bench.models import bench_config
 from q8core.engines import TokenBatch, attention, build_engine
+from q8core.engines.random_weights import RandomInt8
+from q8core.quant import Plan, preset
 from tests.engines.conftest import KERNELS, Float, Simulated, random_sequences
 from tests.engines.reachable import reachable_tensors, storage_bytes
 
 
 def test_fp32_memory_is_that_of_the_tensors(floats: Float) -> None:
-    engine = build_engine(floats.config, floats.task, floats.model.state_dict(), "fp32")
+    engine = build_engine(floats.plan, floats.tensors)
     memory = engine.memory()
     assert memory.weights + memory.scales == storage_bytes(reachable_tensors(engine))
     assert memory.weights >= sum(p.numel() * 4 for p in floats.model.parameters() if p.dim() == 2)
 
 
 def test_onednn_memory_is_that_of_the_tensors(classifier: Simulated) -> None:
-    engine = build_engine(classifier.config, "classify", classifier.tensors, "int8", "onednn")
+    engine = build_engine(classifier.plan, classifier.tensors, "onednn")
     memory = engine.memory()
     assert memory.weights + memory.scales == storage_bytes(reachable_tensors(engine))
 
@@ -28,11 +31,9 @@ def test_onednn_memory_is_that_of_the_tensors(classifier: Simulated) -> None:
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_int8_weights_take_a_byte_each(kernel: str) -> None:
     """Tiling and compensation add a little; a float copy would add three times as much."""
-    from q8core.bench.models import bench_config
-    from q8core.engines.random_weights import RandomInt8
-
     config = bench_config("minilm-l6", vocab_size=3000, num_hidden_layers=2)
-    engine = build_engine(config, "classify", RandomInt8(config), "int8", kernel)
+    plan = Plan.of(config.spec, config.head("classify"), preset("q8bert"))
+    engine = build_engine(plan, RandomInt8(plan), kernel)
     if engine.describe()["exactness"] != "exact":
         pytest.skip(f"{kernel} splits weights in two bytes on this CPU (no VNNI)")
     memory = engine.memory()
@@ -42,7 +43,7 @@ def test_int8_weights_take_a_byte_each(kernel: str) -> None:
 
 
 def test_workspace_follows_the_largest_batch(classifier: Simulated) -> None:
-    engine = build_engine(classifier.config, "classify", classifier.tensors, "int8", "onednn")
+    engine = build_engine(classifier.plan, classifier.tensors, "onednn")
     assert engine.memory().workspace == 0
     for lengths, tokens in (([10], 10), ([30, 20], 50), ([5], 50)):
         engine.infer(TokenBatch.pack(random_sequences(lengths)))
@@ -53,7 +54,7 @@ def test_workspace_follows_the_largest_batch(classifier: Simulated) -> None:
 def test_workspace_counts_the_scores_of_quantized_products(
     attentive: Simulated, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = build_engine(attentive.config, "classify", attentive.tensors, "int8", "onednn")
+    engine = build_engine(attentive.plan, attentive.tensors, "onednn")
     engine.infer(TokenBatch.pack(random_sequences([30, 20])))
     assert engine.memory().workspace == 50 * 4 * 5 * 32 + 4 * 4 * 50 * 50
     seen: list[int] = []
@@ -71,7 +72,7 @@ def test_workspace_counts_the_scores_of_quantized_products(
 
 
 def test_describe_is_plain_json(classifier: Simulated) -> None:
-    engine = build_engine(classifier.config, "classify", classifier.tensors, "int8", threads=1, facts={"scheme": "x"})
+    engine = build_engine(classifier.plan, classifier.tensors, threads=1, facts={"scheme": "x"})
     found = engine.describe()
     assert json.loads(json.dumps(found)) == found
     assert found["kernel"] in KERNELS
@@ -85,6 +86,6 @@ def test_describe_is_plain_json(classifier: Simulated) -> None:
 
 
 def test_warmup_stays_within_the_position_table(classifier: Simulated) -> None:
-    engine = build_engine(classifier.config, "classify", classifier.tensors, "int8", "onednn")
+    engine = build_engine(classifier.plan, classifier.tensors, "onednn")
     engine.warmup()
     assert torch.isfinite(engine.infer(TokenBatch.pack(random_sequences([128])))).all()

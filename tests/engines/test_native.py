@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,18 +11,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import BertConfig
 
 from q8core.engines import TokenBatch, build_engine
 from q8core.engines.kernels import accumulate, extreme_operands, proven_kernel, proven_native
 from q8core.engines.native import load_native
 from q8core.engines.random_weights import RandomInt8
-from q8core.engines.shape import ModelShape
 from q8core.engines.source import TensorSource
 from q8core.errors import EngineError, InputError
 from q8core.native import compile, library, variants
-from q8core.quant import preset
-from tests.engines.conftest import TASKS, Simulated, simulate
+from q8core.quant import Plan, preset
+from tests.engines.conftest import DYNAMIC, TASKS, Simulated, plan_for, simulate
 
 EACH_VARIANT = pytest.mark.parametrize("variant", ["amx", "avx512_vnni", "avx2", "portable"])
 
@@ -56,13 +55,10 @@ def test_any_size_is_padded_without_a_trace(rows: int, out: int, size: int, seed
         assert torch.equal(accumulate(variant, x, weight).long(), x @ weight.T)
 
 
-def logits_of(
-    config: BertConfig, task: Any, variant: str, lengths: tuple[int, ...], *, quantized_products: bool
-) -> torch.Tensor:
-    tensors = RandomInt8(config, task, quantized_products=quantized_products)
-    model = load_native(ModelShape.of(config), task, TensorSource(tensors), 2, variant)
+def logits_of(plan: Plan, variant: str, lengths: tuple[int, ...]) -> torch.Tensor:
+    model = load_native(plan, TensorSource(RandomInt8(plan)), variant)
     generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(config.vocab_size, (sum(lengths),), generator=generator)
+    ids = torch.randint(plan.spec.vocabulary, (sum(lengths),), generator=generator)
     return model.logits(TokenBatch(ids, ids % 2, lengths))
 
 
@@ -72,13 +68,15 @@ SIZES = [(128, 2, 512), (64, 2, 96), (160, 2, 320), (40, 2, 72), (52, 4, 100)]
 
 @EACH_VARIANT
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("quantized_products", [False, True])
+@pytest.mark.parametrize("scheme", ["q8bert", "q8bert-attention"])
 @pytest.mark.parametrize(("hidden", "heads", "inner"), SIZES)
 def test_every_variant_and_torch_agree(
-    variant: str, task: Any, quantized_products: bool, hidden: int, heads: int, inner: int
+    variant: str, task: Any, scheme: str, hidden: int, heads: int, inner: int
 ) -> None:
     """Against torch's kernels: an integer that fell to the other side would move logits by hundredths."""
-    config = BertConfig(
+    plan = plan_for(
+        task,
+        scheme,
         vocab_size=50,
         hidden_size=hidden,
         num_attention_heads=heads,
@@ -87,10 +85,9 @@ def test_every_variant_and_torch_agree(
         max_position_embeddings=200,
     )
     lengths = (5, 33, 1, 64, 130, 16)
-    found = logits_of(config, task, variant, lengths, quantized_products=quantized_products)
-    assert torch.equal(found, logits_of(config, task, "portable", lengths, quantized_products=quantized_products))
-    tensors = RandomInt8(config, task, quantized_products=quantized_products)
-    reference = build_engine(config, task, tensors, "int8", "onednn")
+    found = logits_of(plan, variant, lengths)
+    assert torch.equal(found, logits_of(plan, "portable", lengths))
+    reference = build_engine(plan, RandomInt8(plan), "onednn")
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(50, (sum(lengths),), generator=generator)
     difference = (found - reference.infer(TokenBatch(ids, ids % 2, lengths))).abs().amax(dim=1)
@@ -114,18 +111,17 @@ def test_a_user_can_restrict_the_variants(monkeypatch: pytest.MonkeyPatch) -> No
 def test_an_unknown_restriction_is_refused(monkeypatch: pytest.MonkeyPatch, kernel: str) -> None:
     """Not taken for a reason to choose another kernel."""
     monkeypatch.setenv("Q8BERT_MAX_ISA", "avx512")
-    config = BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    plan = plan_for("qa", vocab_size=50, **sizes)
     message = "Q8BERT_MAX_ISA is 'avx512'; allowed: amx, avx512_vnni, avx2, portable"
     with pytest.raises(InputError, match=message):
-        build_engine(config, "qa", RandomInt8(config, "qa"), "int8", kernel)
+        build_engine(plan, RandomInt8(plan), kernel)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 5])
 def test_the_number_of_threads_does_not_matter(answerer: Simulated, threads: int) -> None:
     batch = TokenBatch(torch.arange(150) % 50, torch.zeros(150, dtype=torch.int64), (100, 7, 43))
-    engines = [
-        build_engine(answerer.config, "qa", answerer.tensors, "int8", "native", threads=count) for count in (1, threads)
-    ]
+    engines = [build_engine(answerer.plan, answerer.tensors, "native", threads=count) for count in (1, threads)]
     try:
         assert torch.equal(*(engine.infer(batch) for engine in engines))
     finally:
@@ -135,28 +131,24 @@ def test_the_number_of_threads_does_not_matter(answerer: Simulated, threads: int
 @pytest.mark.parametrize(
     ("overrides", "reason"),
     [
-        (
-            {"*.layer.1.output.dense": {"activation": "dynamic", "input_grid": "symmetric"}},
-            r"layer\.1\.output\.dense has no input_scale",
-        ),
-        ({"classifier": {"enabled": False}}, "classifier has no input_scale"),
-        ({"*.layer.0.attention.self.key": {"requantize_output": False}}, r"self\.key has no output_scale"),
+        ({"layers.1.ffn_out": {"input": DYNAMIC}}, r"static int8 layers; layers\.1\.ffn_out is dynamic"),
+        ({"head.output": "float"}, r"static int8 layers; head\.output is float"),
+        ({"layers.0.key": {"output": None}}, r"quantized queries and keys; the output of layers\.0\.key is in float"),
     ],
 )
 def test_other_schemes_are_refused_and_auto_takes_another_kernel(overrides: Any, reason: str) -> None:
     simulated = simulate("classify", replace(preset("q8bert"), overrides=overrides))
-    arguments: Any = (simulated.config, "classify", simulated.tensors, "int8")
     with pytest.raises(EngineError, match=reason):
-        build_engine(*arguments, "native")
-    engine = build_engine(*arguments, "auto")
+        build_engine(simulated.plan, simulated.tensors, "native")
+    engine = build_engine(simulated.plan, simulated.tensors, "auto")
     assert engine.kernel in ("onednn", "fbgemm")
     refused: Any = engine.describe()["kernels_refused"]
-    assert "static" in refused["native"] or "requantized" in refused["native"]
+    assert re.search(reason, refused["native"])
 
 
 def test_a_variant_that_cannot_run_is_refused(answerer: Simulated) -> None:
     with pytest.raises(EngineError, match=r"'neon' cannot run here; usable: .*portable"):
-        load_native(ModelShape.of(answerer.config), "qa", TensorSource(answerer.tensors), 2, "neon")
+        load_native(answerer.plan, TensorSource(answerer.tensors), "neon")
 
 
 def test_wrong_sums_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:

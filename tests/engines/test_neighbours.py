@@ -28,13 +28,11 @@ def engines() -> dict[str, BertEngine]:
     built: dict[str, BertEngine] = {}
     for task in ("classify", "qa"):
         made = float_model(task)
-        built[f"{task} fp32"] = build_engine(made.config, made.task, made.model.state_dict(), "fp32")
+        built[f"{task} fp32"] = build_engine(made.plan, made.tensors)
         for scheme in ("q8bert", "q8bert-attention", "dynamic"):
             simulated = simulate(task, preset(scheme))
             for kernel in TORCH_KERNELS if scheme == "dynamic" else KERNELS:
-                built[f"{task} {scheme} {kernel}"] = build_engine(
-                    simulated.config, simulated.task, simulated.tensors, "int8", kernel
-                )
+                built[f"{task} {scheme} {kernel}"] = build_engine(simulated.plan, simulated.tensors, kernel)
     return built
 
 

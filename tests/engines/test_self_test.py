@@ -15,6 +15,7 @@ from q8core.engines.fp32_kernels import FP32_KERNEL_NAMES
 from q8core.errors import CheckpointError, EngineError
 from q8core.quant import calibrate, convert, prepare, preset
 from tests.engines.conftest import KERNELS, padded, random_sequences
+from tests.models import config_of, network_of, plan_of
 
 IDS = random_sequences([9, 14, 3], seed=2)
 
@@ -22,10 +23,10 @@ IDS = random_sequences([9, 14, 3], seed=2)
 def write(folder: Path, source: Path, shift: float = 0.0) -> Path:
     """An int8 checkpoint of a float folder, with golden logits that are off by `shift`."""
     model = BertForSequenceClassification.from_pretrained(source).eval()
-    prepared = prepare(model, preset("q8bert"))
+    prepared = prepare(network_of(model), plan_of(model, preset("q8bert")))
     calibrate(prepared, [padded(IDS)])
     facts = {
-        "name": "tiny", "config": model.config, "task": "classify", "labels": ("negative", "positive"),
+        "name": "tiny", "config": config_of(model), "task": "classify", "labels": ("negative", "positive"),
         "max_length": 64, "scheme": preset("q8bert"), "tensors": convert(prepared), "tokenizer_folder": source,
     }  # fmt: skip
     write_checkpoint(folder, **facts)

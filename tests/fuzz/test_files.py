@@ -163,16 +163,16 @@ def test_squad(tmp_path: Path, content: bytes) -> None:
 
 
 SCHEME_TOML = (
-    'base = "q8bert"\nema_decay = 0.99\nlinears = { weight = "per_tensor" }\nslots.head = { start_step = 200 }\n'
-    'overrides."bert.encoder.layer.0.*" = { enabled = false }\n'
+    'base = "q8bert"\nema_decay = 0.99\nlinears.weight = { bits = 4 }\nslots.head_output = { start_step = 200 }\n'
+    'overrides."layers.0.*" = "float"\n'
 )
 CHANGES = {
     "base": "static",
     "name": "mine",
     "ema_decay": 0.5,
-    "embeddings": {"weight": "per_tensor"},
-    "slots": {"head": {"start_step": 3}},
-    "overrides": {"bert.*": {"enabled": False}},
+    "tables": {"weight": {"granularity": "tensor"}},
+    "slots": {"head_output": {"start_step": 3}},
+    "overrides": {"layers.*": "float"},
 }
 
 
@@ -266,11 +266,11 @@ def test_config(tmp_path: Path, content: bytes) -> None:
     read = found(lambda file: read_config(file.parent), tmp_path / "config.json", content)
     if read is not None:
         config, raw = read, json.loads(content.decode("utf-8-sig"))
-        assert (config.hidden_size, config.num_hidden_layers) == (
+        assert (config.spec.hidden, config.spec.layers) == (
             raw.get("hidden_size", 768),
             raw.get("num_hidden_layers", 12),
         )
-        assert 1 <= config.num_hidden_layers < 10**5
+        assert 1 <= config.spec.layers < 10**5
 
 
 @pytest.fixture(scope="module")

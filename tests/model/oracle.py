@@ -18,7 +18,7 @@ from q8core.model.head import TaskKind
 from q8core.model.network import Network
 from q8core.model.sites import float_shapes
 from q8core.model.weights import load_network
-from q8core.training.attention import ATTENTION
+from tests.model.eager_attention import ATTENTION
 
 LABELS = 3
 BATCH, LENGTH = 3, 13

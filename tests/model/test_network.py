@@ -23,9 +23,8 @@ from q8core.model.network import Network
 from q8core.model.sites import float_shapes, sites
 from q8core.model.spec import EncoderSpec
 from q8core.model.weights import initialize_head, load_network
-from q8core.training.model import load_bert
 from tests.conftest import tiny_config, write_vocabulary
-from tests.model.oracle import LABELS, gradients, inputs, logits_of, loss_of, names, ours, theirs
+from tests.model.oracle import AUTO, LABELS, gradients, inputs, logits_of, loss_of, names, ours, theirs
 
 SIZES = {
     "vocab_size": 60,
@@ -190,7 +189,7 @@ def test_a_new_head_has_the_weights_that_fine_tuning_starts_with(
     config = tiny_config(60)
     (source(config) if pooler else source(config, add_pooling_layer=False)).save_pretrained(tmp_path)
     torch.manual_seed(11)
-    bert = load_bert(str(tmp_path), kind, ("a", "b", "c") if kind == "classify" else ())
+    bert = AUTO[kind].from_pretrained(tmp_path, num_labels=LABELS if kind == "classify" else 2)
     rng = torch.get_rng_state()
     family = FAMILIES["bert"]
     state = bert.state_dict()

@@ -1,4 +1,4 @@
-"""A tiny real BERT and real batches for it."""
+"""Tiny networks with the weights of a real BERT, plans for them, and real batches."""
 
 from __future__ import annotations
 
@@ -6,8 +6,15 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import BertConfig, BertForQuestionAnswering, BertForSequenceClassification
+
+from q8core.model.head import HeadSpec
+from q8core.model.network import Network
+from q8core.model.sites import Site, SiteKind
+from q8core.quant import Plan, Scheme, SiteScheme, prepare
+from q8core.quant.plan import SitePlan
+from tests.models import network_of
 
 Batch = dict[str, Tensor]
 
@@ -27,7 +34,8 @@ def tiny_config(**changes: object) -> BertConfig:
     return BertConfig(**values)
 
 
-def make_classifier(seed: int = 0, **changes: object) -> BertForSequenceClassification:
+def stock_classifier(seed: int = 0, **changes: object) -> BertForSequenceClassification:
+    """Hugging Face's own model, whose weights `make_classifier` has."""
     torch.manual_seed(seed)
     model = BertForSequenceClassification(tiny_config(**changes))
     with torch.no_grad():
@@ -37,9 +45,45 @@ def make_classifier(seed: int = 0, **changes: object) -> BertForSequenceClassifi
     return model.eval()
 
 
-def make_qa(seed: int = 0) -> BertForQuestionAnswering:
+def stock_qa(seed: int = 0) -> BertForQuestionAnswering:
     torch.manual_seed(seed)
     return BertForQuestionAnswering(tiny_config(num_labels=2)).eval()
+
+
+def make_classifier(seed: int = 0, dropout: float = 0.1, **changes: object) -> Network:
+    return network_of(stock_classifier(seed, **changes), dropout)
+
+
+def make_qa(seed: int = 0, dropout: float = 0.1) -> Network:
+    return network_of(stock_qa(seed), dropout)
+
+
+def plan_for(network: Network, scheme: Scheme | None) -> Plan:
+    head = network.head
+    assert head is not None
+    dense = None if head.dense is None else "tanh"
+    return Plan.of(network.spec, HeadSpec(head.reads, head.output.out_features, dense), scheme)
+
+
+def prepared(network: Network, scheme: Scheme) -> Network:
+    return prepare(network, plan_for(network, scheme))
+
+
+def site_plan(path: str, module: nn.Linear | nn.Embedding, scheme: SiteScheme) -> SitePlan:
+    """The plan of one linear or table that belongs to no network."""
+    kind: SiteKind = "linear" if isinstance(module, nn.Linear) else "table"
+    return SitePlan(Site(path, path, kind, tuple(module.weight.shape)), scheme)
+
+
+def hidden_states(network: nn.Module, path: str, batch: Batch) -> Tensor:
+    """What the module at `path` gives for a batch."""
+    found: list[Tensor] = []
+    hook = network.get_submodule(path).register_forward_hook(lambda _module, _args, output: found.append(output))
+    try:
+        network(**batch)
+    finally:
+        hook.remove()
+    return found[0]
 
 
 def make_batch(seed: int = 0, rows: int = 6, length: int = 16) -> Batch:
@@ -57,7 +101,7 @@ def make_batch(seed: int = 0, rows: int = 6, length: int = 16) -> Batch:
 
 
 @pytest.fixture
-def classifier() -> BertForSequenceClassification:
+def classifier() -> Network:
     return make_classifier()
 
 

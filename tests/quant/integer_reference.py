@@ -1,6 +1,6 @@
-"""An independent BERT in numpy: int64 accumulators, float64 elsewhere, from the tensors of an int8 checkpoint.
+"""An independent BERT in numpy: int64 accumulators, float64 elsewhere, from a plan and the tensors it names.
 
-Written from the formulas alone; shares no code with q8core.
+Written from the formulas alone; it reads the plan's words and shares no code with q8core.
 """
 
 from __future__ import annotations
@@ -12,49 +12,75 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from q8core.quant import Plan, Quantizer
+
 Array = np.ndarray[Any, np.dtype[Any]]
 _erf = np.vectorize(math.erf)
 
 
 class IntegerBert:
-    def __init__(self, tensors: Mapping[str, Tensor], heads: int, eps: float) -> None:
+    def __init__(self, plan: Plan, tensors: Mapping[str, Tensor]) -> None:
+        assert set(tensors) == set(plan.tensors)
+        self.plan, self.spec = plan, plan.spec
         self.t = {name: tensor.numpy() for name, tensor in tensors.items()}
-        self.heads, self.eps = heads, eps
         self.largest_accumulator = 0
 
     def logits(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor) -> Array:
         ids, types, mask = input_ids.numpy(), token_type_ids.numpy(), attention_mask.numpy()
-        x = self._embedding("word", ids) + self._embedding("token_type", types)
-        x = x + self._embedding("position", np.arange(ids.shape[1]))
-        x = self._norm("bert.embeddings.LayerNorm", x)
-        layer = 0
-        while f"bert.encoder.layer.{layer}.output.dense.weight" in self.t:
-            x = self._layer(f"bert.encoder.layer.{layer}", x, mask)
-            layer += 1
-        if "qa_outputs.weight" in self.t:
-            return self.linear("qa_outputs", x)
-        return self.linear("classifier", np.tanh(self.linear("bert.pooler.dense", x[:, 0])))
+        x = self.embedding("word_embeddings", ids) + self.embedding("token_type_embeddings", types)
+        x = x + self.embedding("position_embeddings", np.arange(ids.shape[1]))
+        x = self._norm("embedding_norm", x)
+        for layer in range(self.spec.layers):
+            x = self._layer(f"layers.{layer}", x, mask)
+        head = self.plan.head
+        x = x[:, 0] if head.reads == "first" else x
+        if head.dense is not None:
+            assert head.dense == "tanh"
+            x = np.tanh(self.linear("head.dense", x))
+        return self.linear("head.output", x)
 
     def linear(self, path: str, x: Array) -> Array:
-        weight = self.t[f"{path}.weight"]
-        if weight.dtype != np.int8:
-            return x @ weight.T.astype(np.float64) + self.t[f"{path}.bias"]
-        w = weight.astype(np.int64)
+        site = self.plan.sites[path].scheme
+        if site.weight is None:
+            return x @ self.t[f"{path}.weight"].T.astype(np.float64) + self.t[f"{path}.bias"]
+        w = self.integers(path)
         scale_w = self.t[f"{path}.weight_scale"].astype(np.float64)
-        if f"{path}.input_scale" in self.t:
-            scale_x = self.t[f"{path}.input_scale"].astype(np.float64)
-            x_q = self._quantize(x, scale_x, self.t.get(f"{path}.input_zero_point"))
-            acc = x_q @ w.T + self.t[f"{path}.bias"].astype(np.int64)
-            y = acc * (scale_x * scale_w)
-        else:
+        assert site.input is not None
+        if site.input.granularity == "token":
             scale_x = np.abs(x).max(axis=-1, keepdims=True) / 127
             acc = self._quantize(x, scale_x) @ w.T
             y = acc * scale_x * scale_w + self.t[f"{path}.bias"]
+        else:
+            scale_x = self.t[f"{path}.input_scale"].astype(np.float64)
+            zero_point = self.t[f"{path}.input_zero_point"] if site.input.grid == "asymmetric" else None
+            x_q = self._quantize(x, scale_x, zero_point)
+            acc = x_q @ w.T + self.t[f"{path}.bias"].astype(np.int64)
+            y = acc * (scale_x * scale_w)
         self.largest_accumulator = max(self.largest_accumulator, int(np.abs(acc).max()))
-        if f"{path}.output_scale" in self.t:
+        if site.output is not None:
             scale_y = self.t[f"{path}.output_scale"].astype(np.float64)
             y = self._quantize(y, scale_y) * scale_y
         return y
+
+    def integers(self, path: str) -> Array:
+        """The weight (rows, columns) int64, whose codes of few bits lie side by side in bytes."""
+        site = self.plan.sites[path]
+        assert site.weight is not None
+        stored, (_, columns) = self.t[f"{path}.weight"], site.site.shape
+        w = stored.astype(np.int64)
+        if site.weight.bits <= 4:
+            assert stored.dtype == np.uint8
+            width = 2 if site.weight.bits == 2 else 4
+            parts = [(w // 2**shift) % 2**width for shift in range(0, 8, width)]  # the first column is the lowest
+            w = np.stack(parts, axis=-1).reshape(len(w), -1)[:, :columns]
+            w = np.where(w >= 2 ** (width - 1), w - 2**width, w)
+        assert w.shape == site.site.shape
+        assert np.abs(w).max() <= self._largest(site.weight)
+        return w
+
+    @staticmethod
+    def _largest(quantizer: Quantizer) -> int:
+        return 2 ** (quantizer.bits - 1) - 1
 
     @staticmethod
     def _quantize(x: Array, scale: Array, zero_point: Array | None = None) -> Array:
@@ -63,38 +89,38 @@ class IntegerBert:
             return np.clip(np.rint(x / scale) + z, 0, 255).astype(np.int64) - z
         return np.clip(np.rint(x / scale), -127, 127).astype(np.int64)
 
-    def _embedding(self, name: str, ids: Array) -> Array:
-        path = f"bert.embeddings.{name}_embeddings"
-        table = self.t[f"{path}.weight"].astype(np.float64)
-        if f"{path}.weight_scale" in self.t:
-            table = table * self.t[f"{path}.weight_scale"].astype(np.float64).reshape(-1, 1)
-        return table[ids]
+    def embedding(self, path: str, ids: Array) -> Array:
+        if self.plan.sites[path].weight is None:
+            return self.t[f"{path}.weight"].astype(np.float64)[ids]
+        scale = self.t[f"{path}.weight_scale"].astype(np.float64).reshape(-1, 1)
+        return (self.integers(path) * scale)[ids]
 
     def _norm(self, path: str, x: Array) -> Array:
         centred = x - x.mean(-1, keepdims=True)
         variance = (centred**2).mean(-1, keepdims=True)
-        return centred / np.sqrt(variance + self.eps) * self.t[f"{path}.weight"] + self.t[f"{path}.bias"]
+        deviation = np.sqrt(variance + self.spec.norm_epsilon)
+        return centred / deviation * self.t[f"{path}.weight"] + self.t[f"{path}.bias"]
 
     def _layer(self, path: str, x: Array, mask: Array) -> Array:
         batch, length, hidden = x.shape
-        split = (batch, length, self.heads, hidden // self.heads)
+        heads = self.spec.heads
+        split = (batch, length, heads, hidden // heads)
         q, k, v = (
-            self.linear(f"{path}.attention.self.{name}", x).reshape(split).transpose(0, 2, 1, 3)
-            for name in ("query", "key", "value")
+            self.linear(f"{path}.{name}", x).reshape(split).transpose(0, 2, 1, 3) for name in ("query", "key", "value")
         )
-        scores = q @ k.transpose(0, 1, 3, 2) / math.sqrt(hidden // self.heads)
+        scores = q @ k.transpose(0, 1, 3, 2) / math.sqrt(hidden // heads)
         scores = np.where(mask[:, None, None, :] == 0, -np.inf, scores)
         weights = np.exp(scores - scores.max(-1, keepdims=True))
-        if f"{path}.attention.self.value.output_scale" in self.t:
+        if self.plan.sites[f"{path}.attention_products"].arithmetic == "relative_u8":
             p = np.rint(255 * weights).astype(np.int64)
-            scale_v = self.t[f"{path}.attention.self.value.output_scale"].astype(np.float64)
+            scale_v = self.t[f"{path}.value.output_scale"].astype(np.float64)
             acc = p @ np.rint(v / scale_v).astype(np.int64)
             self.largest_accumulator = max(self.largest_accumulator, int(np.abs(acc).max()))
             context = acc * scale_v / p.sum(-1, keepdims=True)
         else:
             context = weights / weights.sum(-1, keepdims=True) @ v
         context = context.transpose(0, 2, 1, 3).reshape(batch, length, hidden)
-        x = self._norm(f"{path}.attention.output.LayerNorm", x + self.linear(f"{path}.attention.output.dense", context))
-        inner = self.linear(f"{path}.intermediate.dense", x)
+        x = self._norm(f"{path}.attention_norm", x + self.linear(f"{path}.attention_output", context))
+        inner = self.linear(f"{path}.ffn_in", x)
         inner = inner * 0.5 * (1 + _erf(inner / math.sqrt(2)))
-        return self._norm(f"{path}.output.LayerNorm", x + self.linear(f"{path}.output.dense", inner))
+        return self._norm(f"{path}.ffn_norm", x + self.linear(f"{path}.ffn_out", inner))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import Any
 
@@ -14,35 +13,43 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from q8core.errors import SchemeError
-from q8core.quant import LINEAR_SLOTS, QATLinear, Scheme, SlotScheme, calibrate, convert, prepare, preset, quantize
+from q8core.quant import QATLinear, Scheme, SiteScheme, calibrate, convert, prepare, preset, quantize
 from q8core.quant.arithmetic import asymmetric_grid
 from q8core.quant.context import ForwardContext
 from q8core.quant.passes import to_grid
+from q8core.quant.quantizer import PER_CHANNEL, STATIC_ASYMMETRIC, Grid, Quantizer
 from q8core.quant.ranges import Histogram, mse_sides, side_maxima
-from tests.quant.conftest import make_batch, make_classifier
+from q8core.quant.schemes.scheme import LINEAR_SLOTS
+from tests.quant.conftest import hidden_states, make_batch, make_classifier, plan_for, prepared, site_plan
 from tests.quant.integer_reference import IntegerBert
 
-ASYMMETRIC = SlotScheme(input_grid="asymmetric")
+ASYMMETRIC = SiteScheme(weight=PER_CHANNEL, input=STATIC_ASYMMETRIC)
+
+
+def with_grid(base: Scheme, name: str, grid: Grid, slots: tuple[str, ...] = LINEAR_SLOTS) -> Scheme:
+    changed = dict(base.slots)
+    for slot in slots:
+        read = changed[slot].input
+        assert read is not None
+        changed[slot] = replace(changed[slot], input=replace(read, grid=grid))
+    return replace(base, name=name, slots=changed)
 
 
 def symmetric(name: str = "q8bert") -> Scheme:
     """A preset with symmetric inputs."""
-    base = preset(name)
-    changed = {slot: replace(base.slots[slot], input_grid="symmetric") for slot in LINEAR_SLOTS}
-    return replace(base, name="symmetric", slots={**base.slots, **changed})
+    return with_grid(preset(name), "symmetric", "symmetric")
 
 
 def asymmetric(name: str = "q8bert", *slots: str) -> Scheme:
     """A preset with asymmetric inputs, everywhere or in these slots."""
-    base = symmetric(name)
-    changed = {slot: replace(base.slots[slot], input_grid="asymmetric") for slot in slots or LINEAR_SLOTS}
-    return replace(base, name="asymmetric", slots={**base.slots, **changed})
+    return with_grid(symmetric(name), "asymmetric", "asymmetric", slots or LINEAR_SLOTS)
 
 
 def make_linear(columns: int, out: int, **scheme: Any) -> QATLinear:
     torch.manual_seed(0)
     rules, context = replace(preset("q8bert"), **scheme), ForwardContext(ignore_padding=True)
-    return QATLinear(nn.Linear(columns, out), path="l", scheme=rules, slot=ASYMMETRIC, context=context).train()
+    linear = nn.Linear(columns, out)
+    return QATLinear(linear, plan=site_plan("l", linear, ASYMMETRIC), scheme=rules, context=context).train()
 
 
 @given(low=st.floats(0, 100, width=32), high=st.floats(0, 100, width=32))
@@ -110,17 +117,19 @@ def test_one_linear_equals_int64_and_its_gradients_those_of_the_float_layer() ->
 
 @pytest.mark.parametrize("name", ["q8bert", "q8bert-attention", "q8bert-paper"])
 def test_whole_model_equals_an_integer_bert(name: str) -> None:
-    model = prepare(make_classifier(), asymmetric(name)).train()
+    network = make_classifier()
+    plan = plan_for(network, asymmetric(name))
+    model = prepare(network, plan).train()
     for seed in range(3):
         model(**make_batch(seed))
     tensors = convert(model.eval())
     points = {path: int(value) for path, value in tensors.items() if path.endswith("input_zero_point")}
     assert len(points) == 2 * 6 + 2
     assert len(set(points.values())) > 4
-    integer = IntegerBert(tensors, heads=4, eps=model.config.layer_norm_eps)
+    integer = IntegerBert(plan, tensors)
     batch = make_batch(11)
     with torch.no_grad():
-        got = model(**batch).logits.numpy()
+        got = model(**batch).numpy()
     expected = integer.logits(batch["input_ids"], batch["token_type_ids"], batch["attention_mask"])
     assert np.median(np.abs(got - expected)) < 1e-5 * np.abs(expected).max()
     assert np.abs(got - expected).max() < 3e-2 * np.abs(expected).max()
@@ -128,14 +137,15 @@ def test_whole_model_equals_an_integer_bert(name: str) -> None:
 
 def error_of(scheme: Scheme) -> float:
     batches = [make_batch(seed) for seed in range(4)]
-    plain = make_classifier()
+    network = make_classifier()
+    last = network.hidden_state_paths[-1]
     with torch.no_grad():
-        expected = torch.cat([plain(**batch, output_hidden_states=True).hidden_states[-1] for batch in batches])
-    model = prepare(plain, scheme)
+        expected = torch.cat([hidden_states(network, last, batch) for batch in batches])
+    model = prepared(network, scheme)
     calibrate(model, batches)
     model.eval()
     with torch.no_grad():
-        found = torch.cat([model(**batch, output_hidden_states=True).hidden_states[-1] for batch in batches])
+        found = torch.cat([hidden_states(model, last, batch) for batch in batches])
     seen = torch.cat([batch["attention_mask"] for batch in batches]) == 1
     return float((found - expected)[seen].square().mean())
 
@@ -149,13 +159,13 @@ def test_calibration_finds_both_sides() -> None:
     batches = [make_batch(seed) for seed in range(3)]
     model = make_classifier()
     inputs: list[Tensor] = []
-    hook = model.bert.encoder.layer[1].output.dense.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    hook = model.layers[1].ffn_out.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
     for batch in batches:
         model(**batch)
     hook.remove()
     rows = torch.cat([x.detach()[b["attention_mask"] == 1] for x, b in zip(inputs, batches, strict=True)])
-    calibrate(prepare(model, asymmetric("static")), batches)
-    layer = model.get_submodule("bert.encoder.layer.1.output.dense")
+    calibrate(prepared(model, asymmetric("static")), batches)
+    layer = model.get_submodule("layers.1.ffn_out")
     assert float(layer.get_buffer("input_low_threshold")) == pytest.approx(float(-rows.min()), rel=1e-6)
     assert float(layer.get_buffer("input_high_threshold")) == pytest.approx(float(rows.max()), rel=1e-6)
     calibrate(model, batches, method="percentile", percentile=90.0)
@@ -189,8 +199,8 @@ def test_least_squared_error_is_found_for_both_sides_together() -> None:
 
 def test_calibration_by_error_differs_from_one_side_alone() -> None:
     batches = [make_batch(seed) for seed in range(40)]
-    model = prepare(make_classifier(), asymmetric("static"))
-    layer = model.get_submodule("bert.encoder.layer.1.output.dense")
+    model = prepared(make_classifier(), asymmetric("static"))
+    layer = model.get_submodule("layers.1.ffn_out")
     ends = {}
     for method in ("max", "mse"):
         calibrate(model, batches, method=method)
@@ -201,10 +211,10 @@ def test_calibration_by_error_differs_from_one_side_alone() -> None:
 
 
 def test_only_equal_grids_share_their_input() -> None:
-    model = prepare(make_classifier(), asymmetric("q8bert", "key", "value")).train()
+    model = prepared(make_classifier(), asymmetric("q8bert", "key", "value")).train()
     model(**make_batch())
     tensors = convert(model.eval())
-    path = "bert.encoder.layer.0.attention.self"
+    path = "layers.0"
     assert f"{path}.query.input_zero_point" not in tensors
     assert torch.equal(tensors[f"{path}.key.input_zero_point"], tensors[f"{path}.value.input_zero_point"])
     names = [name for name, _ in model.named_buffers() if name.endswith("input_low_threshold")]
@@ -212,16 +222,12 @@ def test_only_equal_grids_share_their_input() -> None:
 
 
 def test_only_static_inputs_can_be_asymmetric() -> None:
-    for activation in ("dynamic", "none"):
-        with pytest.raises(SchemeError, match=f"'asymmetric' needs activation 'ema', not '{activation}'"):
-            SlotScheme(activation=activation, input_grid="asymmetric")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(SchemeError, match="input_grid must be one of symmetric, asymmetric; found 'affine'"):
-        SlotScheme(input_grid="affine")  # pyright: ignore[reportArgumentType]
-
-
-def test_manifests_from_before_have_symmetric_inputs() -> None:
-    data = json.loads(json.dumps(symmetric().to_dict()))
-    for slot in data["slots"].values():
-        del slot["input_grid"]
-    assert Scheme.from_dict(data) == symmetric()
-    assert Scheme.from_dict(json.loads(json.dumps(asymmetric().to_dict()))) == asymmetric()
+    base = preset("dynamic")
+    token = Quantizer(granularity="token", grid="asymmetric")
+    for slot in LINEAR_SLOTS:
+        with pytest.raises(SchemeError, match=rf"slot {slot}: input.grid of one scale a token is 'asymmetric'"):
+            replace(base, slots={**base.slots, slot: SiteScheme(weight=PER_CHANNEL, input=token)})
+    for place in ("weight", "output"):
+        values = {"weight": PER_CHANNEL, "input": STATIC_ASYMMETRIC, place: STATIC_ASYMMETRIC}
+        with pytest.raises(SchemeError, match=rf"slot query: {place}.* is 'asymmetric'; allowed: symmetric"):
+            replace(base, slots={**base.slots, "query": SiteScheme(**values)})

@@ -13,13 +13,17 @@ import sys
 import torch
 from torch import distributed, nn
 from q8core.errors import CalibrationError
-from q8core.quant import QATLinear, SlotScheme, preset
+from q8core.model.sites import Site
+from q8core.quant import QATLinear, SiteScheme, preset
 from q8core.quant.context import ForwardContext
+from q8core.quant.plan import SitePlan
+from q8core.quant.quantizer import PER_CHANNEL, STATIC
 
 rank = int(sys.argv[1])
 distributed.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2)
 context = ForwardContext(ignore_padding=True)
-layer = QATLinear(nn.Linear(4, 2), path="layer", scheme=preset("q8bert"), slot=SlotScheme(), context=context)
+plan = SitePlan(Site("layer", "layer", "linear", (2, 4)), SiteScheme(weight=PER_CHANNEL, input=STATIC))
+layer = QATLinear(nn.Linear(4, 2), plan=plan, scheme=preset("q8bert"), context=context)
 layer.train()
 for step in range(3):
     layer(torch.full((1, 4), float(10 * step + rank + 1)))

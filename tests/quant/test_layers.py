@@ -11,32 +11,45 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from q8core.errors import CalibrationError, InputError
-from q8core.quant import QATEmbedding, QATLinear, SlotScheme, dequantize, preset, quantize, scale_from_threshold
+from q8core.quant import (
+    QATEmbedding,
+    QATLinear,
+    Quantizer,
+    SiteScheme,
+    dequantize,
+    preset,
+    quantize,
+    scale_from_threshold,
+)
 from q8core.quant import layers as layers_module
 from q8core.quant.context import ForwardContext
 from q8core.quant.layers import weight_scale
-from tests.quant.conftest import make_classifier
+from q8core.quant.quantizer import PER_CHANNEL, PER_TOKEN, STATIC, Granularity
+from tests.quant.conftest import site_plan
+
+PER_TENSOR = Quantizer()
+STATIC_LINEAR = SiteScheme(weight=PER_CHANNEL, input=STATIC)
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def make_linear(inputs: int, outputs: int, slot: SlotScheme | None = None, **scheme: object) -> QATLinear:
+def make_linear(inputs: int, outputs: int, site: SiteScheme = STATIC_LINEAR, **scheme: object) -> QATLinear:
     linear = nn.Linear(inputs, outputs)
     with torch.no_grad():
         linear.weight.copy_(random(outputs, inputs, seed=1) * 0.05)
         linear.bias.copy_(random(outputs, seed=2))
     whole = replace(preset("q8bert"), **scheme)  # type: ignore[arg-type]
     context = ForwardContext(ignore_padding=True)
-    return QATLinear(linear, path="the.layer", scheme=whole, slot=slot or SlotScheme(), context=context).train()
+    return QATLinear(linear, plan=site_plan("the.layer", linear, site), scheme=whole, context=context).train()
 
 
-@pytest.mark.parametrize("granularity", ["per_tensor", "per_channel"])
+@pytest.mark.parametrize("granularity", ["tensor", "channel"])
 @pytest.mark.parametrize("size", [384, 768, 1536, 3072])
-def test_evaluation_equals_int64_bit_for_bit(size: int, granularity: str) -> None:
-    slot = SlotScheme(weight=granularity, requantize_output=True)  # type: ignore[arg-type]
-    layer = make_linear(size, 24, slot)
+def test_evaluation_equals_int64_bit_for_bit(size: int, granularity: Granularity) -> None:
+    site = SiteScheme(weight=Quantizer(granularity=granularity), input=STATIC, output=STATIC)
+    layer = make_linear(size, 24, site)
     x = random(5, 7, size, seed=3)
     layer(x)
     layer.eval()
@@ -55,7 +68,7 @@ def test_evaluation_equals_int64_bit_for_bit(size: int, granularity: str) -> Non
     y = acc.astype(np.float32) * r + b_q.astype(np.float32) * r
     y_q = np.clip(np.rint(y * (np.float32(1) / sy)), -127, 127).astype(np.float32)
     assert np.array_equal(layer(x).detach().numpy(), y_q * sy)
-    layer.slot = replace(layer.slot, requantize_output=False)
+    layer.plan = replace(layer.plan, scheme=replace(site, output=None))
     assert np.array_equal(layer(x).detach().numpy(), y)
 
 
@@ -99,36 +112,42 @@ def reference_linear(layer: QATLinear, x: Tensor) -> Tensor:
     def straight_through(value: Tensor, scale: Tensor) -> Tensor:
         return value + (dequantize(quantize(value.detach(), scale), scale) - value).detach()
 
-    sw = weight_scale(layer.weight, layer.slot.weight, "l").reshape(-1, 1)
-    if layer.slot.activation == "dynamic":
+    sw = weight_scale(layer.weight, layer.weight_quantizer, "l").reshape(-1, 1)
+    if layer.plan.kind == "dynamic":
         sx = scale_from_threshold(x.detach().abs().amax(-1, keepdim=True))
         bias = layer.bias
     else:
         sx = layer.range_scale("input")
         bias = layer.bias  # at most half a step of the accumulator off
     y = F.linear(straight_through(x, sx), straight_through(layer.weight, sw), bias)
-    return straight_through(y, layer.range_scale("output")) if layer.slot.requantize_output else y
+    return straight_through(y, layer.range_scale("output")) if layer.plan.output else y
 
 
-SLOT_KINDS = [
-    SlotScheme(weight="per_tensor"),
-    SlotScheme(weight="per_channel"),
-    SlotScheme(weight="per_channel", requantize_output=True),
-    SlotScheme(weight="per_channel", activation="dynamic"),
-    SlotScheme(weight="per_tensor", activation="dynamic"),
+SITE_KINDS = [
+    SiteScheme(weight=PER_TENSOR, input=STATIC),
+    SiteScheme(weight=PER_CHANNEL, input=STATIC),
+    SiteScheme(weight=PER_CHANNEL, input=STATIC, output=STATIC),
+    SiteScheme(weight=PER_CHANNEL, input=PER_TOKEN),
+    SiteScheme(weight=PER_TENSOR, input=PER_TOKEN),
 ]
 
 
-@pytest.mark.parametrize("slot", SLOT_KINDS, ids=lambda slot: f"{slot.weight}-{slot.activation}")
-def test_gradients_equal_a_plain_float_simulation(slot: SlotScheme) -> None:
-    layer = make_linear(48, 24, slot)
+def kind_name(site: SiteScheme) -> str:
+    assert site.weight is not None
+    assert site.input is not None
+    return f"{site.weight.granularity}-{site.input.granularity}{'-output' if site.output else ''}"
+
+
+@pytest.mark.parametrize("site", SITE_KINDS, ids=kind_name)
+def test_gradients_equal_a_plain_float_simulation(site: SiteScheme) -> None:
+    layer = make_linear(48, 24, site)
     x = random(3, 5, 48, seed=4).requires_grad_()
     y = layer(x)
     direction = random(*y.shape, seed=5)
     got = torch.autograd.grad(y, [x, layer.weight, layer.bias], direction)
     expected_y = reference_linear(layer, x)
     expected = torch.autograd.grad(expected_y, [x, layer.weight, layer.bias], direction)
-    step = float(layer.range_scale("output")) if slot.requantize_output else 0.0
+    step = float(layer.range_scale("output")) if site.output else 0.0
     torch.testing.assert_close(y, expected_y, atol=1e-4 + step * 1.001, rtol=1e-5)
     for ours, theirs in zip(got, expected, strict=True):
         torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-5)
@@ -147,9 +166,9 @@ def test_clamped_elements_pass_their_gradient_on() -> None:
     torch.testing.assert_close(x.grad[0], w_hat.sum(0))
 
 
-@pytest.mark.parametrize("slot", SLOT_KINDS, ids=lambda slot: f"{slot.weight}-{slot.activation}")
-def test_bfloat16_autocast_stays_close_to_float32(slot: SlotScheme) -> None:
-    layer = make_linear(48, 24, slot)
+@pytest.mark.parametrize("site", SITE_KINDS, ids=kind_name)
+def test_bfloat16_autocast_stays_close_to_float32(site: SiteScheme) -> None:
+    layer = make_linear(48, 24, site)
     x = random(3, 5, 48, seed=4).requires_grad_()
     direction = random(3, 5, 24, seed=5)
     expected = torch.autograd.grad(y32 := layer(x), [x, layer.weight, layer.bias], direction)
@@ -157,7 +176,7 @@ def test_bfloat16_autocast_stays_close_to_float32(slot: SlotScheme) -> None:
         y16 = layer(x)
     assert y16.dtype == torch.bfloat16
     got = torch.autograd.grad(y16, [x, layer.weight, layer.bias], direction.bfloat16())
-    step = float(layer.range_scale("output")) if slot.requantize_output else 0.0
+    step = float(layer.range_scale("output")) if site.output else 0.0
     torch.testing.assert_close(y16.float(), y32, atol=0.02 + 1.01 * step, rtol=2**-6)
     for ours, theirs in zip(got, expected, strict=True):
         assert ours.dtype == torch.float32
@@ -197,7 +216,7 @@ def test_evaluation_before_calibration_is_an_error() -> None:
 
 
 def test_evaluation_does_not_move_ranges() -> None:
-    layer = make_linear(8, 4, SlotScheme(requantize_output=True))
+    layer = make_linear(8, 4, replace(STATIC_LINEAR, output=STATIC))
     layer(random(4, 8))
     before = {name: buffer.clone() for name, buffer in layer.named_buffers()}
     assert set(before) == {"input_threshold", "output_threshold", "observed_steps"}
@@ -218,7 +237,7 @@ def test_ranges_move_before_the_batch_is_quantized() -> None:
 
 def test_steps_before_start_observe_and_compute_in_float() -> None:
     """The original's head ran float until step 200 and left no range for an evaluation before that."""
-    layer = make_linear(8, 4, SlotScheme(start_step=2, requantize_output=True))
+    layer = make_linear(8, 4, replace(STATIC_LINEAR, output=STATIC, start_step=2))
     x = random(4, 8)
     exact = F.linear(x, layer.weight, layer.bias)
     assert torch.equal(layer(x), exact)
@@ -227,19 +246,19 @@ def test_steps_before_start_observe_and_compute_in_float() -> None:
     quantized = layer(x)
     assert not torch.equal(quantized, exact)
     torch.testing.assert_close(quantized, exact, atol=0.1, rtol=0.1)
-    early = make_linear(8, 4, SlotScheme(start_step=2))
+    early = make_linear(8, 4, replace(STATIC_LINEAR, start_step=2))
     early(x)
     torch.testing.assert_close(early.eval()(x), exact, atol=0.1, rtol=0.1)
 
 
-@pytest.mark.parametrize("granularity", ["per_tensor", "per_channel"])
-def test_zeros_are_harmless(granularity: str) -> None:
+@pytest.mark.parametrize("granularity", ["tensor", "channel"])
+def test_zeros_are_harmless(granularity: Granularity) -> None:
     """The original divided by a zero range."""
-    slot = SlotScheme(weight=granularity, requantize_output=True)  # type: ignore[arg-type]
-    layer = make_linear(8, 4, slot)
+    site = SiteScheme(weight=Quantizer(granularity=granularity), input=STATIC, output=STATIC)
+    layer = make_linear(8, 4, site)
     with torch.no_grad():
         layer.weight[0] = 0
-        if granularity == "per_tensor":
+        if granularity == "tensor":
             layer.weight.zero_()
         layer.bias.zero_()
     y = layer(torch.zeros(3, 8))
@@ -288,23 +307,26 @@ def test_weights_are_quantized_anew_in_evaluation() -> None:
 
 
 def test_dynamic_rows_do_not_see_each_other() -> None:
-    layer = make_linear(16, 4, SlotScheme(activation="dynamic")).eval()
+    layer = make_linear(16, 4, SiteScheme(weight=PER_CHANNEL, input=PER_TOKEN)).eval()
     x = random(6, 9, 16)
     x[0] *= 1000
     whole = layer(x)
     torch.testing.assert_close(layer(x[3:4, 2:5]), whole[3:4, 2:5], atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize("granularity", ["per_tensor", "per_channel"])
-def test_embedding_equals_lookup_in_the_quantized_table(granularity: str) -> None:
+@pytest.mark.parametrize("granularity", ["tensor", "channel"])
+@pytest.mark.parametrize("bits", [8, 5, 4, 3, 2])
+def test_embedding_equals_lookup_in_the_quantized_table(bits: int, granularity: Granularity) -> None:
     table = nn.Embedding(50, 8, padding_idx=0)
     with torch.no_grad():
         table.weight.copy_(random(50, 8) * torch.arange(50).reshape(-1, 1))
-    slot = SlotScheme(weight=granularity, activation="none")  # type: ignore[arg-type]
-    layer = QATEmbedding(table, path="table", slot=slot)
+    site = SiteScheme(weight=Quantizer(granularity=granularity, bits=bits))
+    layer = QATEmbedding(table, plan=site_plan("table", table, site))
     ids = torch.tensor([[0, 3, 3], [7, 49, 1]])
     scale = layer.scale().reshape(-1, 1)
-    quantized_table = dequantize(quantize(table.weight.detach(), scale), scale)
+    integers = quantize(table.weight.detach(), scale)
+    assert integers.abs().max() == 2 ** (bits - 1) - 1
+    quantized_table = dequantize(integers, scale)
     rows = layer(ids)
     assert torch.equal(rows, F.embedding(ids, quantized_table))
     direction = random(2, 3, 8, seed=3)
@@ -313,8 +335,29 @@ def test_embedding_equals_lookup_in_the_quantized_table(granularity: str) -> Non
     assert torch.equal(got, expected)
 
 
+@pytest.mark.parametrize("granularity", ["tensor", "channel"])
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_a_weight_of_few_bits_equals_int64_bit_for_bit(bits: int, granularity: Granularity) -> None:
+    """From the formulas: the largest integer is 2^(b - 1) - 1, whatever is around it stays as with 8 bits."""
+    site = SiteScheme(weight=Quantizer(bits=bits, granularity=granularity), input=STATIC)
+    layer, x = make_linear(96, 24, site), random(5, 7, 96, seed=3)
+    found = layer(x).detach().numpy()
+    w = layer.weight.detach().numpy()
+    largest = np.abs(w).max(axis=1, keepdims=True) if granularity == "channel" else np.abs(w).max()
+    sw = (largest / np.float32(2 ** (bits - 1) - 1)).astype(np.float32)
+    w_q = np.rint(w * (np.float32(1) / sw)).astype(np.int64)
+    assert set(np.unique(w_q)) <= set(range(-(2 ** (bits - 1)) + 1, 2 ** (bits - 1)))
+    assert np.abs(w_q).max() == 2 ** (bits - 1) - 1
+    sx = np.abs(x.numpy()).max() / np.float32(127)
+    x_q = np.rint(x.numpy() * (np.float32(1) / sx)).astype(np.int64)
+    r = (sx * sw.reshape(-1)).astype(np.float32)
+    b_q = np.rint(layer.bias.detach().numpy().astype(np.float64) / r.astype(np.float64))
+    assert np.array_equal(found, (x_q @ w_q.T).astype(np.float32) * r + b_q.astype(np.float32) * r)
+
+
 def test_repr_tells_the_quantization() -> None:
-    assert "weight=per_channel, activation=ema" in repr(make_linear(8, 4))
-    model = make_classifier()
-    table = QATEmbedding(model.bert.embeddings.word_embeddings, path="t", slot=SlotScheme(activation="none"))
-    assert "weight=per_channel" in repr(table)
+    assert "weight: 8 bits per channel, input: 8 bits, symmetric, static" in repr(make_linear(8, 4))
+    assert "quantized output" in repr(make_linear(8, 4, replace(STATIC_LINEAR, output=STATIC)))
+    table = nn.Embedding(5, 4)
+    layer = QATEmbedding(table, plan=site_plan("t", table, SiteScheme(weight=Quantizer(bits=3))))
+    assert "weight: 3 bits per tensor" in repr(layer)

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 from transformers import BertForSequenceClassification
 
-from q8core.quant.batch_dynamic import BatchDynamicLinear, simulate_batch_dynamic
+from q8core.reproduce.batch_dynamic import BatchDynamicLinear, simulate_batch_dynamic
 from q8core.training.batches import collate
+from tests.models import network_of
 from tests.training.test_loop import make_task
 
 
@@ -41,20 +42,21 @@ def test_a_layer_is_integers_with_one_scale_for_the_batch(requantize: bool) -> N
 
 def test_the_model_has_the_papers_layers_and_stays_near_fp32(tiny_classifier: Path) -> None:
     batch = collate(make_task(tiny_classifier).dev_features(), "classify", with_targets=False)
-    model = BertForSequenceClassification.from_pretrained(tiny_classifier).eval()
+    theirs = BertForSequenceClassification.from_pretrained(tiny_classifier).eval()
+    model = network_of(theirs)
     with torch.no_grad():
-        expected = model(**batch).logits
-        token_types = model.bert.embeddings.token_type_embeddings.weight.clone()
-        simulated = simulate_batch_dynamic(model)
-        found = simulated(**batch).logits
+        expected = theirs(**batch).logits
+        found = simulate_batch_dynamic(model)(**batch)
     assert not torch.equal(found, expected)
     assert float((found - expected).abs().max()) < 0.25 * float(expected.max() - expected.min())
-    assert torch.equal(model.bert.embeddings.token_type_embeddings.weight, token_types)
+    assert torch.equal(
+        model.get_parameter("token_type_embeddings.weight"), theirs.bert.embeddings.token_type_embeddings.weight
+    )
     layers = {path: layer for path, layer in model.named_modules() if isinstance(layer, BatchDynamicLinear)}
     assert len(layers) == 2 * 6 + 2
     assert not any(type(module) is nn.Linear for module in model.modules())
     requantized = {path.split(".")[-1] for path, layer in layers.items() if layer.requantize_output}
     assert requantized == {"query", "key"}
-    table = model.bert.embeddings.word_embeddings.weight.detach()
+    table = model.word_embeddings.weight.detach()
     steps, _ = on_grid(table)
     assert torch.allclose(table.double(), steps * (float(table.abs().max()) / 127), atol=1e-6)

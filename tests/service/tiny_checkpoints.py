@@ -7,14 +7,15 @@ from string import ascii_lowercase, digits, punctuation
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from torch import Tensor
 from transformers import BertConfig, BertForQuestionAnswering, BertForSequenceClassification
 
 from q8core.checkpoint import GoldenExample, write_checkpoint
-from q8core.checkpoint.manifest import FLOAT_FILE
 from q8core.engines import TokenBatch, build_engine
-from q8core.quant import PRESETS, Scheme, calibrate, convert, master_weights, prepare
+from q8core.quant import PRESETS, Plan, Scheme, calibrate, convert, master_weights, prepare
+from q8core.training.finetune import write_float
+from tests.models import config_of, kind_of, network_of, plan_of
 
 WORDS = [
     "the",
@@ -84,35 +85,36 @@ def make_checkpoint(
     )
     model_class: Any = BertForSequenceClassification if task == "classify" else BertForQuestionAnswering
     config.architectures = [model_class.__name__]
-    prepared = prepare(model_class(config).eval(), scheme)
+    model = model_class(config).eval()
+    described, plan = config_of(model), plan_of(model, scheme)
+    prepared = prepare(network_of(model), plan)
     ids = torch.randint(5, config.vocab_size, (16, 32))
     calibrate(prepared, [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}])
     tensors, floats = convert(prepared), master_weights(prepared)
-    save_file({name: value.contiguous() for name, value in floats.items()}, folder / FLOAT_FILE, {"format": "pt"})
+    write_float(described, kind_of(model), floats, folder)
     write_checkpoint(
         folder,
         name=f"tiny-{task}",
-        config=config,
+        config=described,
         task=task,  # type: ignore[arg-type]
         labels=labels if task == "classify" else (),
         max_length=POSITIONS,
         scheme=scheme,
         tensors=tensors,
         tokenizer_folder=folder,
-        golden=_golden(config, task, {"int8": tensors, "fp32": floats}, golden_shift),
+        golden=_golden({"int8": (plan, tensors), "fp32": (plan_of(model), floats)}, golden_shift),
     )
     return folder
 
 
-def _golden(config: BertConfig, task: str, tensors: dict[str, Any], shift: float) -> list[GoldenExample]:
+def _golden(models: dict[str, tuple[Plan, dict[str, Tensor]]], shift: float) -> list[GoldenExample]:
     examples = []
     for length in (4, 9):
         ids = [2, *range(10, 8 + length), 3]
         logits = {}
-        for backend, weights in tensors.items():
-            kernel = "fbgemm" if backend == "int8" else "auto"
-            engine = build_engine(config, task, weights, backend, kernel)  # type: ignore[arg-type]
+        for backend, (plan, weights) in models.items():
+            engine = build_engine(plan, weights, "fbgemm" if backend == "int8" else "auto")
             found = engine.infer(TokenBatch.pack([(ids, [0] * length)]))
-            logits[backend] = ((found[0] if task == "classify" else found) + shift).tolist()
+            logits[backend] = ((found[0] if engine.head.reads == "first" else found) + shift).tolist()
         examples.append(GoldenExample(ids, [0] * length, logits))
     return examples

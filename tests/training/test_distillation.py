@@ -14,9 +14,10 @@ from safetensors.torch import load_file, save_file
 from scipy.special import log_softmax, softmax
 from torch import Tensor, nn
 from transformers import BertForSequenceClassification
-from transformers.modeling_outputs import SequenceClassifierOutput
 
 from q8core.errors import InputError, Q8Error
+from q8core.model.head import TaskKind
+from q8core.model.network import Network
 from q8core.quant import prepare, preset
 from q8core.tasks.examples import QAExample
 from q8core.tasks.task import ClassifyTask, QATask, Task
@@ -31,9 +32,9 @@ from q8core.training.distillation import (
     why_not_itself,
 )
 from q8core.training.finetune import finetune
-from q8core.training.head import BertModel
 from q8core.training.loop import Interrupted, Trainer
-from q8core.training.model import load_bert
+from q8core.training.losses import task_loss
+from q8core.training.model import load_model
 from q8core.training.processes import Processes
 from q8core.training.qat import train_quantized
 from q8core.training.recipe import load_recipe
@@ -56,8 +57,9 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("teacher") / "teacher", "classify", seed=1)
 
 
-def pair_of(source: Path, teacher: Path) -> tuple[BertModel, BertModel]:
-    return tuple(load_bert(str(folder), "classify", LABELS) for folder in (source, teacher))  # pyright: ignore
+def pair_of(source: Path, teacher: Path) -> tuple[Network, Network]:
+    student, master = (load_model(str(folder), "classify", LABELS).network for folder in (source, teacher))
+    return student, master
 
 
 def batch_of(padding: int = 0, kind: str = "classify") -> dict[str, Tensor]:
@@ -95,24 +97,38 @@ def test_visible_mse_counts_only_what_is_visible() -> None:
 
 
 def test_a_numbers_loss_is_the_squared_difference() -> None:
-    outputs = [SequenceClassifierOutput(logits=torch.tensor(values)) for values in ([[1.0], [2.0]], [[0.0], [5.0]])]  # pyright: ignore
-    assert float(logits_loss(*outputs, torch.ones(2, 3), 2.0)) == pytest.approx(5.0)
+    student, teacher = torch.tensor([[1.0], [2.0]]), torch.tensor([[0.0], [5.0]])
+    assert float(logits_loss(student, teacher, torch.ones(2, 3), 2.0)) == pytest.approx(5.0)
 
 
-def reference(student: BertModel, teacher: BertModel, batch: dict[str, Tensor], name: str) -> float:
+def test_places_are_classes_of_the_visible_tokens() -> None:
+    """The mean of both ends' divergences in float64, each over the tokens that a row has."""
+    student, teacher = (3 * torch.randn(2, 5, 2, generator=GENERATOR) for _ in range(2))
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    ends = []
+    for end in range(2):
+        for row, length in enumerate((5, 3)):
+            ours, theirs = (x[row, :length, end].double().numpy() / 2 for x in (student, teacher))
+            p = softmax(theirs)
+            ends.append(4 * float((p * (log_softmax(theirs) - log_softmax(ours))).sum()))
+    assert logits_loss(student, teacher, mask, 2.0).item() == pytest.approx(np.mean(ends), rel=1e-5)
+
+
+def reference(source: Path, teacher: Path, batch: dict[str, Tensor], name: str) -> float:
     """Hugging Face's own hidden states, and attention scores as log probabilities up to a row's constant."""
     inputs = {key: value for key, value in batch.items() if key in ("input_ids", "token_type_ids", "attention_mask")}
+    models = [BertForSequenceClassification.from_pretrained(folder).eval() for folder in (source, teacher)]
     with torch.no_grad():
-        ours, theirs = (model(**inputs, output_hidden_states=True) for model in (student, teacher))
+        ours, theirs = (model(**inputs, output_hidden_states=True) for model in models)
     seen = batch["attention_mask"].numpy() != 0
     total = 0.0
     if name == "distill_hidden":
         for a, b in zip(ours.hidden_states, theirs.hidden_states, strict=True):
             total += rows_mean((a.double() - b.double()).numpy(), seen)
         return total
-    for layer in range(student.config.num_hidden_layers):
+    for layer in range(models[0].config.num_hidden_layers):
         scores: list[np.ndarray] = []
-        for model, output in ((student, ours), (teacher, theirs)):
+        for model, output in zip(models, (ours, theirs), strict=True):
             attention = model.bert.encoder.layer[layer].attention.self
             x = output.hidden_states[layer].double().numpy()
             q, k = (
@@ -136,28 +152,28 @@ def test_losses_of_inner_states_are_those_of_float64(tiny_classifier: Path, teac
     student, master = pair_of(tiny_classifier, teacher)
     batch = batch_of()
     found = Distillation(student, master, only(name))(student.train(), batch)
-    assert found.item() == pytest.approx(reference(student, master, batch, name), rel=1e-4)
+    assert found.item() == pytest.approx(reference(tiny_classifier, teacher, batch, name), rel=1e-4)
 
 
 def test_scores_of_queries_and_keys_are_those_that_attention_uses(tiny_classifier: Path) -> None:
     """Recomputed scores, put through a softmax, are the probabilities that the model reports."""
     from q8core.training.distillation import attention_scores
 
-    model = load_bert(str(tiny_classifier), "classify", LABELS).eval()
+    theirs = BertForSequenceClassification.from_pretrained(tiny_classifier, attn_implementation="eager").eval()
     batch = batch_of()
-    output = model(**batch, output_attentions=True, output_hidden_states=True)
-    attention = model.bert.encoder.layer[1].attention.self
+    output = theirs(**batch, output_attentions=True, output_hidden_states=True)
+    layer = load_model(str(tiny_classifier), "classify", LABELS).network.eval().layers[1]
     x = output.hidden_states[1]
-    scores = attention_scores(attention.query(x), attention.key(x), attention.num_attention_heads)
+    scores = attention_scores(layer.query(x), layer.key(x), layer.heads)
     hidden = (batch["attention_mask"] == 0)[:, None, None, :]
     assert torch.allclose(scores.masked_fill(hidden, -torch.inf).softmax(-1), output.attentions[1], atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["classify", "qa"])
 @pytest.mark.parametrize("name", ["distill_logits", "distill_hidden", "distill_attention"])
-def test_padding_has_no_influence(tmp_path: Path, name: str, kind: str) -> None:
+def test_padding_has_no_influence(tmp_path: Path, name: str, kind: TaskKind) -> None:
     folders = [save_tiny(tmp_path / str(seed), kind, seed) for seed in (2, 3)]
-    student, master = (load_bert(str(f), kind, LABELS if kind == "classify" else ()) for f in folders)  # pyright: ignore
+    student, master = (load_model(str(f), kind, LABELS if kind == "classify" else ()).network for f in folders)
     loss = Distillation(student, master, only(name, distill_temperature=2.0))
     grads: list[list[Tensor]] = []
     values: list[float] = []
@@ -176,15 +192,15 @@ def test_padding_has_no_influence(tmp_path: Path, name: str, kind: str) -> None:
 @pytest.mark.parametrize("scheme", ["fp32", "q8bert", "q8bert-attention"])
 def test_the_teacher_never_changes(tiny_classifier: Path, teacher: Path, tmp_path: Path, scheme: str) -> None:
     task = make_task(tiny_classifier)
-    model: nn.Module = load_bert(str(tiny_classifier), "classify", LABELS)
+    model = load_model(str(tiny_classifier), "classify", LABELS)
     if scheme != "fp32":
-        prepare(model, preset(scheme))  # pyright: ignore[reportArgumentType]
-    loss, _ = training_loss(str(teacher), model, task, CONFIG)  # pyright: ignore[reportArgumentType]
+        prepare(model.network, model.plan(preset(scheme)))
+    loss, _ = training_loss(str(teacher), model, task, CONFIG)
     assert isinstance(loss, Distillation)
     loss.teacher.train()  # nobody should; and if, the next run puts it right
     loss = Distillation(loss.student, loss.teacher, CONFIG)
     before = {name: value.clone() for name, value in loss.teacher.state_dict().items()}
-    trainer = Trainer(model, task, lambda *_: {"accuracy": 0.0}, CONFIG, tmp_path, {}, loss)
+    trainer = Trainer(model.network, task, lambda *_: {"accuracy": 0.0}, CONFIG, tmp_path, {}, loss)
     trainer.run(task.train_features())
     assert all(torch.equal(value, before[name]) for name, value in loss.teacher.state_dict().items())
     assert all(p.grad is None and not p.requires_grad for p in loss.teacher.parameters())
@@ -202,7 +218,7 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(tiny_classifier: Pat
 def test_labels_count_as_much_as_asked(tiny_classifier: Path) -> None:
     student, master = pair_of(tiny_classifier, tiny_classifier)
     batch = batch_of()
-    expected = 0.25 * student(**batch).loss.item()
+    expected = 0.25 * task_loss(student, batch).item()
     loss = Distillation(student, master, TrainConfig(distill_labels=0.25))
     assert loss(student, batch).item() == pytest.approx(expected)
 
@@ -229,13 +245,14 @@ def test_a_stopped_run_ends_with_the_same_weights(tiny_classifier: Path, teacher
     def trainer_in(folder: Path, source: Path = teacher) -> Trainer:
         torch.manual_seed(CONFIG.seed)
         task = make_task(tiny_classifier)
-        model = prepare(load_bert(str(tiny_classifier), "classify", LABELS, CONFIG.dropout), preset("q8bert"))
+        model = load_model(str(tiny_classifier), "classify", LABELS, CONFIG.dropout)
+        prepare(model.network, model.plan(preset("q8bert")))
         loss, identity = training_loss(str(source), model, task, CONFIG)
 
         def score(module: nn.Module, limit: int | None) -> dict[str, float]:
             return task.score(model_logits(module, task.dev_features(limit), "classify"))
 
-        return Trainer(model, task, score, CONFIG, folder, identity, loss)
+        return Trainer(model.network, task, score, CONFIG, folder, identity, loss)
 
     whole = trainer_in(tmp_path / "whole")
     features = whole.task.train_features()
@@ -310,7 +327,7 @@ def test_a_teacher_of_another_shape_teaches_only_answers(tiny_classifier: Path, 
     names = dict(enumerate(LABELS))
     BertForSequenceClassification(tiny_config(size, num_hidden_layers=3, id2label=names)).save_pretrained(big)
     student, master = pair_of(tiny_classifier, big)
-    with pytest.raises(InputError, match="teacher has num_hidden_layers 3, the student 2: distill_hidden"):
+    with pytest.raises(InputError, match="teacher's number of layers is 3, the student's 2: distill_hidden"):
         Distillation(student, master, TrainConfig())
     with pytest.raises(InputError, match="distill_attention compares"):
         Distillation(student, master, TrainConfig(distill_hidden=0))
@@ -321,7 +338,7 @@ def test_a_teacher_of_another_shape_teaches_only_answers(tiny_classifier: Path, 
 def test_generic_labels_teach_what_has_numbers(tiny_classifier: Path, tmp_path: Path) -> None:
     """Classes of a public data set have numbers, names of a user's own data have none."""
     generic = save_tiny(tmp_path / "generic", "classify", seed=5, labels=("LABEL_0", "LABEL_1"))
-    student = load_bert(str(tiny_classifier), "classify", LABELS)
+    student = load_model(str(tiny_classifier), "classify", LABELS)
     task = make_task(tiny_classifier)
     with pytest.raises(InputError, match="which is which cannot be told"):
         training_loss(str(generic), student, task, CONFIG)

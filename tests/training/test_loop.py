@@ -13,13 +13,14 @@ from torch import nn
 
 from q8core.errors import CheckpointError, InputError, TrainingError
 from q8core.quant import prepare, preset
+from q8core.tasks.batching import sorted_batches
 from q8core.tasks.examples import ClassifyData, TextExample
 from q8core.tasks.task import ClassifyTask
 from q8core.tokenizer import load_tokenizer
-from q8core.training.batches import collate, epoch_batches, sorted_batches
+from q8core.training.batches import collate, epoch_batches
 from q8core.training.config import Precision, TrainConfig
 from q8core.training.loop import Interrupted, Trainer, schedule
-from q8core.training.model import load_bert
+from q8core.training.model import load_model
 from q8core.training.recipe import load_recipe
 from q8core.training.score import model_logits
 from q8core.training.state import STATE_FILE
@@ -40,14 +41,14 @@ def make_task(folder: Path, count: int = 48) -> ClassifyTask:
 def make_trainer(folder: Path, output: Path, scheme: str | None, config: TrainConfig = CONFIG) -> Trainer:
     torch.manual_seed(config.seed)
     task = make_task(folder)
-    model: nn.Module = load_bert(str(folder), "classify", task.labels, config.dropout)
+    model = load_model(str(folder), "classify", task.labels, config.dropout)
     if scheme:
-        model = prepare(model, preset(scheme))  # pyright: ignore[reportArgumentType]
+        prepare(model.network, model.plan(preset(scheme)))
 
     def score(module: nn.Module, limit: int | None) -> dict[str, float]:
         return task.score(model_logits(module, task.dev_features(limit), "classify"))
 
-    return Trainer(model, task, score, config, output)
+    return Trainer(model.network, task, score, config, output)
 
 
 @pytest.mark.parametrize("scheme", [None, "q8bert", "q8bert-attention"])
@@ -102,8 +103,8 @@ def test_the_same_seed_gives_the_same_weights(
 def test_a_training_that_diverges_is_an_error(tiny_classifier: Path, tmp_path: Path) -> None:
     trainer = make_trainer(tiny_classifier, tmp_path, None)
     with torch.no_grad():
-        trainer.model.classifier.bias[0] = torch.nan  # pyright: ignore
-    words: torch.Tensor = trainer.model.bert.embeddings.word_embeddings.weight  # pyright: ignore
+        trainer.model.get_parameter("head.output.bias")[0] = torch.nan
+    words = trainer.model.get_parameter("word_embeddings.weight")
     before = words.detach().clone()
     with pytest.raises(TrainingError, match="the loss is nan: training diverged"):
         trainer.run(trainer.task.train_features())

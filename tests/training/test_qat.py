@@ -11,10 +11,11 @@ from q8core.checkpoint import Checkpoint
 from q8core.engines import load_engine
 from q8core.errors import InputError
 from q8core.evaluate import engine_logits, evaluate_engine
-from q8core.quant import find_scheme, prepare, preset
+from q8core.quant import calibrate, convert, find_scheme, prepare
 from q8core.training.batches import collate
 from q8core.training.qat import quantize_trained, train_quantized
 from q8core.training.score import model_logits
+from tests.models import network_of, plan_of
 from tests.training.test_loop import CONFIG, make_task
 
 
@@ -58,22 +59,48 @@ def test_post_training_quantization_stays_near_the_float_model(
     assert float((int8 - expected).abs().max()) < 0.1 * spread
 
 
-@pytest.mark.parametrize("scheme", ["static", "static-attention"])
+FEW_BITS = """
+base = "static"
+linears.weight.bits = 4
+slots.word_embeddings.weight.bits = 3
+overrides."layers.1.*_out*".weight = { bits = 2 }
+overrides."layers.0.ffn_in" = "float"
+"""
+
+
+@pytest.mark.parametrize("scheme", ["static", "static-attention", FEW_BITS], ids=["static", "attention", "few bits"])
 def test_simulation_and_engine_agree(tiny_classifier: Path, tmp_path: Path, scheme: str) -> None:
     task = make_task(tiny_classifier)
-    opened = Checkpoint.open(quantize_tiny(tiny_classifier, tmp_path, scheme))
+    if scheme == FEW_BITS:
+        scheme = str(tmp_path / "few-bits.toml")
+        Path(scheme).write_text(FEW_BITS)
+    opened = Checkpoint.open(quantize_tiny(tiny_classifier, tmp_path / "int8", scheme))
     # static calibration is deterministic: the same examples give the same simulation again
-    from q8core.quant import calibrate
     from q8core.training.qat import _batches, sample
 
     model = BertForSequenceClassification.from_pretrained(tiny_classifier).eval()
-    prepared = prepare(model, preset(scheme))
+    plan = plan_of(model, find_scheme(scheme))
+    prepared = prepare(network_of(model), plan)
     calibrate(prepared, _batches(sample(task, 512, 42).train_features(), task))
+    stored = opened.quantized_tensors()
+    assert stored.keys() == plan.tensors.keys()
+    assert all(torch.equal(tensor, stored[name]) for name, tensor in convert(prepared).items())
     simulated = torch.stack(model_logits(prepared, task.dev_features(), "classify"))
     for kernel in ("fbgemm", "onednn"):
         executed = torch.stack(engine_logits(load_engine(opened, "int8", kernel), task.dev_features()))
         assert torch.equal(simulated.argmax(1), executed.argmax(1))
         assert float((simulated - executed).abs().max()) < 0.02
+
+
+def test_weights_of_four_bits_are_trained(tiny_classifier: Path, tmp_path: Path) -> None:
+    file, task = tmp_path / "four.toml", make_task(tiny_classifier)
+    file.write_text('base = "q8bert"\nlinears.weight.bits = 4\n')
+    config = replace(CONFIG, epochs=12, dropout=0.0)
+    scores = train_quantized(str(tiny_classifier), task, config, str(file), tmp_path / "int8", "made up", False)
+    assert scores["int8"] == {"accuracy": 1.0}
+    opened = Checkpoint.open(tmp_path / "int8")
+    assert opened.quantized_tensors()["layers.0.ffn_out.weight"].shape == (32, 32)  # of (32, 64): two in a byte
+    assert evaluate_engine(load_engine(opened, "int8"), task) == scores["int8"]
 
 
 def test_a_dynamic_scheme_is_not_trained(tiny_classifier: Path, tmp_path: Path) -> None:
@@ -83,13 +110,13 @@ def test_a_dynamic_scheme_is_not_trained(tiny_classifier: Path, tmp_path: Path) 
 
 def test_a_scheme_of_the_users_own(tiny_classifier: Path, tmp_path: Path) -> None:
     file, output, task = tmp_path / "mine.toml", tmp_path / "int8", make_task(tiny_classifier)
-    file.write_text('base = "q8bert"\nema_decay = 0.9\nlinears = { weight = "per_tensor" }\n')
+    file.write_text('base = "q8bert"\nema_decay = 0.9\nlinears.weight = { granularity = "tensor" }\n')
     train_quantized(str(tiny_classifier), task, CONFIG, str(file), output, "made up", True)
     opened = Checkpoint.open(output)
     assert opened.scheme == find_scheme(str(file))
     assert opened.manifest is not None
     assert opened.manifest.training["scheme"] == "mine"
-    assert opened.int8_tensors()["bert.pooler.dense.weight_scale"].shape == (1,)
+    assert opened.quantized_tensors()["head.dense.weight_scale"].shape == (1,)
     assert load_engine(opened, "int8").kernel
 
 

@@ -12,7 +12,9 @@ from q8core.bench.workloads import random_batch
 from q8core.quant import prepare, preset
 from q8core.training.config import TrainConfig
 from q8core.training.loop import make_optimizer
+from q8core.training.losses import task_loss
 from q8core.training.step import clipped_update, training_step
+from tests.models import network_of, plan_of
 
 
 def make_model() -> nn.Module:
@@ -87,12 +89,12 @@ def test_the_same_seed_gives_the_same_bits(precision: str, scheme: str) -> None:
     states: list[dict[str, Tensor]] = []
     for _ in range(2):
         torch.manual_seed(3)
-        model = BertForSequenceClassification(BertConfig(vocab_size=200, **sizes))
-        prepare(model, preset(scheme)).train()
+        stock = BertForSequenceClassification(BertConfig(vocab_size=200, **sizes))
+        model = prepare(network_of(stock, 0.1), plan_of(stock, preset(scheme))).train()
         config = TrainConfig(precision=precision)  # pyright: ignore[reportArgumentType]
         optimizer = make_optimizer(model, config)
         for _ in range(5):
-            training_step(lambda model=model: model(**batch).loss, optimizer, config)
+            training_step(lambda model=model: task_loss(model, batch), optimizer, config)
         states.append(model.state_dict())
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
 

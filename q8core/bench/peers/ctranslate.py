@@ -14,7 +14,7 @@ from transformers import BertConfig, BertModel
 from q8core.bench.contenders import Contender
 from q8core.bench.padding import pad
 from q8core.engines import TokenBatch
-from q8core.tasks.task import TaskKind
+from q8core.model.head import TaskKind
 
 _FOLDER = "ctranslate2.int8"
 

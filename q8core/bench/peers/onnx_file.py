@@ -9,7 +9,7 @@ import torch
 from q8core.bench.contenders import stock_class
 from q8core.bench.padding import pad
 from q8core.bench.workloads import random_batch
-from q8core.tasks.task import TaskKind
+from q8core.model.head import TaskKind
 
 ONNX_FILE = "model.onnx"
 

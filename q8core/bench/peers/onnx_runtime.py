@@ -11,7 +11,7 @@ from q8core.bench.contenders import Contender
 from q8core.bench.padding import pad
 from q8core.bench.peers.onnx_file import export_onnx
 from q8core.engines import TokenBatch
-from q8core.tasks.task import TaskKind
+from q8core.model.head import TaskKind
 
 _INT8_FILE = "onnxruntime.int8.onnx"
 

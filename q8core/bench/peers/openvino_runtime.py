@@ -14,7 +14,7 @@ from q8core.bench.padding import pad
 from q8core.bench.peers.onnx_file import export_onnx
 from q8core.bench.workloads import random_batch
 from q8core.engines import TokenBatch
-from q8core.tasks.task import TaskKind
+from q8core.model.head import TaskKind
 
 _FP32_FILE, _INT8_FILE = "openvino.fp32.xml", "openvino.int8.xml"
 _CALIBRATION = ((32, 17), (64, 40), (128, 90), (50, 50))

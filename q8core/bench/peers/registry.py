@@ -16,7 +16,7 @@ from typing import Any
 
 from q8core.bench.contenders import CONTENDERS, Contender, missing_engines
 from q8core.errors import EngineError, InputError
-from q8core.tasks.task import TaskKind
+from q8core.model.head import TaskKind
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from q8core.bench.contenders import Contender, StockTransformers, stock_class
-from q8core.tasks.task import TaskKind
+from q8core.model.head import TaskKind
 
 
 def load(folder: Path, task: TaskKind, threads: int) -> Contender:

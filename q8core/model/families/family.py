@@ -74,6 +74,23 @@ class Family:
     other_heads: Mapping[str, str] = field(default_factory=dict[str, str])
     dropout: tuple[DropoutPlace, ...] = ENCODER_PLACES
 
+    @property
+    def encoder_roots(self) -> frozenset[str]:
+        """The first parts of modules below the prefix, and those of an encoder's own pooler."""
+        return frozenset(module.split(".")[0] for module in self.modules.values()) | {"pooler"}
+
+    @property
+    def head_roots(self) -> frozenset[str]:
+        """The first parts of modules beside the encoder: of the tasks' heads, and of those that no task reads."""
+        modules = [module for names in self.heads.values() for module in names.modules.values()]
+        every = (*modules, *self.unused, *self.other_heads.values())
+        return frozenset(module.split(".")[0] for module in every) - {self.prefix}
+
+    @property
+    def kinds(self) -> Mapping[str, TaskKind]:
+        """The task of each class of transformers."""
+        return {names.architecture: kind for kind, names in self.heads.items()}
+
     def head(self, kind: TaskKind, labels: int) -> HeadSpec:
         """Return the head of a task: a classifier has an output for each label, question answering has two."""
         names = self.heads[kind]

@@ -1,4 +1,4 @@
-"""Attention for training: Hugging Face's eager one with fewer passes over the scores.
+"""The oracle's attention: Hugging Face's eager one with fewer passes over the scores, as an interface of its own.
 
 The matrix product scales them, so that neither they nor their gradient are multiplied again, and under mixed precision
 a mask leaves them in bfloat16. Scores and probabilities are those of Vaswani et al. (2017).

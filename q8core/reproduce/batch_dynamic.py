@@ -10,12 +10,11 @@ an 8-bit grid as well.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from q8core.model.network import Network
 from q8core.quant.arithmetic import (
     dequantize,
     dequantize_bias,
@@ -28,11 +27,8 @@ from q8core.quant.arithmetic import (
 from q8core.quant.fake_quant import fake_quantize
 from q8core.quant.ranges import abs_max
 
-if TYPE_CHECKING:
-    from transformers import BertForQuestionAnswering, BertForSequenceClassification
-
 _TABLES = ("word_embeddings", "position_embeddings")
-_REQUANTIZED = ("attention.self.query", "attention.self.key")
+_REQUANTIZED = (".query", ".key")
 
 
 class BatchDynamicLinear(nn.Module):
@@ -54,9 +50,7 @@ class BatchDynamicLinear(nn.Module):
 
 
 @torch.no_grad()
-def simulate_batch_dynamic(
-    model: BertForSequenceClassification | BertForQuestionAnswering,
-) -> BertForSequenceClassification | BertForQuestionAnswering:
+def simulate_batch_dynamic(model: Network) -> Network:
     """Replace all linear layers, and put the word and position tables on their grids; returns the changed model.
 
     Raises:

@@ -1,0 +1,84 @@
+"""From a checkpoint, or from a plan and its tensors, to an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from q8core.checkpoint import Checkpoint
+from q8core.engines.autoselect import choose_kernel
+from q8core.engines.bert import BertEngine, Forward
+from q8core.engines.fp32_kernels import choose_fp32_kernel
+from q8core.engines.heap import loading_weights
+from q8core.engines.protocol import check_backend, check_kernel
+from q8core.engines.source import TensorSource
+from q8core.errors import InputError
+from q8core.quant.plan import Plan
+
+
+def load_engine(
+    checkpoint: Checkpoint | Path, backend: str, kernel: str = "auto", threads: int | None = None
+) -> BertEngine:
+    """Load a checkpoint's model on a backend.
+
+    Args:
+        checkpoint: an opened checkpoint, or its folder.
+        backend: fp32 or int8.
+        kernel: native, onednn, fbgemm (int8 only) or auto: for int8 the fastest, measured; for fp32 native where
+            this CPU runs it, else onednn.
+        threads: CPU threads; None leaves torch's setting.
+
+    Raises:
+        InputError: for an unknown backend or kernel, or fewer than one thread.
+        CheckpointError: if the checkpoint lacks what the backend needs.
+        EngineError: if the kernel cannot be used on this machine.
+    """
+    check_backend(backend)
+    opened = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint.open(checkpoint)
+    facts: dict[str, object] = {"checkpoint": opened.name}
+    if backend == "int8":
+        return build_engine(opened.plan, opened.quantized_tensors(), kernel, threads, facts, opened.quantized_sha256)
+    tensors, facts["dequantized"] = opened.float_tensors()
+    return build_engine(opened.float_plan, tensors, kernel, threads, facts)
+
+
+def build_engine(
+    plan: Plan,
+    tensors: Mapping[str, Tensor],
+    kernel: str = "auto",
+    threads: int | None = None,
+    facts: Mapping[str, object] | None = None,
+    sha256: str | None = None,
+) -> BertEngine:
+    """Build an engine from a plan and the tensors that it says: fp32 for a plan without a scheme, else int8.
+
+    Each tensor is asked for once and packed at once, so a mapping that loads lazily keeps the peak low. With the
+    `sha256` of the verified file that holds them, packed weights are kept in the cache and shared between processes.
+
+    Raises:
+        InputError: for an unknown kernel, or fewer than one thread.
+        CheckpointError: if a tensor is missing, is not what the plan says, or is not part of the model.
+        EngineError: if the kernel cannot be used on this machine.
+    """
+    kernel = check_kernel(kernel)
+    if threads is not None:
+        if threads < 1:
+            raise InputError(f"threads is {threads}; at least 1")
+        torch.set_num_threads(threads)
+    source = TensorSource(tensors, sha256)
+    known: dict[str, object] = {"scheme": plan.scheme.name if plan.scheme else None, "dequantized": False}
+    known.update(facts or {})
+    with loading_weights(), torch.inference_mode():
+        if plan.scheme is None:
+            fp32 = choose_fp32_kernel(kernel)
+            model: Forward = fp32.load(plan, source)
+            source.finish()
+            known.update(fp32.facts())
+            return BertEngine(plan.head, "fp32", fp32.name, model, threads, known)
+        choice = choose_kernel(kernel, plan)
+        model = choice.kernel.load(plan, source)
+        known.update(choice.facts())
+    return BertEngine(plan.head, "int8", choice.kernel.name, model, threads, known)

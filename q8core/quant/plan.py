@@ -1,0 +1,159 @@
+"""The plan of a model: for each site, which quantizers and which arithmetic it has, and the tensors it is kept in.
+
+(encoder, head, scheme) -> ``Plan.of`` -> whoever trains, stores, loads, exports or runs the model walks it, and refuses
+what differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cached_property
+from typing import Literal
+
+from q8core.errors import SchemeError
+from q8core.model.head import HeadSpec
+from q8core.model.sites import PRODUCTS, PROJECTIONS, Site, layer_path, sites
+from q8core.model.spec import EncoderSpec
+from q8core.quant.codes import stored_bits, stored_shape
+from q8core.quant.quantizer import Quantizer
+from q8core.quant.schemes.scheme import SLOTS, Arithmetic, Scheme, SiteScheme, check_products
+
+Kind = Literal["float", "static", "dynamic"]
+DType = Literal["F32", "I8", "U8", "I32"]
+
+_FLOAT = SiteScheme()
+
+
+@dataclass(frozen=True)
+class TensorPlan:
+    """A tensor of a quantized checkpoint: its type as safetensors says it, and its shape."""
+
+    dtype: DType
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class SitePlan:
+    """A site and how it is quantized.
+
+    Attributes:
+        site: the place.
+        scheme: its quantizers and arithmetic; nothing of them where it stays in float.
+    """
+
+    site: Site
+    scheme: SiteScheme
+
+    @property
+    def path(self) -> str:
+        """The site's name."""
+        return self.site.path
+
+    @property
+    def weight(self) -> Quantizer | None:
+        """The weight's quantizer."""
+        return self.scheme.weight
+
+    @property
+    def input(self) -> Quantizer | None:
+        """The input's quantizer."""
+        return self.scheme.input
+
+    @property
+    def output(self) -> Quantizer | None:
+        """The output's quantizer."""
+        return self.scheme.output
+
+    @property
+    def arithmetic(self) -> Arithmetic:
+        """What attention products compute in."""
+        return self.scheme.arithmetic
+
+    @property
+    def kind(self) -> Kind:
+        """Whether a linear is in float, has a fixed input range, or one for each token."""
+        if self.input is None:
+            return "float"
+        return "dynamic" if self.input.granularity == "token" else "static"
+
+    @property
+    def tensors(self) -> Mapping[str, TensorPlan]:
+        """The tensors that a quantized checkpoint holds of it, by name."""
+        if self.weight is None:
+            return {name: TensorPlan("F32", shape) for name, shape in self.site.float_tensors.items()}
+        path, shape, bits = self.path, self.site.shape, self.weight.bits
+        scales = shape[:1] if self.weight.granularity == "channel" else (1,)
+        found = {
+            f"{path}.weight": TensorPlan("I8" if stored_bits(bits) == 8 else "U8", stored_shape(shape, bits)),
+            f"{path}.weight_scale": TensorPlan("F32", scales),
+        }
+        if self.input is not None:
+            found[f"{path}.bias"] = TensorPlan("I32" if self.kind == "static" else "F32", shape[:1])
+        if self.kind == "static":
+            found[f"{path}.input_scale"] = TensorPlan("F32", (1,))
+        if self.input is not None and self.input.grid == "asymmetric":
+            found[f"{path}.input_zero_point"] = TensorPlan("I32", (1,))
+        if self.output is not None:
+            found[f"{path}.output_scale"] = TensorPlan("F32", (1,))
+        return found
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a model is and how each of its sites is quantized; use :meth:`of`.
+
+    Attributes:
+        spec: the encoder.
+        head: the head.
+        scheme: the whole scheme; None for a model in float.
+        sites: path -> the site's own plan, in the order of computation.
+    """
+
+    spec: EncoderSpec
+    head: HeadSpec
+    scheme: Scheme | None
+    sites: Mapping[str, SitePlan]
+
+    @classmethod
+    def of(cls, spec: EncoderSpec, head: HeadSpec, scheme: Scheme | None = None) -> Plan:
+        """Join a model and a scheme.
+
+        Raises:
+            SchemeError: if an override matches no site, or what comes together in a site or a layer does not fit.
+        """
+        places = sites(spec, head)
+        if scheme is None:
+            return cls(spec, head, None, {site.path: SitePlan(site, _FLOAT) for site in places})
+        quantizable = [site for site in places if site.slot in SLOTS]
+        for glob in scheme.overrides:
+            if not any(fnmatchcase(site.path, glob) for site in quantizable):
+                raise SchemeError(
+                    f"override {glob!r} matches no site; sites are {_shown([site.path for site in quantizable])}"
+                )
+        found = {
+            site.path: SitePlan(site, scheme.at(site.slot, site.path) if site.slot in SLOTS else _FLOAT)
+            for site in places
+        }
+        for layer in range(spec.layers):
+            of = {slot: found[layer_path(layer, slot)].scheme for slot in (*PROJECTIONS, PRODUCTS)}
+            check_products(of, f"layers.{layer}")
+        return cls(spec, head, scheme, found)
+
+    @cached_property
+    def tensors(self) -> Mapping[str, TensorPlan]:
+        """Every tensor of the quantized checkpoint by name."""
+        return {name: tensor for plan in self.sites.values() for name, tensor in plan.tensors.items()}
+
+    def of_layer(self, layer: int, slot: str) -> SitePlan:
+        """Return the plan of a layer's site."""
+        return self.sites[layer_path(layer, slot)]
+
+    def has(self, path: str) -> bool:
+        """Return whether the model has a site."""
+        return path in self.sites
+
+
+def _shown(paths: list[str]) -> str:
+    return ", ".join(paths[:3]) + f", ..., {paths[-1]}"

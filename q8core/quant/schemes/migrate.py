@@ -1,0 +1,121 @@
+"""Schemes of version 1, as checkpoints before it hold them, in today's words: the one place that knows them.
+
+Version 1 had no version. It spoke of a BERT's module paths in overrides, called a linear's input range its activation,
+and had an 8-bit integer everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from fnmatch import fnmatchcase
+from typing import Any
+
+from q8core.errors import SchemeError
+from q8core.model.sites import EMBEDDING_PROJECTION, HEAD_DENSE, HEAD_OUTPUT, PRODUCTS, TABLES, layer_path
+from q8core.quant.quantizer import PER_TOKEN, STATIC, Granularity, Quantizer
+from q8core.quant.schemes.tables import SCHEME_VERSION, check_keys, table
+
+_FIELDS = ("enabled", "weight", "activation", "requantize_output", "start_step", "input_grid")
+_RENAMED = {"pooler": "head_dense", "head": "head_output"}
+_MODULES = {
+    "word_embeddings": "bert.embeddings.word_embeddings",
+    "position_embeddings": "bert.embeddings.position_embeddings",
+    "token_type_embeddings": "bert.embeddings.token_type_embeddings",
+    "pooler": "bert.pooler.dense",
+}
+_LAYER_MODULES = {
+    "query": "attention.self.query",
+    "key": "attention.self.key",
+    "value": "attention.self.value",
+    "attention_output": "attention.output.dense",
+    "ffn_in": "intermediate.dense",
+    "ffn_out": "output.dense",
+    PRODUCTS: "attention.self",
+}
+_OLD_SLOTS = (*_MODULES, *_LAYER_MODULES, "head")
+_GRANULARITY: dict[str, Granularity] = {"per_tensor": "tensor", "per_channel": "channel"}
+_EARLIER = {PRODUCTS: {"enabled": False, "weight": "per_channel", "activation": "none", "requantize_output": False}}
+"""Slots that the first manifests did not have, and what they computed."""
+
+
+def migrated(data: Mapping[str, object], layers: int | None) -> Mapping[str, object]:
+    """Return a scheme's values in the present version, themselves where they are.
+
+    Args:
+        data: plain values.
+        layers: of the model that the scheme is for, to say of which sites an override of version 1 spoke.
+
+    Raises:
+        SchemeError: if they are no scheme of version 1, or overrides cannot be read without the model.
+    """
+    if "version" in data:
+        return data
+    old = {slot: _slot(slot, value) for slot, value in table("slots", data.get("slots")).items()}
+    old = {**{slot: _slot(slot, value) for slot, value in _EARLIER.items()}, **old}
+    slots = {_RENAMED.get(slot, slot): _products(was) if slot == PRODUCTS else _site(was) for slot, was in old.items()}
+    check_keys("slot", old, _OLD_SLOTS, complete=True)
+    slots[EMBEDDING_PROJECTION] = slots["attention_output"]  # a linear like the others, which no BERT has
+    overrides = table("overrides", data.get("overrides", {}))
+    if overrides and layers is None:
+        raise SchemeError("a scheme of version 1 with overrides can be read with its model only; write it anew")
+    changes = _overrides(old, overrides, layers or 0)
+    return {**data, "version": SCHEME_VERSION, "slots": slots, "overrides": changes}
+
+
+def _slot(slot: str, value: object) -> dict[str, Any]:
+    check_keys("slot", {slot: None}, _OLD_SLOTS)
+    found = {"start_step": 0, "input_grid": "symmetric", **table(f"slot {slot}", value)}
+    check_keys(f"slot {slot} key", found, _FIELDS, complete=True)
+    return found
+
+
+def _site(old: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a `SiteScheme`'s values."""
+    start = {"start_step": old["start_step"]}
+    if not old["enabled"]:
+        return start
+    if old["weight"] not in _GRANULARITY or old["activation"] not in ("ema", "dynamic", "none"):
+        raise SchemeError(f"weight is {old['weight']!r}, activation {old['activation']!r}: no scheme of version 1")
+    weight = {"weight": asdict(Quantizer(granularity=_GRANULARITY[old["weight"]]))}
+    if old["activation"] == "none":
+        return {**start, **weight}
+    static = Quantizer(rule="ema", grid=old["input_grid"])
+    read = {"input": asdict(static if old["activation"] == "ema" else PER_TOKEN)}
+    output = {"output": asdict(STATIC)} if old["requantize_output"] else {}
+    return {**start, **weight, **read, **output}
+
+
+def _overrides(slots: Mapping[str, Mapping[str, Any]], globs: Mapping[str, Any], layers: int) -> dict[str, Any]:
+    """Return the changes of each site that a glob of module paths matched."""
+    changes: dict[str, Any] = {}
+    for path, slot, module in _modules(layers):
+        matching = [table(f"override {glob!r}", change) for glob, change in globs.items() if fnmatchcase(module, glob)]
+        if not matching:
+            continue
+        found = dict(slots[slot])
+        for change in matching:
+            check_keys("override key", change, _FIELDS)
+            found |= change
+        changes[path] = _products(found) if slot == PRODUCTS else {**_nothing(), **_site(found)}
+    return changes
+
+
+def _modules(layers: int) -> list[tuple[str, str, str]]:
+    """Return path, slot and module of each site of a BERT; of the head, for both tasks."""
+    found = [(slot if slot in TABLES else HEAD_DENSE, slot, module) for slot, module in _MODULES.items()]
+    found += [(HEAD_OUTPUT, "head", module) for module in ("classifier", "qa_outputs")]
+    for layer in range(layers):
+        found += [
+            (layer_path(layer, slot), slot, f"bert.encoder.layer.{layer}.{module}")
+            for slot, module in _LAYER_MODULES.items()
+        ]
+    return found
+
+
+def _nothing() -> dict[str, Any]:
+    return {"weight": None, "input": None, "output": None}
+
+
+def _products(old: Mapping[str, Any]) -> dict[str, Any]:
+    return {"arithmetic": "relative_u8" if old["enabled"] else "float", "start_step": old["start_step"]}

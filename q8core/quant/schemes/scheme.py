@@ -1,0 +1,269 @@
+"""What is quantized and how: a `Scheme` is plain data, one `SiteScheme` for each slot of a model.
+
+`overrides` change single sites by a glob of their path (``layers.0.*``, ``*.ffn_out``, ``head.output``). Everything
+unknown is a `SchemeError`: a typo must never leave a layer in float32 silently.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any, Literal, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from q8core.documents import first_problem, place_name, shown
+from q8core.errors import SchemeError
+from q8core.model.sites import EMBEDDING_PROJECTION, LAYER_LINEARS, PRODUCTS, PROJECTIONS, TABLES
+from q8core.quant.quantizer import PER_CHANNEL, STATIC, Quantizer
+from q8core.quant.schemes.migrate import migrated
+from q8core.quant.schemes.tables import SCHEME_VERSION, check_keys, table
+
+Arithmetic = Literal["float", "relative_u8"]
+
+Kind = TypeVar("Kind")
+
+LINEAR_SLOTS = (EMBEDDING_PROJECTION, *LAYER_LINEARS, "head_dense", "head_output")
+SLOTS = (*TABLES, *LINEAR_SLOTS, PRODUCTS)
+"""What a scheme speaks of: embedding tables, linears, and an attention's two products."""
+FLOAT = "float"
+"""In a file, a slot or an override that quantizes nothing."""
+
+
+@dataclass(frozen=True)
+class SiteScheme:
+    """How the sites of one slot are quantized; by default they are not.
+
+    Attributes:
+        weight: of a table or a linear.
+        input: of a linear: it has one where, and only where, its weight is quantized.
+        output: of query, key and value: puts them on a grid for the attention's products.
+        arithmetic: of attention products: "float", or "relative_u8", both in integers (`q8core.quant.products`).
+        start_step: training steps that only observe ranges and compute in float32.
+    """
+
+    weight: Quantizer | None = None
+    input: Quantizer | None = None
+    output: Quantizer | None = None
+    arithmetic: Arithmetic = "float"
+    start_step: int = 0
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether anything is quantized."""
+        return self.weight is not None or self.arithmetic != "float"
+
+
+_DEFAULTS = {"weight": PER_CHANNEL, "input": STATIC, "output": STATIC}
+"""What a file's table changes, where the slot had no quantizer before."""
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """A complete description of a quantized model.
+
+    Attributes:
+        name: the preset's name, or the user's own.
+        slots: one `SiteScheme` for each of `SLOTS`.
+        ema_decay: weight of the old range when a batch is observed.
+        ema_debias: use min(ema_decay, (1 + n) / (10 + n)) at observation n, so that the first batch is forgotten.
+        ignore_padding: leave positions with attention_mask 0 out of the ranges.
+        share_qkv_input: query, key and value of a layer use one input range (they read the same tensor).
+        overrides: glob of a site's path -> what changes there, or "float"; later entries win.
+
+    Raises:
+        SchemeError: if a slot is missing or unknown, or a value is not allowed.
+    """
+
+    name: str
+    slots: Mapping[str, SiteScheme]
+    ema_decay: float = 0.9999
+    ema_debias: bool = True
+    ignore_padding: bool = True
+    share_qkv_input: bool = True
+    overrides: Mapping[str, Mapping[str, object] | Literal["float"]] = field(
+        default_factory=dict[str, Mapping[str, object]]
+    )
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise SchemeError("a scheme's name must be a text that is not empty")
+        if not 0 <= self.ema_decay < 1:
+            raise SchemeError(f"ema_decay must be at least 0 and less than 1, not {shown(self.ema_decay)}")
+        check_keys("slot", self.slots, SLOTS, complete=True)
+        for slot, scheme in self.slots.items():
+            check_site(slot, scheme, f"slot {slot}")
+        check_products({slot: self.slots[slot] for slot in (*PROJECTIONS, PRODUCTS)}, "slots")
+        for glob, changes in self.overrides.items():
+            changed(SiteScheme(), changes, f"override {shown(glob)}")
+        object.__setattr__(self, "slots", {slot: self.slots[slot] for slot in SLOTS})
+        object.__setattr__(self, "overrides", dict(self.overrides))
+
+    def at(self, slot: str, path: str) -> SiteScheme:
+        """Return the scheme of the site at `path`, which fills `slot`: the slot's, then matching overrides."""
+        found = self.slots[slot]
+        for glob, changes in self.overrides.items():
+            if fnmatchcase(path, glob):
+                found = changed(found, changes, f"override {shown(glob)}")
+        check_site(slot, found, path)
+        return found
+
+    @property
+    def needs_ranges(self) -> bool:
+        """Whether any range may come from training or calibration."""
+        static = [slot for slot in self.slots.values() if slot.input is not None and slot.input.rule == "ema"]
+        by_override = any(
+            isinstance(changes, Mapping) and (changes.get("input") is not None or changes.get("output") is not None)
+            for changes in self.overrides.values()
+        )
+        return bool(static) or by_override
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the scheme as plain JSON values."""
+        return {"version": SCHEME_VERSION, **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, object], layers: int | None = None) -> Scheme:
+        """Return the scheme that `to_dict` described; one of an earlier version is migrated.
+
+        Args:
+            data: plain values.
+            layers: of the model that the scheme is for: a scheme of version 1 with overrides needs it.
+
+        Raises:
+            SchemeError: if a key is unknown or missing or a value is not allowed.
+        """
+        values = {**migrated(data, layers)}
+        if values.pop("version") != SCHEME_VERSION:
+            raise SchemeError(f"version is {shown(data['version'])}; this release reads 1 and {SCHEME_VERSION}")
+        return validated(Scheme, values, "scheme")
+
+
+def changed(base: SiteScheme, changes: object, what: str) -> SiteScheme:
+    """Return a site's scheme after changes: "float" for none at all, or some of its fields, of quantizers in part.
+
+    Raises:
+        SchemeError: if a key or value is not allowed.
+    """
+    if changes == FLOAT:
+        return SiteScheme()
+    values: dict[str, Any] = asdict(base)
+    for key, value in table(what, changes).items():
+        if key in _DEFAULTS and value in (None, "none"):
+            values[key] = None
+        elif key in _DEFAULTS:
+            values[key] = {**(values[key] or asdict(_DEFAULTS[key])), **table(f"{what}, {key}", value)}
+        else:
+            values[key] = value
+    return validated(SiteScheme, values, what)
+
+
+def validated(kind: type[Kind], values: Mapping[str, Any], what: str) -> Kind:
+    """Return a dataclass made of plain values, each of its own type and no key more.
+
+    Raises:
+        SchemeError: naming the first place that is wrong, and what is allowed there.
+    """
+    try:
+        # as JSON: strict validation of Python's values takes no table for a dataclass
+        return TypeAdapter(kind).validate_json(json.dumps(dict(values), default=str), strict=True, extra="forbid")
+    except SchemeError as error:
+        raise SchemeError(f"{what}: {error}") from None
+    except ValidationError as error:
+        place, problem = first_problem(error)
+        allowed = f"; allowed here: {', '.join(_fields_at(kind, place))}" if problem == "is unknown" else ""
+        raise SchemeError(f"{what}: {place_name(place)} {problem}{allowed}") from None
+
+
+def check_site(slot: str, scheme: SiteScheme, what: str) -> None:
+    """Refuse what a slot cannot be.
+
+    Raises:
+        SchemeError: saying what is allowed.
+    """
+    if scheme.arithmetic != "float" and slot != PRODUCTS:
+        raise SchemeError(f"{what}: arithmetic {scheme.arithmetic!r} is for {PRODUCTS}")
+    if slot not in LINEAR_SLOTS and (scheme.input or scheme.output):
+        raise SchemeError(f"{what}: only linears have an input and an output that can be quantized")
+    if slot == PRODUCTS and scheme.weight:
+        raise SchemeError(f"{what}: {PRODUCTS} have no weight; quantize them with arithmetic 'relative_u8'")
+    if slot in LINEAR_SLOTS and (scheme.weight is None) != (scheme.input is None):
+        missing = "weight" if scheme.weight is None else "input"
+        raise SchemeError(f"{what}: a linear's weight and input are quantized together; its {missing} is not")
+    _check_weight(scheme.weight, what)
+    _check_input(scheme.input, what)
+    _check_output(slot, scheme, what)
+
+
+def _check_weight(weight: Quantizer | None, what: str) -> None:
+    if weight is None:
+        return
+    _check_one_of(f"{what}: weight.granularity", weight.granularity, ("tensor", "channel"))
+    _check_one_of(f"{what}: weight.grid", weight.grid, ("symmetric",))
+    _check_one_of(f"{what}: weight.rule", weight.rule, ("max",))
+
+
+def _check_input(quantizer: Quantizer | None, what: str) -> None:
+    if quantizer is None:
+        return
+    _check_one_of(f"{what}: input.granularity", quantizer.granularity, ("tensor", "token"))
+    rule = "max" if quantizer.granularity == "token" else "ema"
+    _check_one_of(f"{what}: input.rule of one scale a {quantizer.granularity}", quantizer.rule, (rule,))
+    if quantizer.granularity == "token":
+        _check_one_of(f"{what}: input.grid of one scale a token", quantizer.grid, ("symmetric",))
+    _check_one_of(f"{what}: input.bits", quantizer.bits, (8,))
+
+
+def _check_output(slot: str, scheme: SiteScheme, what: str) -> None:
+    output = scheme.output
+    if output is None:
+        return
+    if slot not in PROJECTIONS:
+        raise SchemeError(f"{what}: an output is quantized for an attention's products: of query, key and value")
+    if scheme.input is None or scheme.input.granularity != "tensor":
+        raise SchemeError(f"{what}: a quantized output needs an input of granularity 'tensor'")
+    for name, value, allowed in (
+        ("granularity", output.granularity, "tensor"),
+        ("rule", output.rule, "ema"),
+        ("grid", output.grid, "symmetric"),
+        ("bits", output.bits, 8),
+    ):
+        _check_one_of(f"{what}: output.{name}", value, (allowed,))
+
+
+def check_products(of: Mapping[str, SiteScheme], what: str) -> None:
+    """Refuse integer products without integer operands, and an integer value without integer products.
+
+    Args:
+        of: the schemes of query, key, value and the products of a layer.
+        what: what an error calls the layer.
+
+    Raises:
+        SchemeError: saying which.
+    """
+    integers = {slot: of[slot].output is not None for slot in PROJECTIONS}
+    products = of[PRODUCTS].arithmetic != "float"
+    if products and not all(integers.values()):
+        plain = next(slot for slot, found in integers.items() if not found)
+        raise SchemeError(
+            f"{what}: {PRODUCTS} in integers need quantized outputs of query, key and value, but {plain} has none"
+        )
+    if integers["value"] and not products:
+        raise SchemeError(
+            f"{what}: the output of value is quantized for {PRODUCTS} in integers, which are float: set their "
+            "arithmetic to 'relative_u8', or value's output to 'none'"
+        )
+
+
+def _check_one_of(what: str, value: object, allowed: tuple[object, ...]) -> None:
+    if value not in allowed:
+        raise SchemeError(f"{what} is {shown(value)}; allowed: {', '.join(map(str, allowed))}")
+
+
+def _fields_at(kind: type[object], place: tuple[str | int, ...]) -> tuple[str, ...]:
+    """Return the fields of the table in which pydantic found an unknown key."""
+    tables = [part for part in place[:-1] if part in (*SLOTS, *_DEFAULTS)]
+    found: Any = (Quantizer if tables[-1] in _DEFAULTS else SiteScheme) if tables else kind
+    return tuple(found.__dataclass_fields__)
