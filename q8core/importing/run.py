@@ -1,0 +1,154 @@
+"""The whole import: fetch, refuse, convert, check, prove, and only then a folder under the name that was asked for."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers import CONFIG_MAPPING
+
+from q8core.checkpoint.config import CONFIG_FILE
+from q8core.checkpoint.float_names import read_names
+from q8core.checkpoint.float_source import FloatSource, open_source
+from q8core.checkpoint.manifest import FLOAT_FILE
+from q8core.checkpoint.tensors import write_tensors
+from q8core.documents import read_json
+from q8core.errors import CheckpointError, InputError, Q8Error
+from q8core.importing.hub import fetch
+from q8core.importing.proof import Proof, prove
+from q8core.importing.reference import encoder_class
+from q8core.importing.refusals import check_supported
+from q8core.importing.tokenizer_files import write_tokenizer
+from q8core.importing.weights import Weights, find_weights
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What an import made, and of what.
+
+    Attributes:
+        folder: what was written.
+        weights: the file that named the weights.
+        pickled: whether that was a pickle.
+        architecture: transformers' class of the written model.
+        head: the task of its head; None for an encoder alone.
+        dtypes: safetensors' names of the dtypes that they had; all are float32 now.
+        left_out: tensors of the original that the written model does not have.
+        tokenizer: how it was made.
+        proof: what was compared, and the largest difference.
+    """
+
+    folder: Path
+    weights: str
+    pickled: bool
+    architecture: str
+    head: str | None
+    dtypes: tuple[str, ...]
+    left_out: tuple[str, ...]
+    tokenizer: str
+    proof: Proof
+
+
+def import_model(source: str, output: Path) -> Imported:
+    """Make a folder that every command takes of a model as it lies on the hub; nothing is written unless it is proven.
+
+    Args:
+        source: a folder, or a hub id.
+        output: the folder to write; it must not exist, or be empty.
+
+    Raises:
+        InputError: there is no such model, or the folder to write is in use.
+        CheckpointError: the model is damaged or not supported, or computes something else than with transformers.
+        EngineError: no engine runs on this machine.
+    """
+    _check_output(output)
+    folder = fetch(source)
+    check_supported(folder)
+    weights = find_weights(folder)
+    with _beside(output) as work:
+        raw, written = work / "original" / folder.resolve().name, work / "written"
+        try:
+            imported = _convert(folder, weights, raw, written)
+        except Q8Error as error:
+            text = str(error).replace(str(raw / FLOAT_FILE), str(folder / weights.name))
+            raise type(error)(text.replace(str(raw), str(folder)).replace(str(written), str(folder))) from error
+        output.parent.mkdir(parents=True, exist_ok=True)
+        written.rename(output)
+    return replace(imported, folder=output)
+
+
+def _convert(folder: Path, weights: Weights, raw: Path, written: Path) -> Imported:
+    """Write the model's folder and prove it."""
+    original = folder
+    if not weights.ready:
+        raw.mkdir(parents=True)
+        shutil.copyfile(folder / CONFIG_FILE, raw / CONFIG_FILE)
+        weights.gather(raw / FLOAT_FILE)
+        original = raw
+    source = open_source(original)
+    source.check_values()
+    written.mkdir()
+    write_tensors(written / FLOAT_FILE, _own_tensors(source))
+    architecture = _write_config(source, written)
+    tokenizer = write_tokenizer(folder, written)
+    probe = written.with_name("probe")
+    probe.mkdir()
+    # transformers reads shards itself; pickles are read by the process without a network alone
+    theirs = original if weights.pickled else folder
+    proof = prove(folder, theirs, open_source(written), probe)
+    used = set(source.stored.values())
+    return Imported(
+        written,
+        weights.name,
+        weights.pickled,
+        architecture,
+        source.head,
+        tuple(sorted({source.file.dtype(name) for name in used})),
+        tuple(sorted(set(source.file) - used)),
+        tokenizer,
+        proof,
+    )
+
+
+def _own_tensors(source: FloatSource) -> dict[str, torch.Tensor]:
+    """Return the tensors that the model has, by its own names, in float32, which holds every value of a half type."""
+    used = set(source.stored.values())
+    names = read_names(source.file, str(source.file.path)).stored
+    return {name: source.file[found].to(torch.float32) for name, found in names.items() if found in used}
+
+
+def _write_config(source: FloatSource, target: Path) -> str:
+    """Write the config with float32 as dtype, names of labels as texts, and a class that fits; return the class."""
+    values = cast("dict[str, Any]", read_json(source.path / CONFIG_FILE, CheckpointError))
+    values.pop("torch_dtype", None)
+    values["dtype"] = "float32"
+    if values.get("id2label"):
+        values["id2label"] = {str(i): label for i, label in enumerate(source.labels)}
+    if source.head is None:
+        values["architectures"] = [encoder_class(CONFIG_MAPPING[values["model_type"]]).__name__]
+    text = json.dumps(values, indent=2, ensure_ascii=False)
+    (target / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+    return ", ".join(values["architectures"])
+
+
+def _check_output(output: Path) -> None:
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise InputError(f"{output} is there already; --output names a folder that does not exist yet, or is empty")
+
+
+@contextmanager
+def _beside(output: Path) -> Generator[Path]:
+    """Make a folder on the same disk as the output, and remove it and all that is left in it."""
+    parent = next(folder for folder in output.resolve().parents if folder.is_dir())
+    work = Path(tempfile.mkdtemp(prefix=f".{output.name}.import-", dir=parent))
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work)
