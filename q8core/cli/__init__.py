@@ -15,6 +15,7 @@ import typer
 from q8core.cli.bench import bench
 from q8core.cli.evaluate import evaluate
 from q8core.cli.export import export
+from q8core.cli.import_model import import_
 from q8core.cli.info import info
 from q8core.cli.quantize import quantize
 from q8core.cli.reproduce import reproduce
@@ -48,7 +49,8 @@ def _options(
 def add_commands(*commands: Callable[..., None]) -> None:
     """Add commands to the app, each with the first line of its docstring, uncut, in the list of all."""
     for command in commands:
-        app.command(short_help=(command.__doc__ or "").partition("\n")[0])(command)
+        name = command.__name__.rstrip("_").replace("_", "-")  # import is a word of Python's
+        app.command(name, short_help=(command.__doc__ or "").partition("\n")[0])(command)
 
 
-add_commands(train, quantize, evaluate, reproduce, bench, info, export)
+add_commands(import_, train, quantize, evaluate, reproduce, bench, info, export)

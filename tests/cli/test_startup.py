@@ -11,7 +11,8 @@ from pathlib import Path
 from tests.service.tiny_checkpoints import make_checkpoint
 
 COMMANDS = (
-    "train", "quantize", "evaluate", "reproduce", "bench", "info", "serve", "compare", "loadtest", "export", "hash-key"
+    "import", "train", "quantize", "evaluate", "reproduce", "bench", "info", "serve", "compare", "loadtest", "export",
+    "hash-key",
 )  # fmt: skip
 # Prints the modules that are there when q8bert has run with the arguments, one command line after the other.
 PROGRAM = """
