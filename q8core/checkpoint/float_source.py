@@ -165,14 +165,14 @@ def _weights_file(folder: Path) -> Path:
         return folder / FLOAT_FILE
     if f"{FLOAT_FILE}.index.json" in files:
         raise CheckpointError(
-            f"{folder} holds its weights in several files ({FLOAT_FILE}.index.json); save them in one: "
-            "model.save_pretrained(folder, max_shard_size='50GB')"
+            f"{folder} holds its weights in several files ({FLOAT_FILE}.index.json); `q8bert import {folder} --output "
+            "DIR` makes one of them"
         )
     pickles = sorted(name for name in files if name.endswith(PICKLE_ENDINGS))
     if pickles:
         raise CheckpointError(
             f"{folder} holds only pickled weights ({', '.join(pickles)}), which can run code when loaded and are "
-            "refused; save them as safetensors (model.save_pretrained(folder) of a current transformers)"
+            f"refused; `q8bert import {folder} --output DIR` makes safetensors of them without running it"
         )
     if INT8_FILE in files:
         raise CheckpointError(f"{folder} holds int8 weights only; {FLOAT_FILE} with the float weights is needed")

@@ -113,8 +113,8 @@ def test_folders_without_one_file_of_weights(tiny_classifier: Path, tmp_path: Pa
     for number, (add, reason) in enumerate(
         (
             ([], r"has no model\.safetensors$"),
-            (["pytorch_model.bin"], r"only pickled weights \(pytorch_model\.bin\).*save_pretrained"),
-            (["model.safetensors.index.json"], "in several files .*max_shard_size"),
+            (["pytorch_model.bin"], r"only pickled weights \(pytorch_model\.bin\).*`q8bert import .* --output DIR`"),
+            (["model.safetensors.index.json"], r"in several files .*`q8bert import .* --output DIR`"),
             (["model.int8.safetensors"], "int8 weights only"),
             (["model.fp16.safetensors"], r"no model\.safetensors; it has model\.fp16\.safetensors"),
             (["adapter_config.json", "model.safetensors"], "holds an adapter .*merge_and_unload"),
