@@ -120,7 +120,7 @@ def _convert(folder: Path, weights: Weights, raw: Path, written: Path) -> Import
 def _own_tensors(source: FloatSource) -> dict[str, torch.Tensor]:
     """Return the tensors that the model has, by its own names, in float32, which holds every value of a half type."""
     used = set(source.stored.values())
-    names = read_names(source.file, str(source.file.path)).stored
+    names = read_names(source.file, source.config.family, str(source.file.path)).stored
     return {name: source.file[found].to(torch.float32) for name, found in names.items() if found in used}
 
 
