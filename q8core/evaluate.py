@@ -23,8 +23,7 @@ def engine_logits(engine: Engine, features: Sequence[Feature], batch_tokens: int
         batch = TokenBatch.pack(
             [(features[i].input_ids.tolist(), features[i].token_type_ids.tolist()) for i in indices]
         )
-        logits = engine.infer(batch)
-        rows = list(logits) if engine.head.reads == "first" else batch.split(logits)
+        rows = batch.split(engine.infer(batch), engine.reads)
         for i, row in zip(indices, rows, strict=True):
             result[i] = row
     return [row for row in result if row is not None]

@@ -15,14 +15,13 @@ from tokenizers import Encoding, Tokenizer
 
 from q8core.errors import CheckpointError
 from q8core.say_once import warn_once
+from q8core.special_tokens import SequenceTemplate, sequence_template
 from q8core.tokenizer_agreement import agreeing_config, apply_settings
 from q8core.tokenizer_config import CONFIG_FILE, SPECIAL_FILE, TokenizerSettings, read_json, read_settings
+from q8core.words import WORD, splits_at_words
 
-WORD = re.compile(r"(?:(?<= )|\A)[0-9A-Za-z]")
-"""The beginning of a word that becomes at least a token of its own, whatever stands around it: BERT's tokenizer splits
-at spaces, and keeps ASCII letters and digits."""
-
-TOKENIZER_FILES = ("tokenizer.json", CONFIG_FILE, SPECIAL_FILE, "vocab.txt")
+_VOCABULARIES = ("vocab.txt", "vocab.json", "merges.txt", "sentencepiece.bpe.model")
+TOKENIZER_FILES = ("tokenizer.json", CONFIG_FILE, SPECIAL_FILE, *_VOCABULARIES)
 
 VERY_LARGE = 10**9
 """A larger model_max_length means "no limit": transformers writes 10**30 where it knows of none."""
@@ -31,24 +30,26 @@ _log = logging.getLogger(__name__)
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """Read the WordPiece tokenizer of a Hugging Face folder as transformers' AutoTokenizer does.
+    """Read the tokenizer of a Hugging Face folder as transformers' AutoTokenizer does.
 
-    The vocabulary is that of ``tokenizer.json``. Case, accents, Chinese characters and special tokens are those of
-    ``tokenizer_config.json``, where the folder's class of tokenizer reads them there; what the two say differently
-    is logged, once for each folder.
+    The vocabulary is that of ``tokenizer.json``. Case, accents, Chinese characters, the space before a text and special
+    tokens are those of ``tokenizer_config.json``, where the folder's class of tokenizer reads them there; what the two
+    say differently is logged, once for each folder.
 
     Padding and truncation stored in the file are switched off: lengths are decided per task. So are the threads of
     tokenizers, unless the user has set TOKENIZERS_PARALLELISM: a text that came later would wait for one of them, and
     a process that forks would be warned.
 
     Raises:
-        CheckpointError: the folder has no ``tokenizer.json``, or a file cannot be read or holds a wrong value.
+        CheckpointError: the folder has no ``tokenizer.json``, a file cannot be read or holds a wrong value, or the
+            tokenizer puts no special tokens around a text.
     """
     tokenizer, differences, _ = _read(folder)
     if differences:
         warn_once(_log, "tokenizer files disagree: folder=%s %s", str(folder), "; ".join(differences))
     tokenizer.no_padding()
     tokenizer.no_truncation()
+    _template_of(tokenizer, str(folder / "tokenizer.json"))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     return tokenizer
 
@@ -67,27 +68,34 @@ def _read(folder: Path) -> tuple[Tokenizer, list[str], TokenizerSettings]:
 
 
 def _advice(folder: Path) -> str:
-    """What to do about a folder without tokenizer.json: with a vocabulary, a line that makes one and keeps its case."""
-    file = folder / "vocab.txt"
-    if not file.is_file():
+    """What to do about a folder without tokenizer.json."""
+    start = f"{folder} has no tokenizer.json"
+    found = [name for name in _VOCABULARIES if (folder / name).is_file()]
+    if not found:
         return (
-            f"{folder} has no tokenizer.json; save the fast tokenizer beside the model "
+            f"{start}; save the fast tokenizer beside the model "
             "(AutoTokenizer.from_pretrained(...).save_pretrained(folder))"
         )
+    convert = f"{start}; `q8bert import {folder} --output DIR` makes it of {' and '.join(found)}"
+    return f"{convert}. {_advice_for_words(folder)}" if found == ["vocab.txt"] else convert
+
+
+def _advice_for_words(folder: Path) -> str:
+    """A line that makes tokenizer.json of a vocabulary of words, and keeps its case."""
     try:
-        words = file.read_text(encoding="utf-8").splitlines()
+        words = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        return f"{folder} has no tokenizer.json, and its vocab.txt cannot be read: {error}"
+        return f"But vocab.txt cannot be read: {error}"
     if "do_lower_case" in read_json(folder / CONFIG_FILE):
         return (
-            f"{folder} has no tokenizer.json; make it of vocab.txt with AutoTokenizer.from_pretrained({str(folder)!r})"
-            f".save_pretrained({str(folder)!r}), which obeys do_lower_case in {CONFIG_FILE}"
+            f"In Python, AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r}), which obeys "
+            f"do_lower_case in {CONFIG_FILE}, does the same in place"
         )
     cased = any(word != word.lower() for word in words if not re.fullmatch(r"\[.*\]|<.*>", word))
-    found = "has words with upper-case letters" if cased else "has no word with upper-case letters"
+    has = "has words with upper-case letters" if cased else "has no word with upper-case letters"
     return (
-        f"{folder} has no tokenizer.json; its vocab.txt {found}: make it with AutoTokenizer.from_pretrained("
-        f"{str(folder)!r}, do_lower_case={not cased}).save_pretrained({str(folder)!r})"
+        f"Its vocab.txt {has}: in Python, AutoTokenizer.from_pretrained({str(folder)!r}, do_lower_case={not cased})"
+        f".save_pretrained({str(folder)!r})"
     )
 
 
@@ -109,8 +117,15 @@ def model_max_length(folder: Path) -> int | None:
     return int(value)
 
 
+def _template_of(tokenizer: Tokenizer, where: str) -> SequenceTemplate:
+    try:
+        return sequence_template(tokenizer)
+    except CheckpointError as error:
+        raise CheckpointError(f"{where}: {error}") from error
+
+
 def check_tokenizer(tokenizer: Tokenizer, rows: int, where: str) -> None:
-    """Refuse a tokenizer whose ids a model's table of ``rows`` embeddings does not hold, or that is not BERT's.
+    """Refuse a tokenizer whose ids a model's table of ``rows`` embeddings does not hold, or that makes no sequences.
 
     Args:
         tokenizer: with all its added tokens.
@@ -118,16 +133,14 @@ def check_tokenizer(tokenizer: Tokenizer, rows: int, where: str) -> None:
         where: the model, for the message.
 
     Raises:
-        CheckpointError: an id is ``rows`` or larger, or there is no [CLS] or [SEP].
+        CheckpointError: an id is ``rows`` or larger, or no special tokens stand around a text.
     """
-    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
-    for token in ("[CLS]", "[SEP]"):
-        if token not in vocabulary:
-            raise CheckpointError(
-                f"{where}: the tokenizer has no {token} token; only BERT's vocabularies are supported, "
-                "take the tokenizer that the model was trained with"
-            )
-    beyond = sorted((index, token) for token, index in vocabulary.items() if index >= rows)
+    template = _template_of(tokenizer, where)
+    known = {(index, token) for token, index in tokenizer.get_vocab(with_added_tokens=True).items()}
+    # a post-processor brings its own ids, which may be no vocabulary's
+    specials = {index for layout in (template.one, template.two) if layout is not None for index in layout.ids}
+    known |= {(index, tokenizer.id_to_token(index) or "a special token") for index in specials}
+    beyond = sorted(one for one in known if one[0] >= rows)
     if beyond:
         shown = ", ".join(f"{token!r} ({index})" for index, token in beyond[:3]) + (", ..." if beyond[3:] else "")
         raise CheckpointError(
@@ -150,20 +163,25 @@ def first_ids(tokenizer: Tokenizer, text: str, enough: int) -> list[int]:
 
     What will be cut off anyway is not tokenized, which takes seconds and hundreds of bytes a token.
     """
-    return _ids_of_part(tokenizer, text, _first_words(text, enough + 1), enough)
+    return _ids_of_part(tokenizer, text, _first_words(tokenizer, text, enough + 1), enough)
 
 
-def _first_words(text: str, count: int) -> str:
+def _first_words(tokenizer: Tokenizer, text: str, count: int) -> str:
     """Cut a text before the word that follows on so many; all of it where it is short or they do not come soon."""
-    if len(text) < 16 * count:
+    if len(text) < 16 * count or not splits_at_words(tokenizer):
         return text
     following = next(islice(WORD.finditer(text, 0, 256 * count), count, None), None)
-    return text if following is None else text[: following.start()]
+    return text if following is None else text[: _with_space(following)]
+
+
+def _with_space(word: re.Match[str]) -> int:
+    """Where a word and the space before it begin."""
+    return max(0, word.start() - 1)
 
 
 def last_ids(tokenizer: Tokenizer, text: str, enough: int) -> list[int]:
     """Return a text's token ids without special ones; of a long text perhaps only the last ones, more than `enough`."""
-    return _ids_of_part(tokenizer, text, _last_words(text, enough + 1), enough)
+    return _ids_of_part(tokenizer, text, _last_words(tokenizer, text, enough + 1), enough)
 
 
 def _ids_of_part(tokenizer: Tokenizer, text: str, part: str, enough: int) -> list[int]:
@@ -172,11 +190,11 @@ def _ids_of_part(tokenizer: Tokenizer, text: str, part: str, enough: int) -> lis
     return ids if len(ids) > enough or len(part) == len(text) else encode_plain(tokenizer, text).ids
 
 
-def _last_words(text: str, count: int) -> str:
+def _last_words(tokenizer: Tokenizer, text: str, count: int) -> str:
     """Cut a text before the last words, so many; all of it where it is short or holds fewer near its end."""
-    if len(text) < 16 * count:
+    if len(text) < 16 * count or not splits_at_words(tokenizer):
         return text
-    starts = [found.start() for found in WORD.finditer(text, max(0, len(text) - 256 * count))]
+    starts = [_with_space(found) for found in WORD.finditer(text, max(0, len(text) - 256 * count))]
     return text[starts[-count] :] if len(starts) >= count else text
 
 

@@ -7,14 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from tokenizers import AddedToken, Encoding, Tokenizer, normalizers, pre_tokenizers, processors
-from tokenizers.models import WordPiece
+from tokenizers import AddedToken, Tokenizer
+from tokenizers.models import BPE, WordPiece
 
-from q8core.errors import CheckpointError
+from q8core.tokenizer_build import build_tokenizer, put_special_tokens_around
 from q8core.tokenizer_config import ADDITIONAL, CONFIG_FILE, EXTRA, OWN, TokenizerSettings
 
 _ADDED = "the added token"  # begins the name of each of them
-_PREFIX, _LONGEST_WORD = "##", 100  # what transformers' BertTokenizer always takes
 
 # a BertNormalizer's settings, and the config's names for them
 _NORMALIZER_KEYS = {
@@ -22,26 +21,33 @@ _NORMALIZER_KEYS = {
     "strip_accents": "strip_accents",
     "handle_chinese_chars": "tokenize_chinese_chars",
 }
+_PRE_TOKENIZER_KEYS = ("add_prefix_space", "use_regex", "replacement", "prepend_scheme", "split")
+_WORD_PIECE_KEYS = ("unk_token", "continuing_subword_prefix", "max_input_chars_per_word")
+_BPE_KEYS = (
+    "unk_token", "dropout", "fuse_unk", "byte_fallback", "ignore_merges", "continuing_subword_prefix",
+    "end_of_word_suffix",
+)  # fmt: skip
+# what the parts of a tokenizer call a setting, and what the config does
+_CONFIG_NAMES = {**_NORMALIZER_KEYS, "add_prefix_space": "add_prefix_space", "prepend_scheme": "add_prefix_space"}
 
 
 def apply_settings(tokenizer: Tokenizer, settings: TokenizerSettings, file: Path) -> tuple[Tokenizer, list[str]]:
     """Return the tokenizer that AutoTokenizer makes of a folder, and a sentence for each setting on which files differ.
 
-    BertTokenizer takes nothing but the vocabulary and the added tokens from ``tokenizer.json``; other classes take
-    all of it, and add their special tokens.
+    BertTokenizer, and those of other families, take nothing but the vocabulary and the added tokens from
+    ``tokenizer.json``; generic classes take all of it, and add their special tokens.
 
     Raises:
-        CheckpointError: the file's model is not WordPiece, or it puts no [CLS] and [SEP] around a text.
+        CheckpointError: the file's model is not of the class's kind, or it puts no special tokens around a text.
     """
     before = _facts(tokenizer)
-    made = _bert_tokenizer(tokenizer, settings, file) if settings.from_config else tokenizer
+    builds = settings.rules.model is not None
+    made = build_tokenizer(tokenizer, settings, file) if builds else tokenizer
     made.encode_special_tokens = settings.split_special_tokens
     _add_tokens(made, settings, tokenizer.get_added_tokens_decoder())
-    if settings.from_config:
-        _put_special_tokens_around(made)
-        return made, _differences(before, _facts(made), settings)
-    _check_special_tokens_around(made, settings, file)
-    return made, [*_ignored(before, settings), *_differences(before, _facts(made), settings)]
+    put_special_tokens_around(made, settings, file)
+    ignored = [] if builds else _ignored(before, settings)
+    return made, [*ignored, *_differences(before, _facts(made), settings)]
 
 
 def agreeing_config(tokenizer: Tokenizer, settings: TokenizerSettings) -> dict[str, Any]:
@@ -50,6 +56,11 @@ def agreeing_config(tokenizer: Tokenizer, settings: TokenizerSettings) -> dict[s
     normalizer = _state(tokenizer.normalizer)
     if normalizer["type"] == "BertNormalizer":
         config |= {name: normalizer[key] for key, name in _NORMALIZER_KEYS.items()}
+    by_space = [
+        step["add_prefix_space"] for step in _steps(_state(tokenizer.pre_tokenizer)) if step["type"] == "ByteLevel"
+    ]
+    if by_space and "add_prefix_space" in config:
+        config["add_prefix_space"] = by_space[0]
     config.pop(ADDITIONAL, None)
     config[EXTRA] = [str(token) for token in settings.extra]
     added = sorted(tokenizer.get_added_tokens_decoder().items())
@@ -65,36 +76,6 @@ def agreeing_config(tokenizer: Tokenizer, settings: TokenizerSettings) -> dict[s
     return config
 
 
-def _bert_tokenizer(tokenizer: Tokenizer, settings: TokenizerSettings, file: Path) -> Tokenizer:
-    model = tokenizer.model
-    if not isinstance(model, WordPiece):
-        raise CheckpointError(
-            f"{file}: the model is {type(model).__name__}; {settings.tokenizer_class} needs a WordPiece vocabulary"
-        )
-    unknown = str(settings.named["unk_token"])
-    if (model.unk_token, model.continuing_subword_prefix, model.max_input_chars_per_word) != (
-        unknown, _PREFIX, _LONGEST_WORD,
-    ):  # fmt: skip
-        vocabulary = tokenizer.get_vocab(with_added_tokens=False)
-        model = WordPiece(
-            vocabulary, unk_token=unknown, continuing_subword_prefix=_PREFIX, max_input_chars_per_word=_LONGEST_WORD
-        )
-    made = Tokenizer(model)
-    made.normalizer = normalizers.BertNormalizer(
-        clean_text=True,
-        handle_chinese_chars=settings.tokenize_chinese_chars,
-        strip_accents=settings.strip_accents,
-        lowercase=settings.do_lower_case,
-    )
-    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    made.decoder = tokenizer.decoder
-    if tokenizer.truncation is not None:
-        made.enable_truncation(**tokenizer.truncation)
-    if tokenizer.padding is not None:
-        made.enable_padding(**tokenizer.padding)
-    return made
-
-
 def _add_tokens(tokenizer: Tokenizer, settings: TokenizerSettings, own: Mapping[int, AddedToken]) -> None:
     """Add what transformers adds, in its order: the listed tokens by id, then the special tokens that are not listed.
 
@@ -102,59 +83,48 @@ def _add_tokens(tokenizer: Tokenizer, settings: TokenizerSettings, own: Mapping[
     """
     listed = settings.added if settings.added is not None else {**settings.old_added, **own}
     named = {str(token) for token in settings.named.values()}
-    tokens = [token for _, token in sorted(listed.items())]
-    known = {str(token) for token in tokens}
-    if not settings.from_config:
+    pending: list[str | AddedToken] = [token for _, token in sorted(listed.items())]
+    known = {str(token) for token in pending}
+    if settings.rules.model is None:
         known |= {str(token) for token in own.values()}
     for token in (*settings.named.values(), *settings.extra):
-        if str(token) not in known:
-            known.add(str(token))
-            tokens.append(AddedToken(token, special=True) if isinstance(token, str) else token)
+        if str(token) not in known and token not in pending:  # the same text with other flags is added, and wins
+            pending.append(token)
+    tokens = [AddedToken(token, special=True) if isinstance(token, str) else token for token in pending]
     for token in tokens:
         if str(token) in named:
             token.special = True
     tokenizer.add_tokens(tokens)
 
 
-def _put_special_tokens_around(tokenizer: Tokenizer) -> None:
-    ids = [(token, index) for token in ("[CLS]", "[SEP]") if (index := tokenizer.token_to_id(token)) is not None]
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS]:0 $A:0 [SEP]:0", pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1", special_tokens=ids
-    )
-
-
-def _check_special_tokens_around(tokenizer: Tokenizer, settings: TokenizerSettings, file: Path) -> None:
-    """Refuse a file with another idea of a sequence than ``[CLS] text [SEP]``, which is what models are given here."""
-    needed = [tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]")]
-    found = tokenizer.post_process(Encoding()).ids
-    if None not in needed and [index for index in found if index in needed] != needed:
-        raise CheckpointError(
-            f"{file}: its post_processor does not put [CLS] and [SEP] around a text, and {settings.tokenizer_class} "
-            "goes by the file; save it with transformers' BertTokenizer, or name that as tokenizer_class in "
-            f"{CONFIG_FILE}"
-        )
-
-
 def _facts(tokenizer: Tokenizer) -> dict[str, Any]:
     """What decides the ids of a text, beside the vocabulary, under the names of ``tokenizer.json``."""
-    normalizer, pre_tokenizer, model = (
-        _state(tokenizer.normalizer), _state(tokenizer.pre_tokenizer), tokenizer.model,
-    )  # fmt: skip
-    facts: dict[str, Any] = {"normalizer": normalizer["type"], "pre_tokenizer": pre_tokenizer["type"]}
+    normalizer, steps, model = _state(tokenizer.normalizer), _steps(_state(tokenizer.pre_tokenizer)), tokenizer.model
+    facts: dict[str, Any] = {
+        "normalizer": normalizer["type"],
+        "pre_tokenizer": ", ".join(step["type"] for step in steps) if steps else None,
+    }
     if normalizer["type"] == "BertNormalizer":
         facts |= {key: normalizer[key] for key in ("clean_text", *_NORMALIZER_KEYS)}
         if facts["strip_accents"] is None:  # as in the original BERT
             facts["strip_accents"] = facts["lowercase"]
+    for step in steps:
+        facts |= {key: value for key, value in step.items() if key in _PRE_TOKENIZER_KEYS}
     if isinstance(model, WordPiece):
-        facts |= {
-            "unk_token": model.unk_token,
-            "continuing_subword_prefix": model.continuing_subword_prefix,
-            "max_input_chars_per_word": model.max_input_chars_per_word,
-        }
+        facts |= {key: getattr(model, key) for key in _WORD_PIECE_KEYS}
+    elif isinstance(model, BPE):
+        facts |= {key: getattr(model, key) or None for key in _BPE_KEYS}
     return facts | {
         f"{_ADDED} {token.content!r}": _flags(token) | {"id": index}
         for index, token in tokenizer.get_added_tokens_decoder().items()
     }
+
+
+def _steps(state: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """A pre-tokenizer's steps, one after the other."""
+    if state["type"] == "Sequence":
+        return [step for inner in state["pretokenizers"] for step in _steps(inner)]
+    return [] if state["type"] is None else [state]
 
 
 def _differences(before: Mapping[str, Any], after: Mapping[str, Any], settings: TokenizerSettings) -> list[str]:
@@ -185,10 +155,10 @@ def _token_difference(
 
 def _winner(key: str, settings: TokenizerSettings) -> str:
     """Where the value comes from that is taken."""
-    name = _NORMALIZER_KEYS.get(key, key)
+    name = _CONFIG_NAMES.get(key, key)
     if name in settings.config:
         return f"{CONFIG_FILE}'s {name}"
-    if key in _NORMALIZER_KEYS:
+    if key in _CONFIG_NAMES:
         return f"{CONFIG_FILE} has no {name}, and {settings.tokenizer_class}'s default"
     return f"{settings.tokenizer_class}'s own"
 
@@ -198,10 +168,12 @@ def _ignored(facts: Mapping[str, Any], settings: TokenizerSettings) -> list[str]
     asked = {"lowercase": settings.do_lower_case, "handle_chinese_chars": settings.tokenize_chinese_chars}
     if settings.strip_accents is not None:
         asked["strip_accents"] = settings.strip_accents
+    if isinstance(settings.config.get("add_prefix_space"), bool):
+        asked["add_prefix_space"] = settings.config["add_prefix_space"]
     return [
         f"{CONFIG_FILE} has {name}={_text(asked[key])}; tokenizer.json's {key} {_text(facts[key])} wins, since "
         f"{settings.tokenizer_class} goes by it"
-        for key, name in _NORMALIZER_KEYS.items()
+        for key, name in _CONFIG_NAMES.items()
         if key in facts and key in asked and name in settings.config and asked[key] != facts[key]
     ]
 

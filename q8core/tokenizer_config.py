@@ -13,27 +13,15 @@ from tokenizers import AddedToken
 from q8core.documents import parse_json
 from q8core.errors import CheckpointError
 from q8core.text_file import read_text
+from q8core.tokenizer_classes import CLASS_OF_MODEL, DEFAULT_CLASS, TokenizerClass, find_class, known_names
 
 CONFIG_FILE = "tokenizer_config.json"
 SPECIAL_FILE = "special_tokens_map.json"
 ADDED_FILE = "added_tokens.json"
 
-_BERT_TOKENS = {
-    "unk_token": "[UNK]",
-    "sep_token": "[SEP]",
-    "pad_token": "[PAD]",
-    "cls_token": "[CLS]",
-    "mask_token": "[MASK]",
-}
-_NAMED = ("bos_token", "eos_token", *_BERT_TOKENS)
+_NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 EXTRA, ADDITIONAL, OWN = "extra_special_tokens", "additional_special_tokens", "model_specific_special_tokens"
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
-
-# transformers makes these of the vocabulary in tokenizer.json and of the config
-_BERT_CLASSES = ("Bert", "DistilBert", "Electra", "MobileBert", "Lxmert", "SqueezeBert", "LayoutLM")
-# these read tokenizer.json as it stands; the first name BERT's special tokens without being told
-_BERT_HEIRS = ("ConvBert", "DPRQuestionEncoder", "DPRContextEncoder")
-_GENERIC_CLASSES = ("PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend", "PythonBackend")
 
 
 @dataclass(frozen=True)
@@ -41,8 +29,8 @@ class TokenizerSettings:
     """The files' settings, with transformers' defaults where they have none.
 
     Attributes:
-        tokenizer_class: transformers' class that reads the folder.
-        from_config: whether that class takes normalizer and model from these settings, and not from tokenizer.json.
+        tokenizer_class: transformers' class that reads the folder, by name.
+        rules: what that class does.
         config: tokenizer_config.json as it is.
         named: special tokens by their key, such as cls_token.
         extra: more special tokens.
@@ -51,11 +39,13 @@ class TokenizerSettings:
     """
 
     tokenizer_class: str
-    from_config: bool
+    rules: TokenizerClass
     config: Mapping[str, Any]
     do_lower_case: bool
     strip_accents: bool | None
     tokenize_chinese_chars: bool
+    add_prefix_space: bool
+    trim_offsets: bool
     split_special_tokens: bool
     named: Mapping[str, str | AddedToken]
     extra: tuple[str | AddedToken, ...]
@@ -85,23 +75,23 @@ def read_settings(folder: Path) -> TokenizerSettings:
     """
     config = read_json(folder / CONFIG_FILE)
     values = _Values(folder / CONFIG_FILE, config)
-    kind = values.name("tokenizer_class") or _Values(folder / "config.json", read_json(folder / "config.json")).name(
-        "tokenizer_class"
-    )
-    from_config, defaults = _rules(kind or "BertTokenizer", folder)
+    kind, rules = _class_of(values, folder)
     added = values.added_tokens()
     # the older files count only without the newer one's list of added tokens
     older = read_json(folder / SPECIAL_FILE) if added is None else {}
     specials = _merged(_Values(folder / CONFIG_FILE, config), _Values(folder / SPECIAL_FILE, older))
-    named, extra = _special_tokens(specials, defaults)
+    named, extra = _special_tokens(specials, rules)
     old = _old_added(folder, specials) if added is None else {}
+    by_space = rules.model in ("BPE", "Unigram")  # the other classes do not look at these two, whatever their values
     return TokenizerSettings(
-        tokenizer_class=kind or "BertTokenizer",
-        from_config=from_config,
+        tokenizer_class=kind,
+        rules=rules,
         config=config,
         do_lower_case=values.flag("do_lower_case", True),
         strip_accents=None if config.get("strip_accents") is None else values.flag("strip_accents", True),
         tokenize_chinese_chars=values.flag("tokenize_chinese_chars", True),
+        add_prefix_space=values.flag("add_prefix_space", rules.add_prefix_space) if by_space else False,
+        trim_offsets=values.flag("trim_offsets", True) if by_space else True,
         split_special_tokens=values.flag("split_special_tokens", False),
         named=named,
         extra=extra,
@@ -110,19 +100,26 @@ def read_settings(folder: Path) -> TokenizerSettings:
     )
 
 
-def _rules(kind: str, folder: Path) -> tuple[bool, dict[str, str]]:
-    """Whether a class of transformers takes its settings from the config, and the special tokens it has by itself."""
-    name = kind.removesuffix("Fast").removesuffix("Tokenizer")
-    if name in _BERT_CLASSES:
-        return True, _BERT_TOKENS
-    if name in _BERT_HEIRS:
-        return False, _BERT_TOKENS
-    if kind in _GENERIC_CLASSES:
-        return False, {}
-    raise CheckpointError(
-        f"{folder}: tokenizer_class is {kind!r}; q8bert reads BERT's tokenizer (BertTokenizer, or "
-        "PreTrainedTokenizerFast with all settings in tokenizer.json)"
-    )
+def _class_of(values: _Values, folder: Path) -> tuple[str, TokenizerClass]:
+    """The class of transformers that reads a folder: the one that its files name, else that of its kind of model."""
+    model = _Values(folder / "config.json", read_json(folder / "config.json"))
+    named = values.name("tokenizer_class") or model.name("tokenizer_class")
+    if named is not None:
+        rules = find_class(named)
+        if rules is None:
+            raise CheckpointError(
+                f"{folder}: tokenizer_class is {named!r}; q8bert reads {', '.join(known_names())} (the last one with "
+                "all settings in tokenizer.json)"
+            )
+        return named, rules
+    kind = model.name("model_type")
+    name = DEFAULT_CLASS if kind is None else CLASS_OF_MODEL.get(kind)
+    if name is None or (rules := find_class(name)) is None:
+        raise CheckpointError(
+            f"{folder}: {CONFIG_FILE} has no tokenizer_class, and model_type in config.json is {kind!r}; without the "
+            f"former, the latter must be one of {', '.join(CLASS_OF_MODEL)}"
+        )
+    return name, rules
 
 
 def _merged(config: _Values, older: _Values) -> _Values:
@@ -156,23 +153,27 @@ def _merged(config: _Values, older: _Values) -> _Values:
 
 
 def _special_tokens(
-    values: _Values, defaults: Mapping[str, str]
+    values: _Values, rules: TokenizerClass
 ) -> tuple[dict[str, str | AddedToken], tuple[str | AddedToken, ...]]:
     """Named special tokens, in transformers' order, and the others."""
     named: dict[str, str | AddedToken] = {}
     for key in _NAMED:
-        token = values.token(key) if key in values.all else defaults.get(key)
-        if token is not None:
-            named[key] = token
-        needed = {"cls_token": "[CLS]", "sep_token": "[SEP]"}.get(key)
-        if (needed or key == "unk_token") and key in values.all and (token is None or needed not in (None, str(token))):
-            raise values.wrong(key, f"{needed!r} is needed" if needed else "the vocabulary's unknown token is needed")
+        token = values.token(key) if key in values.all else rules.special_tokens.get(key)
+        if token is None:
+            if key in values.all and (key == "unk_token" or key in (rules.around or ())):
+                raise values.wrong(key, "the vocabulary's token for that is needed")
+            continue
+        if isinstance(token, str) and key in rules.flags:
+            token = AddedToken(token, special=True, **rules.flags[key])
+        named[key] = token
     for key, value in values.all.items():  # a model's own, such as image_token
         if key.endswith("_token") and key not in _NAMED and isinstance(value, str | dict):
             named[key] = values.token(key) or ""
     for key in (own := values.part(OWN)).all:
         named[key] = own.token(key) or ""
     listed = values.part(EXTRA if EXTRA in values.all else ADDITIONAL)
+    if EXTRA not in values.all and values.all.get(ADDITIONAL) is None:
+        return named, rules.extra
     return named, tuple(token for key in listed.all if (token := listed.token(key)) is not None)
 
 

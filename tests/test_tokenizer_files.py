@@ -125,8 +125,8 @@ CONFIGS = st.fixed_dictionaries(
         "unk_token": st.sampled_from(["[UNK]", "[MASK]", {"content": "[UNK]", **TYPED}]),
         "mask_token": st.sampled_from(["[MASK]", "[NEW]", None, {"content": "[MASK]", **TYPED, "rstrip": True}]),
         "pad_token": st.sampled_from(["[PAD]", None, {"content": "[PAD]"}]),
-        "cls_token": st.just("[CLS]"),
-        "sep_token": st.sampled_from(["[SEP]", {"content": "[SEP]", **TYPED}]),
+        "cls_token": st.sampled_from(["[CLS]", "[MASK]", "<first>"]),
+        "sep_token": st.sampled_from(["[SEP]", "[PAD]", {"content": "[SEP]", **TYPED}]),
         "bos_token": st.sampled_from([None, "[NEW]"]),
         "image_token": st.sampled_from(["[new]", {"content": "[new]", **TYPED}]),
         "additional_special_tokens": st.sampled_from([None, [], ["[NEW]"], ["good", {"content": "[new]", **TYPED}]]),
@@ -277,15 +277,17 @@ def test_files_that_agree_are_copied_byte_for_byte_and_nothing_of_another_stays(
         ("tokenizer_config.json", {"mask_token": 5}, "mask_token is 5; a token is needed"),
         ("tokenizer_config.json", {"mask_token": {"content": "x"}}, "mask_token is .*; a token is needed"),
         ("tokenizer_config.json", {"mask_token": {"content": "x", **TYPED, "lstrip": 1}}, "flags must be true or"),
-        ("tokenizer_config.json", {"cls_token": "<s>"}, r"""cls_token is "<s>"; '\[CLS\]' is needed"""),
-        ("tokenizer_config.json", {"sep_token": None}, r"sep_token is null; '\[SEP\]' is needed"),
+        ("tokenizer_config.json", {"cls_token": None}, "cls_token is null; the vocabulary's token for that"),
+        ("tokenizer_config.json", {"sep_token": None}, "sep_token is null; the vocabulary's token for that"),
         ("tokenizer_config.json", {"additional_special_tokens": "x"}, 'tokens is "x"; a list of tokens'),
         ("tokenizer_config.json", {"additional_special_tokens": [1]}, r"additional_special_tokens\.0 is 1; a token"),
         ("tokenizer_config.json", {"added_tokens_decoder": None}, "added_tokens_decoder is null; an object"),
         ("tokenizer_config.json", {"added_tokens_decoder": {"4": "x"}}, r'added_tokens_decoder\.4 is "x"; a token'),
         ("tokenizer_config.json", {"added_tokens_decoder": {"x": {"content": "x"}}}, r"added_tokens_decoder\.x is"),
         ("tokenizer_config.json", {"tokenizer_class": 5}, "tokenizer_class is 5; a name"),
-        ("tokenizer_config.json", {"tokenizer_class": "RobertaTokenizer"}, "tokenizer_class is 'RobertaTokenizer'"),
+        ("tokenizer_config.json", {"tokenizer_class": "GPT2Tokenizer"}, "is 'GPT2Tokenizer'; q8bert reads BertT"),
+        ("tokenizer_config.json", {"tokenizer_class": "RobertaTokenizer"}, "WordPiece; RobertaTokenizer needs a BPE"),
+        ("config.json", {"model_type": "albert"}, "model_type in config.json is 'albert'; without the former"),
         ("special_tokens_map.json", {"mask_token": 1}, r"special_tokens_map\.json over it,: mask_token is 1; a token"),
         ("special_tokens_map.json", "[]", r"special_tokens_map\.json holds \[\]"),
         ("added_tokens.json", {"x": "1"}, r'added_tokens\.json: x is "1"; a token\'s id'),
@@ -308,7 +310,7 @@ def test_other_models_and_sequences_are_refused(tmp_path: Path) -> None:
     made.post_processor = processors.TemplateProcessing(single="$A", pair="$A $B")
     made.save(str(tmp_path / "tokenizer.json"))
     write_json(tmp_path / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"})
-    with pytest.raises(CheckpointError, match=r"post_processor does not put \[CLS\] and \[SEP\]"):
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: .* post_processor does not put special"):
         load_tokenizer(tmp_path)
     write_json(tmp_path / "tokenizer_config.json", {"tokenizer_class": "BertTokenizer"})
     assert agrees(tmp_path)

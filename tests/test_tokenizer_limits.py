@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, processors
 
 from q8core.errors import CheckpointError
 from q8core.tokenizer import check_tokenizer, model_max_length
@@ -36,9 +36,14 @@ def test_a_model_max_length_that_is_no_length_is_refused(tmp_path: Path, value: 
     assert str(refused.value) == f"{file}: model_max_length is {value}; a positive whole number is needed"
 
 
+def word_pieces(ids: dict[str, int], first: int = 1, last: int = 2) -> Tokenizer:
+    tokenizer = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", last), ("[CLS]", first))
+    return tokenizer
+
+
 def test_ids_beyond_the_models_table_are_named() -> None:
-    words = ["[UNK]", "[CLS]", "[SEP]", "a"]
-    tokenizer = Tokenizer(models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer = word_pieces({word: i for i, word in enumerate(["[UNK]", "[CLS]", "[SEP]", "a"])})
     check_tokenizer(tokenizer, 4, "my model")
     tokenizer.add_tokens(["new", "newer", "newest", "last"])
     check_tokenizer(tokenizer, 8, "my model")
@@ -49,15 +54,21 @@ def test_ids_beyond_the_models_table_are_named() -> None:
         "'newest' (6), ...; take the tokenizer that the model was trained with, or give the model rows for them "
         "(model.resize_token_embeddings(8)) and train it"
     )
-    holes = Tokenizer(models.WordPiece({"[UNK]": 0, "[CLS]": 1, "[SEP]": 2, "far": 90}, unk_token="[UNK]"))
+    holes = word_pieces({"[UNK]": 0, "[CLS]": 1, "[SEP]": 2, "far": 90})
     check_tokenizer(holes, 91, "my model")
     with pytest.raises(CheckpointError, match=r"go up to 90, .* 90 rows; beyond it: 'far' \(90\); take"):
         check_tokenizer(holes, 90, "my model")
 
 
-@pytest.mark.parametrize("missing", ["[CLS]", "[SEP]"])
-def test_a_vocabulary_without_berts_special_tokens_is_refused(missing: str) -> None:
-    words = [word for word in ("[UNK]", "[CLS]", "[SEP]") if word != missing]
-    tokenizer = Tokenizer(models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
-    with pytest.raises(CheckpointError, match=rf"m: the tokenizer has no \{missing[:-1]}\] token"):
+def test_special_tokens_beyond_the_models_table_are_named() -> None:
+    """A post-processor brings its own ids, which need not be those of the vocabulary."""
+    tokenizer = word_pieces({"[UNK]": 0, "[CLS]": 1, "[SEP]": 2}, last=30)
+    check_tokenizer(tokenizer, 31, "m")
+    with pytest.raises(CheckpointError, match=r"go up to 30, .* 30 rows; beyond it: 'a special token' \(30\); take"):
+        check_tokenizer(tokenizer, 30, "m")
+
+
+def test_a_tokenizer_without_special_tokens_around_a_text_is_refused() -> None:
+    tokenizer = Tokenizer(models.WordPiece({"[UNK]": 0, "[CLS]": 1, "[SEP]": 2}, unk_token="[UNK]"))
+    with pytest.raises(CheckpointError, match="m: the tokenizer's post_processor does not put special tokens before"):
         check_tokenizer(tokenizer, 3, "m")

@@ -17,7 +17,7 @@ from q8core.checkpoint.config import ModelConfig
 from q8core.checkpoint.manifest import FLOAT_FILE
 from q8core.checkpoint.tensors import write_tensors
 from q8core.checkpoint.writer import write_checkpoint
-from q8core.engines.random_weights import LABELS, RandomFloat, RandomInt8
+from q8core.engines.random_weights import RandomFloat, RandomInt8
 from q8core.model.head import TaskKind
 from q8core.quant import Plan, preset
 
@@ -53,7 +53,7 @@ def write_random(folder: Path, name: str, config: ModelConfig, task: TaskKind) -
         name=name,
         config=config,
         task=task,
-        labels=[str(label) for label in range(LABELS)] if task == "classify" else [],
+        labels=config.labels if task == "classify" else (),
         max_length=config.spec.positions,
         scheme=preset("q8bert"),
         tensors=RandomInt8(Plan.of(config.spec, config.head(task), preset("q8bert"))),

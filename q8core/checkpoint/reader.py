@@ -26,6 +26,7 @@ from q8core.checkpoint.text_input import check_pairs, checked_tokenizer, own_len
 from q8core.errors import CheckpointError, SchemeError
 from q8core.model.head import TaskKind
 from q8core.quant import Scheme, dequantized_tensors
+from q8core.quant.codes import decode
 from q8core.quant.plan import Plan
 from q8core.tasks.examples import is_regression
 
@@ -172,19 +173,21 @@ class Checkpoint:
         """
         return checked_tokenizer(self.path, self.config)
 
-    def check_pairs(self, has_pairs: bool = True) -> None:
-        """Raise InputError where there are pairs of texts, and the model takes none."""
+    def check_pairs(self, tokenizer: Tokenizer, has_pairs: bool = True) -> None:
+        """Raise InputError where there are pairs of texts, and the model, or its tokenizer, takes none."""
         if has_pairs:
-            check_pairs(self.path, self.config)
+            check_pairs(self.path, tokenizer, self.config.spec.token_types)
 
     def _check_quantized(self) -> None:
         check_layout(self._quantized, self._names, self.plan)
         _check_values(self._quantized)
+        _check_integers(self._quantized, self._names, self.plan)
 
 
 def _scheme(path: Path, manifest: Manifest, config: ModelConfig) -> Scheme:
     try:
-        return Scheme.from_dict(manifest.plan.scheme, config.spec.layers)
+        head = config.head(manifest.task)
+        return Scheme.from_dict(manifest.plan.scheme, config.spec.layers, head_dense=head.dense is not None)
     except SchemeError as error:
         raise CheckpointError(f"{path / MANIFEST_FILE}: {error}") from error
 
@@ -211,7 +214,8 @@ def _check_family(path: Path, config: ModelConfig, manifest: Manifest) -> None:
         )
     if manifest.task == "classify" and manifest.labels != config.labels:
         raise CheckpointError(
-            f"{path / MANIFEST_FILE}: it has {len(manifest.labels)} labels, and config.json {len(config.labels)} others"
+            f"{path / MANIFEST_FILE}: labels are {_some(manifest.labels)}, but id2label in config.json says "
+            f"{_some(config.labels)}"
         )
 
 
@@ -230,12 +234,30 @@ def _check_facts(path: Path, config: ModelConfig, task: TaskKind, labels: tuple[
         )
 
 
+def _some(labels: tuple[str, ...]) -> str:
+    return f"{', '.join(labels[:5])}{', ...' if len(labels) > 5 else ''} ({len(labels)})"
+
+
+def _check_integers(file: TensorFile, names: Mapping[str, str], plan: Plan) -> None:
+    """Refuse integers outside their grid, such as -128, which no symmetric quantizer makes."""
+    for site in plan.sites.values():
+        if site.weight is None:
+            continue
+        name = names.get(f"{site.path}.weight", f"{site.path}.weight")
+        largest, found = site.weight.largest, decode(file[name], site.weight.bits, site.site.shape[-1])
+        low, high = (int(bound) for bound in torch.aminmax(found))
+        if low < -largest or high > largest:
+            worst = low if low < -largest else high
+            raise CheckpointError(
+                f"{file.path}: {name} holds {worst}, outside the symmetric range -{largest}..{largest} of "
+                f"{site.weight.bits} bits"
+            )
+
+
 def _check_values(file: TensorFile) -> None:
-    """Finite floats, positive scales, and no -128, which the symmetric scheme never produces."""
+    """Finite floats, and positive scales."""
     for name in file:
         if file.dtype(name) == "F32" and not bool(torch.isfinite(file[name]).all()):
             raise CheckpointError(f"{file.path}: {name} holds NaN or infinite values")
         if name.endswith("_scale") and not bool((file[name] > 0).all()):
             raise CheckpointError(f"{file.path}: {name} holds a scale that is not positive")
-        if file.dtype(name) == "I8" and int(file[name].min()) < -127:
-            raise CheckpointError(f"{file.path}: {name} holds -128, outside the symmetric range -127..127")

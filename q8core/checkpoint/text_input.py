@@ -8,6 +8,7 @@ from tokenizers import Tokenizer
 
 from q8core.checkpoint.config import SHORTEST_INPUT, ModelConfig
 from q8core.errors import CheckpointError, InputError
+from q8core.special_tokens import sequence_template
 from q8core.tokenizer import check_tokenizer, load_tokenizer, model_max_length
 
 
@@ -19,19 +20,32 @@ def checked_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer:
     """
     tokenizer = load_tokenizer(folder)
     check_tokenizer(tokenizer, config.spec.vocabulary, str(folder))
+    highest, token_types = sequence_template(tokenizer).one.highest_type, config.spec.token_types
+    if 0 < token_types <= highest:
+        raise CheckpointError(
+            f"{folder}: the tokenizer gives a text token type {highest}, and type_vocab_size in config.json is "
+            f"{token_types}; take the tokenizer that the model was trained with"
+        )
     return tokenizer
 
 
-def check_pairs(folder: Path, config: ModelConfig) -> None:
-    """Refuse pairs of texts, and questions with contexts, for a model that cannot tell the two parts.
+def check_pairs(folder: Path, tokenizer: Tokenizer, token_types: int) -> None:
+    """Refuse pairs of texts, and questions with contexts, where the second text has a token type the model lacks.
+
+    Args:
+        folder: of the model, for messages.
+        tokenizer: its tokenizer.
+        token_types: how many the model has; 0 where it has none, and ignores those of the tokenizer.
 
     Raises:
-        InputError: the model has one token type.
+        InputError: the model lacks one, or the tokenizer makes no pairs.
     """
-    if config.spec.token_types < 2:
+    highest = sequence_template(tokenizer).layout(pair=True).highest_type
+    if 0 < token_types <= highest:
+        has = "one token type" if token_types == 1 else f"{token_types} token types"
         raise InputError(
-            f"{folder.name} takes single texts only: it has one token type (type_vocab_size is 1 in config.json), and "
-            "the second text of a pair has token type 1"
+            f"{folder.name} takes single texts only: it has {has} (type_vocab_size is {token_types} in config.json), "
+            f"and the second text of a pair has token type {highest}"
         )
 
 

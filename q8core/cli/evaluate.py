@@ -58,7 +58,7 @@ def evaluate(
     if options.kind != opened.task:
         raise InputError(f"{checkpoint} was made for {opened.task}, which --task {task} cannot score")
     work = options.read(_text_model(opened), with_train=False)
-    opened.check_pairs(work.has_pairs)
+    opened.check_pairs(work.tokenizer, work.has_pairs)
     if isinstance(work, ClassifyTask):
         work = work.scored_on(opened.labels)
     results: dict[str, Any] = {}

@@ -16,6 +16,7 @@ from q8core.quant.products import (
     integer_scores,
     probability_sums,
     quantize_probabilities_,
+    relative_bias,
     weighted_sums,
 )
 
@@ -37,17 +38,24 @@ class Products(Protocol):
 
 @dataclass(frozen=True)
 class FloatProducts:
-    """softmax(factor * Q K^T) V in float32, whatever grid q and k may be on."""
+    """softmax(factor * Q K^T + bias) V in float32, whatever grid q and k may be on.
+
+    Attributes:
+        factor: of the scores.
+        bias: (heads, 2 P - 1), see `relative_bias`; None for none. All layers share it.
+    """
 
     factor: float
+    bias: Tensor | None = None
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Return the context."""
-        return F.scaled_dot_product_attention(q, k, v, scale=self.factor)
+        bias = None if self.bias is None else relative_bias(self.bias, q.shape[2], k.shape[2]).unsqueeze(0)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.factor)
 
     def workspace_bytes(self, tokens: int, length: int, heads: int) -> int:
-        """Return 0: probabilities are never there as a whole."""
-        return 0
+        """Return the bytes of the biases: probabilities are never there as a whole."""
+        return _bias_bytes(self.bias, length)
 
 
 @dataclass(frozen=True)
@@ -60,25 +68,33 @@ class QuantizedProducts:
     Attributes:
         factor: the step of the integer scores in softmax's argument.
         value_scale: (1,), the step of the values.
+        bias: (heads, 2 P - 1), see `relative_bias`; None for none. All layers share it.
     """
 
     factor: float
     value_scale: Tensor
+    bias: Tensor | None = None
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Return the context, computed for a few sequences at a time."""
+        bias = None if self.bias is None else relative_bias(self.bias, q.shape[2], k.shape[2])
         group = max(1, _SCORES // (q.shape[1] * q.shape[2] * k.shape[2]))
         parts = zip(q.split(group), k.split(group), v.split(group), strict=True)
-        contexts = [self._context(*part) for part in parts]
+        contexts = [self._context(*part, bias) for part in parts]
         return contexts[0] if len(contexts) == 1 else torch.cat(contexts)
 
     def workspace_bytes(self, tokens: int, length: int, heads: int) -> int:
-        """Return the bytes of the scores, which become the probabilities."""
-        return 4 * heads * min(tokens * length, max(_SCORES // heads, length * length))
+        """Return the bytes of the scores, which become the probabilities, and of the biases."""
+        scores = 4 * heads * min(tokens * length, max(_SCORES // heads, length * length))
+        return scores + _bias_bytes(self.bias, length)
 
-    def _context(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        p_q = quantize_probabilities_(exponentials(integer_scores(q, k), self.factor))
+    def _context(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+        p_q = quantize_probabilities_(exponentials(integer_scores(q, k), self.factor, bias))
         return weighted_sums(p_q, v).mul_(self.value_scale / probability_sums(p_q))
+
+
+def _bias_bytes(table: Tensor | None, length: int) -> int:
+    return 0 if table is None else 4 * len(table) * length * length
 
 
 def packed_attention(

@@ -22,7 +22,7 @@ from q8core.engines.speed_note import speed_note
 from q8core.errors import EngineError
 from q8core.machine import cpu, usable_cpus, variables
 from q8core.model.head import HeadSpec
-from q8core.model.sites import LAYER_LINEARS, PRODUCTS
+from q8core.model.sites import HEAD_OUTPUT, LAYER_LINEARS, PRODUCTS
 from q8core.native import load_library
 from q8core.quant import Scheme
 from q8core.quant.plan import Plan
@@ -100,6 +100,7 @@ def one_layer(plan: Plan) -> Plan:
     assert plan.scheme is not None
     spec = replace(plan.spec, layers=1, vocabulary=16, positions=max(ROWS))
     slots = {slot: plan.of_layer(0, slot).scheme for slot in (*LAYER_LINEARS, PRODUCTS)}
+    slots["head_output"] = plan.sites[HEAD_OUTPUT].scheme
     scheme = Scheme("layer", {**plan.scheme.slots, **slots})
     return Plan.of(spec, HeadSpec("every", 2), scheme)
 

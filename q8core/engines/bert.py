@@ -1,14 +1,15 @@
-"""The engine: a BERT with a classification or question-answering head, over packed tokens."""
+"""The engine: an encoder with a head, over packed tokens."""
 
 from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from q8core.engines.encoder import Embeddings, EncoderLayer
@@ -18,8 +19,11 @@ from q8core.engines.packing import TokenBatch
 from q8core.engines.protocol import Backend, EngineMemory
 from q8core.engines.residence import PACKED_BY_TORCH, Residence
 from q8core.errors import InputError
-from q8core.model.head import HeadSpec
+from q8core.model.head import Activation, HeadSpec, Reads
 from q8core.model.spec import EncoderSpec
+
+_ACTIVATE: dict[Activation, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh_, "relu": torch.relu_, "gelu": F.gelu}
+"""What may follow a head's dense layer; the first two overwrite its outputs."""
 
 
 class Forward(Protocol):
@@ -35,8 +39,13 @@ class Forward(Protocol):
         """Where its weights are."""
         ...
 
+    @property
+    def reads(self) -> Reads:
+        """Which tokens its head reads."""
+        ...
+
     def logits(self, batch: TokenBatch) -> Tensor:
-        """Return float32 logits: (B, labels) for classify, (T, 2) for qa."""
+        """Return float32 logits: (B, outputs) where the head reads first tokens, else (T, outputs)."""
         ...
 
     def workspace_bytes(self, tokens: int) -> int:
@@ -46,17 +55,27 @@ class Forward(Protocol):
 
 @dataclass(frozen=True)
 class Model:
-    """A model computed layer by layer: `pooler` is None for question answering.
+    """A model computed layer by layer.
 
-    `state_bytes` are those of one value of the inner feed-forward state.
+    Attributes:
+        spec: its encoder.
+        embeddings: tokens -> hidden state.
+        layers: the encoder. Where the head reads first tokens, the last layer's query is a linear of its own.
+        dense: the head's first layer (hidden) -> (hidden), None where there is none.
+        head: its last, (hidden) -> (outputs).
+        state_bytes: those of one value of the inner feed-forward state.
+        reads: the head reads the "first" token of each sequence, or "every" token.
+        activation: what follows the dense layer; None for nothing.
     """
 
     spec: EncoderSpec
     embeddings: Embeddings
     layers: tuple[EncoderLayer, ...]
-    pooler: Linear | None
+    dense: Linear | None
     head: Linear
     state_bytes: int = 4
+    reads: Reads = "every"
+    activation: Activation | None = None
 
     @property
     def residence(self) -> Residence:
@@ -64,14 +83,16 @@ class Model:
         return PACKED_BY_TORCH
 
     def logits(self, batch: TokenBatch) -> Tensor:
-        """Return float32 logits: (B, labels) with a pooler, else (T, 2)."""
+        """Return float32 logits: (B, outputs) where the head reads first tokens, else (T, outputs)."""
         runs, hidden = batch.runs(), self.embeddings(batch)
         for layer in self.layers[:-1]:
             hidden = layer(hidden, runs)
-        if self.pooler is None:
-            return self.head(self.layers[-1](hidden, runs))
-        # Only the first tokens reach the head, so the last layer computes nothing else after its attention.
-        return self.head(self.pooler(self.layers[-1](hidden, runs, batch.first_rows())).tanh_())
+        # Where only the first tokens reach the head, the last layer computes nothing else after its attention.
+        hidden = self.layers[-1](hidden, runs, batch.first_rows() if self.reads == "first" else None)
+        if self.dense is not None:
+            hidden = self.dense(hidden)
+            hidden = hidden if self.activation is None else _ACTIVATE[self.activation](hidden)
+        return self.head(hidden)
 
     def workspace_bytes(self, tokens: int) -> int:
         """Return the bytes of activations of `tokens` tokens, at their peak in a layer."""
@@ -99,8 +120,13 @@ class BertEngine:
     facts: Mapping[str, object] = field(default_factory=dict[str, object])
     _most_tokens: int = 0
 
+    @property
+    def reads(self) -> Reads:
+        """Which tokens the head reads: the "first" of each sequence, or "every" one."""
+        return self.head.reads
+
     def infer(self, batch: TokenBatch) -> Tensor:
-        """Return float32 logits: (B, labels) for classify, (T, 2) for qa.
+        """Return float32 logits: (B, outputs) where the head reads first tokens, else (T, outputs).
 
         Raises:
             InputError: if an id is outside its table or a sequence is longer than the position table.
@@ -154,8 +180,11 @@ class BertEngine:
             raise InputError(f"a sequence has {longest} tokens; this model takes at most {spec.positions}")
         for name, ids, size in (
             ("input_ids", batch.input_ids, spec.vocabulary),
-            ("token_type_ids", batch.token_type_ids, spec.token_types),
+            # Where there are no token types, those of a tokenizer are not read.
+            ("token_type_ids", batch.token_type_ids, spec.token_types or None),
         ):
+            if size is None:
+                continue
             low, high = (int(bound) for bound in torch.aminmax(ids))
             if low < 0 or high >= size:
                 bad = low if low < 0 else high

@@ -64,17 +64,25 @@ class Int8Table:
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Word, position and token-type rows, summed and normalized."""
+    """Word, position and token-type rows, summed and normalized.
+
+    Some families have no token types. Where the rows (T, E) have other columns than the hidden state, a projection
+    (E) -> (H) follows.
+    """
 
     words: Table
     positions: Table
-    types: Table
+    types: Table | None
     norm: Norm
+    projection: Linear | None = None
 
     def __call__(self, batch: TokenBatch) -> Tensor:
         """Return the hidden state (T, H) of a batch, added up in Hugging Face's order."""
-        words = self.words(batch.input_ids).add_(self.types(batch.token_type_ids))
-        return self.norm(words.add_(self.positions(batch.positions())))
+        rows = self.words(batch.input_ids)
+        if self.types is not None:
+            rows.add_(self.types(batch.token_type_ids))
+        hidden = self.norm(rows.add_(self.positions(batch.positions())))
+        return hidden if self.projection is None else self.projection(hidden)
 
 
 @dataclass(frozen=True)

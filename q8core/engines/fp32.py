@@ -16,9 +16,9 @@ from q8core.engines.encoder import (
     ProjectionPart,
 )
 from q8core.engines.linear import FloatLinear
-from q8core.engines.site_tensors import own, take_linear, take_norm, take_table
+from q8core.engines.site_tensors import own, take_linear, take_norm, take_relative_bias, take_table
 from q8core.engines.source import TensorSource
-from q8core.model.sites import HEAD_DENSE, HEAD_OUTPUT, PROJECTIONS, layer_path
+from q8core.model.sites import EMBEDDING_PROJECTION, HEAD_DENSE, HEAD_OUTPUT, PROJECTIONS, layer_path
 from q8core.quant.plan import Plan
 
 
@@ -28,15 +28,19 @@ def load_fp32(plan: Plan, source: TensorSource) -> Model:
     Raises:
         CheckpointError: if a tensor is missing or does not fit.
     """
+    spec, head = plan.spec, plan.head
     embeddings = Embeddings(
         words=_table(source, plan, "word_embeddings"),
-        positions=_table(source, plan, "position_embeddings"),
-        types=_table(source, plan, "token_type_embeddings"),
+        positions=_table(source, plan, "position_embeddings", spec.first_position),
+        types=_table(source, plan, "token_type_embeddings") if spec.token_types else None,
         norm=load_norm(source, plan, "embedding_norm"),
+        projection=load_float_linear(source, plan, EMBEDDING_PROJECTION) if spec.embedding else None,
     )
-    layers = tuple(_layer(source, plan, number) for number in range(plan.spec.layers))
-    dense = load_float_linear(source, plan, HEAD_DENSE) if plan.head.dense else None
-    return Model(plan.spec, embeddings, layers, dense, load_float_linear(source, plan, HEAD_OUTPUT))
+    products = FloatProducts(score_scale(spec), take_relative_bias(source, plan))
+    layers = tuple(_layer(source, plan, number, products) for number in range(spec.layers))
+    dense = load_float_linear(source, plan, HEAD_DENSE) if head.dense else None
+    output = load_float_linear(source, plan, HEAD_OUTPUT)
+    return Model(spec, embeddings, layers, dense, output, reads=head.reads, activation=head.dense)
 
 
 def load_norm(source: TensorSource, plan: Plan, path: str) -> Norm:
@@ -55,11 +59,11 @@ def has_own_query(plan: Plan, layer: int) -> bool:
     return plan.head.reads == "first" and layer == plan.spec.layers - 1
 
 
-def _table(source: TensorSource, plan: Plan, path: str) -> FloatTable:
-    return FloatTable(own(take_table(source, plan.sites[path]).rows))
+def _table(source: TensorSource, plan: Plan, path: str, first: int = 0) -> FloatTable:
+    return FloatTable(own(take_table(source, plan.sites[path]).behind(first).rows))
 
 
-def _layer(source: TensorSource, plan: Plan, number: int) -> EncoderLayer:
+def _layer(source: TensorSource, plan: Plan, number: int, products: FloatProducts) -> EncoderLayer:
     groups = (("query",), ("key", "value")) if has_own_query(plan, number) else (PROJECTIONS,)
     parts = tuple(
         ProjectionPart(load_float_linear(source, plan, *(layer_path(number, slot) for slot in group)), group)
@@ -68,7 +72,7 @@ def _layer(source: TensorSource, plan: Plan, number: int) -> EncoderLayer:
     return EncoderLayer(
         heads=plan.spec.heads,
         projection=Projection(parts),
-        products=FloatProducts(score_scale(plan.spec)),
+        products=products,
         output=load_float_linear(source, plan, layer_path(number, "attention_output")),
         output_norm=load_norm(source, plan, layer_path(number, "attention_norm")),
         feed_forward=FloatFeedForward(

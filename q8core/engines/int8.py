@@ -26,10 +26,10 @@ from q8core.engines.encoder import (
 from q8core.engines.fp32 import has_own_query, load_norm
 from q8core.engines.kernel import LinearKernel
 from q8core.engines.linear import DynamicLinear, FloatLinear, StaticLinear
-from q8core.engines.site_tensors import LinearTensors, own, take_linear, take_table
+from q8core.engines.site_tensors import LinearTensors, own, take_linear, take_relative_bias, take_table
 from q8core.engines.source import TensorSource
 from q8core.errors import CheckpointError
-from q8core.model.sites import HEAD_DENSE, HEAD_OUTPUT, PRODUCTS, PROJECTIONS, layer_path
+from q8core.model.sites import EMBEDDING_PROJECTION, HEAD_DENSE, HEAD_OUTPUT, PRODUCTS, PROJECTIONS, layer_path
 from q8core.quant.arithmetic import dequantize_bias, rescale_factor
 from q8core.quant.plan import Plan
 from q8core.quant.products import score_factor
@@ -41,29 +41,32 @@ def load_int8(plan: Plan, source: TensorSource, kernel: LinearKernel) -> Model:
     Raises:
         CheckpointError: if a tensor is missing, or is not what the plan says.
     """
+    spec, head = plan.spec, plan.head
     embeddings = Embeddings(
         words=_table(source, plan, "word_embeddings"),
-        positions=_table(source, plan, "position_embeddings"),
-        types=_table(source, plan, "token_type_embeddings"),
+        positions=_table(source, plan, "position_embeddings", spec.first_position),
+        types=_table(source, plan, "token_type_embeddings") if spec.token_types else None,
         norm=load_norm(source, plan, "embedding_norm"),
+        projection=_linear(source, kernel, plan, EMBEDDING_PROJECTION) if spec.embedding else None,
     )
-    layers = tuple(_layer(source, plan, kernel, number) for number in range(plan.spec.layers))
-    dense = _linear(source, kernel, plan, HEAD_DENSE) if plan.head.dense else None
-    head = _linear(source, kernel, plan, HEAD_OUTPUT)
-    return Model(plan.spec, embeddings, layers, dense, head, kernel.carrier_bytes)
+    bias = take_relative_bias(source, plan)
+    layers = tuple(_layer(source, plan, kernel, number, bias) for number in range(spec.layers))
+    dense = _linear(source, kernel, plan, HEAD_DENSE) if head.dense else None
+    output = _linear(source, kernel, plan, HEAD_OUTPUT)
+    return Model(spec, embeddings, layers, dense, output, kernel.carrier_bytes, head.reads, head.dense)
 
 
-def _table(source: TensorSource, plan: Plan, path: str) -> Table:
-    tensors = take_table(source, plan.sites[path])
+def _table(source: TensorSource, plan: Plan, path: str, first: int = 0) -> Table:
+    tensors = take_table(source, plan.sites[path]).behind(first)
     return FloatTable(own(tensors.rows)) if tensors.scale is None else Int8Table(own(tensors.rows), own(tensors.scale))
 
 
-def _layer(source: TensorSource, plan: Plan, kernel: LinearKernel, number: int) -> EncoderLayer:
+def _layer(source: TensorSource, plan: Plan, kernel: LinearKernel, number: int, bias: Tensor | None) -> EncoderLayer:
     tensors = {slot: take_linear(source, plan.of_layer(number, slot)) for slot in PROJECTIONS}
     return EncoderLayer(
         heads=plan.spec.heads,
         projection=_projection(tensors, plan.spec.hidden, kernel, own_query=has_own_query(plan, number)),
-        products=_products(tensors, plan, number),
+        products=_products(tensors, plan, number, bias),
         output=_linear(source, kernel, plan, layer_path(number, "attention_output")),
         output_norm=load_norm(source, plan, layer_path(number, "attention_norm")),
         feed_forward=_feed_forward(
@@ -99,17 +102,17 @@ def _projection(
     return Projection(parts)
 
 
-def _products(tensors: Mapping[str, LinearTensors], plan: Plan, layer: int) -> Products:
+def _products(tensors: Mapping[str, LinearTensors], plan: Plan, layer: int, bias: Tensor | None) -> Products:
     """Return how a layer's attention multiplies."""
     # Quantized queries and keys stay integers; their scales go into the one factor of the scores.
     scale_q, scale_k, scale_v = (tensors[slot].output_scale for slot in PROJECTIONS)
     if plan.of_layer(layer, PRODUCTS).arithmetic == "float":
         scales = math.prod(float(scale) for scale in (scale_q, scale_k) if scale is not None)
-        return FloatProducts(score_scale(plan.spec) * scales)
+        return FloatProducts(score_scale(plan.spec) * scales, bias)
     assert scale_q is not None  # the plan has been checked
     assert scale_k is not None
     assert scale_v is not None
-    return QuantizedProducts(score_factor(plan.spec.head_size, scale_q, scale_k), scale_v)
+    return QuantizedProducts(score_factor(plan.spec.head_size, scale_q, scale_k), scale_v, bias)
 
 
 def _fit_together(layers: Sequence[LinearTensors]) -> bool:

@@ -16,10 +16,11 @@ from torch import Tensor
 from q8core.engines.packed_file import PackedModel, Store, packed_key, place
 from q8core.engines.packing import TokenBatch
 from q8core.engines.residence import Residence
-from q8core.engines.site_tensors import LinearTensors, take_linear, take_norm, take_table
+from q8core.engines.site_tensors import LinearTensors, take_linear, take_norm, take_relative_bias, take_table
 from q8core.engines.source import TensorSource
 from q8core.errors import EngineError
-from q8core.model.sites import HEAD_DENSE, HEAD_OUTPUT, PRODUCTS, PROJECTIONS, layer_path
+from q8core.model.head import Reads
+from q8core.model.sites import EMBEDDING_PROJECTION, HEAD_DENSE, HEAD_OUTPUT, PRODUCTS, PROJECTIONS, layer_path
 from q8core.model.spec import EncoderSpec
 from q8core.native import load_library, structs, variants
 from q8core.quant.arithmetic import dequantize_bias, integer_limits, rescale_factor
@@ -121,20 +122,25 @@ class NativeModel:
     workspace: Workspace = field(default_factory=lambda: Workspace())
 
     def logits(self, batch: TokenBatch) -> Tensor:
-        """Return float32 logits: (B, labels), or (T, 2) for question answering."""
+        """Return float32 logits: (B, outputs) where the head reads first tokens, else (T, outputs)."""
         lengths = torch.tensor(batch.lengths, dtype=torch.int32)
         ids, types = batch.input_ids.contiguous(), batch.token_type_ids.contiguous()
         what = structs.Batch(batch.tokens, len(batch.lengths), ids.data_ptr(), types.data_ptr(), lengths.data_ptr())
         size_of, forward = (getattr(load_library(), name) for name in self.functions)
         threads, view = torch.get_num_threads(), self.packed.view
         memory = self.workspace.of(size_of(view, what, threads))
-        logits = torch.empty(len(batch.lengths) if view.classify else batch.tokens, self.outputs)
+        logits = torch.empty(len(batch.lengths) if view.head_reads_first else batch.tokens, self.outputs)
         forward(self.variant[1], view, what, memory.data_ptr(), logits.data_ptr(), threads)
         return logits
 
     def workspace_bytes(self, tokens: int) -> int:
         """Return the bytes of the workspace, which has grown to what the largest batch needed."""
         return self.workspace.nbytes
+
+    @property
+    def reads(self) -> Reads:
+        """Which tokens the head reads."""
+        return "first" if self.packed.view.head_reads_first else "every"
 
     @property
     def residence(self) -> Residence:
@@ -169,17 +175,14 @@ def load_native(plan: Plan, source: TensorSource, variant: str | None = None) ->
 def _pack_model(plan: Plan, source: TensorSource, store: Store) -> structs.Model:
     """Pack every tensor of the source into the store."""
     loader, spec = Loader(source, plan, store), plan.spec
-    view = structs.Model(
-        spec.hidden, spec.heads, spec.inner, spec.layers, spec.norm_epsilon, plan.head.reads == "first"
-    )
-    view.words = loader.table("word_embeddings")
-    view.positions = loader.table("position_embeddings")
-    view.types = loader.table("token_type_embeddings")
-    view.embedding_norm = loader.norm("embedding_norm")
+    view = structs.Model(spec.hidden, spec.heads, spec.inner, spec.layers, spec.norm_epsilon)
+    view.head_reads_first = plan.head.reads == "first"
+    loader.embeddings(view)
     layers = (structs.Layer * spec.layers)(*(loader.layer(number) for number in range(spec.layers)))
     view.layer = layers
     if plan.head.dense:
-        view.pooler = loader.linear(HEAD_DENSE)
+        view.head_activation = structs.ACTIVATIONS[plan.head.dense]
+        view.head_dense = loader.linear(HEAD_DENSE)
     view.head = loader.linear(HEAD_OUTPUT)
     source.finish()
     return view
@@ -203,9 +206,28 @@ class Loader:
     def __init__(self, source: TensorSource, plan: Plan, store: Store) -> None:
         self.source, self.plan, self.store, self.keep = source, plan, store, store.keep
 
-    def table(self, path: str) -> structs.Table:
-        """Load an embedding table."""
-        tensors, keep = take_table(self.source, self.plan.sites[path]), self.store.keep_copy
+    def embeddings(self, view: structs.Model | structs.FloatModel) -> None:
+        """Load the tables, their norm and, where there is one, the projection behind it."""
+        spec = self.plan.spec
+        view.words = self.table("word_embeddings")
+        view.positions = self.table("position_embeddings", spec.first_position)
+        if spec.token_types:
+            view.types = self.table("token_type_embeddings")
+        view.embedding_norm = self.norm("embedding_norm")
+        view.embedding = spec.table_columns
+        if spec.embedding:
+            view.projection = self.projection()
+        bias = take_relative_bias(self.source, self.plan)
+        if bias is not None:
+            view.relative_bias = structs.RelativeBias(self.keep(bias), spec.positions)
+
+    def projection(self) -> structs.Linear | structs.FloatLinear:
+        """Load what takes the tables' columns to those of the hidden state."""
+        return self.linear(EMBEDDING_PROJECTION)
+
+    def table(self, path: str, first: int = 0) -> structs.Table:
+        """Load an embedding table from its row `first` on."""
+        tensors, keep = take_table(self.source, self.plan.sites[path]).behind(first), self.store.keep_copy
         if tensors.scale is None:
             return structs.Table(None, keep(tensors.rows), None, 0)
         return structs.Table(keep(tensors.rows), None, keep(tensors.scale), tensors.scale.numel() > 1)

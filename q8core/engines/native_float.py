@@ -16,7 +16,7 @@ from q8core.engines.residence import Residence
 from q8core.engines.site_tensors import own, take_linear, take_table
 from q8core.engines.source import TensorSource
 from q8core.errors import EngineError
-from q8core.model.sites import HEAD_DENSE, HEAD_OUTPUT, layer_path
+from q8core.model.sites import EMBEDDING_PROJECTION, HEAD_DENSE, HEAD_OUTPUT, layer_path
 from q8core.native import load_library, structs, variants
 from q8core.quant.plan import Plan
 
@@ -64,15 +64,13 @@ def load_native_float(plan: Plan, source: TensorSource, variant: str | None = No
     store, spec = PrivateStore(), plan.spec
     loader = _FloatLoader(source, plan, store, _packed_rows(plan))
     view = structs.FloatModel(spec.hidden, spec.heads, spec.inner, spec.layers, spec.norm_epsilon)
-    view.score_scale, view.classify = score_scale(spec), plan.head.reads == "first"
-    view.words = loader.table("word_embeddings")
-    view.positions = loader.table("position_embeddings")
-    view.types = loader.table("token_type_embeddings")
-    view.embedding_norm = loader.norm("embedding_norm")
+    view.score_scale, view.head_reads_first = score_scale(spec), plan.head.reads == "first"
+    loader.embeddings(view)
     layers = (structs.FloatLayer * spec.layers)(*(loader.float_layer(number) for number in range(spec.layers)))
     view.layer = layers
     if plan.head.dense:
-        view.pooler = loader.float_linear(HEAD_DENSE)
+        view.head_activation = structs.ACTIVATIONS[plan.head.dense]
+        view.head_dense = loader.float_linear(HEAD_DENSE)
     view.head = loader.float_linear(HEAD_OUTPUT)
     functions = ("q8_float_workspace_bytes", "q8_forward_float")
     packed = PackedModel(view, tuple(store.tensors), Residence(False, "float32 weights are packed by each process"))
@@ -88,9 +86,14 @@ class _FloatLoader(Loader):
         load_library().q8_prefer_large_pages(self._free.data_ptr(), self._free.nbytes)
         self.keep(self._free)
 
-    def table(self, path: str) -> structs.Table:
-        """Load an embedding table."""
-        return structs.Table(None, self.keep(own(take_table(self.source, self.plan.sites[path]).rows)), None, 0)
+    def table(self, path: str, first: int = 0) -> structs.Table:
+        """Load an embedding table from its row `first` on."""
+        rows = take_table(self.source, self.plan.sites[path]).behind(first).rows
+        return structs.Table(None, self.keep(own(rows)), None, 0)
+
+    def projection(self) -> structs.FloatLinear:
+        """Load what takes the tables' columns to those of the hidden state."""
+        return self.float_linear(EMBEDDING_PROJECTION)
 
     def float_linear(self, path: str) -> structs.FloatLinear:
         """Load a linear layer and pack it behind the last one."""

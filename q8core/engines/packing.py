@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from q8core.errors import InputError
+from q8core.model.head import Reads
 
 
 class Run(NamedTuple):
@@ -78,22 +79,23 @@ class TokenBatch:
         """T, the tokens of all sequences."""
         return len(self.input_ids)
 
-    def split(self, logits: Tensor) -> list[Tensor]:
-        """Return the logits of each sequence: (B, C) -> (C,) each, (T, 2) -> (length, 2) each.
+    def split(self, logits: Tensor, reads: Reads) -> list[Tensor]:
+        """Return the logits of each sequence.
 
-        One row per token is taken as per token; only if all sequences had a single token, which no tokenizer
-        makes, could the two forms be confused.
+        Args:
+            logits: (B, C) of a head that reads the "first" token of each sequence, (T, C) of one that reads "every".
+            reads: which of the two, as the engine says.
+
+        Returns:
+            (C,) of each sequence, or (length, C).
 
         Raises:
-            InputError: if `logits` has neither one row per token nor one per sequence.
+            InputError: if `logits` has another number of rows.
         """
-        if len(logits) == self.tokens:
-            return list(logits.split(self.lengths))
-        if len(logits) == len(self.lengths):
-            return list(logits)
-        raise InputError(
-            f"{len(logits)} rows of logits fit neither {len(self.lengths)} sequences nor {self.tokens} tokens"
-        )
+        rows, what = (len(self.lengths), "sequences") if reads == "first" else (self.tokens, "tokens")
+        if len(logits) != rows:
+            raise InputError(f"{len(logits)} rows of logits do not fit {rows} {what}")
+        return list(logits if reads == "first" else logits.split(self.lengths))
 
     def positions(self) -> Tensor:
         """Return the position of each token in its own sequence, int64 (T,)."""

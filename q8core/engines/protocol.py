@@ -9,7 +9,7 @@ from torch import Tensor
 
 from q8core.engines.packing import TokenBatch
 from q8core.errors import InputError
-from q8core.model.head import HeadSpec
+from q8core.model.head import HeadSpec, Reads
 
 Backend = Literal["fp32", "int8"]
 KernelName = Literal["auto", "native", "onednn", "fbgemm"]
@@ -54,6 +54,11 @@ class Engine(Protocol):
     @property
     def kernel(self) -> str:
         """The linear kernel in use."""
+        ...
+
+    @property
+    def reads(self) -> Reads:
+        """Which tokens the head reads: the "first" of each sequence, or "every" one."""
         ...
 
     def infer(self, batch: TokenBatch) -> Tensor:

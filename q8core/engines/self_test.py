@@ -45,7 +45,7 @@ def self_test(engine: Engine, checkpoint: Checkpoint, tolerance: float = DEFAULT
         return SelfTestResult(0, 0.0, True)
     where = f"{checkpoint.path}: the golden inputs on {engine.backend} ({engine.kernel})"
     batch = TokenBatch.pack([(example.input_ids, example.token_type_ids) for example in golden])
-    found = batch.split(engine.infer(batch))
+    found = batch.split(engine.infer(batch), engine.reads)
     expected = [torch.as_tensor(example.logits[engine.backend], dtype=torch.float32) for example in golden]
     for ours, recorded in zip(found, expected, strict=True):
         if ours.shape != recorded.shape:

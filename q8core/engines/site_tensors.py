@@ -9,9 +9,10 @@ from torch import Tensor
 
 from q8core.engines.source import TensorSource
 from q8core.errors import CheckpointError
+from q8core.model.sites import RELATIVE_BIAS
 from q8core.quant.arithmetic import U8_MAX
 from q8core.quant.codes import decode
-from q8core.quant.plan import Kind, SitePlan
+from q8core.quant.plan import Kind, Plan, SitePlan
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,15 @@ class TableTensors:
     rows: Tensor
     scale: Tensor | None = None
 
+    def behind(self, first: int) -> TableTensors:
+        """Return the table from a row on: before the first position, no row is ever read."""
+        if first == 0:
+            return self
+        each_row = self.scale is not None and len(self.scale) > 1
+        return TableTensors(
+            self.rows[first:], self.scale[first:] if each_row and self.scale is not None else self.scale
+        )
+
 
 def take_linear(source: TensorSource, plan: SitePlan) -> LinearTensors:
     """Take the tensors of a linear layer.
@@ -84,6 +94,18 @@ def take_norm(source: TensorSource, plan: SitePlan) -> tuple[Tensor, Tensor]:
         CheckpointError: if one is missing, or is not what the plan says.
     """
     return own(source.take(plan, "weight")), own(source.take(plan, "bias"))
+
+
+def take_relative_bias(source: TensorSource, plan: Plan) -> Tensor | None:
+    """Take the biases of attention by the key's distance from the query: (heads, 2 * positions - 1); None without.
+
+    Raises:
+        CheckpointError: if the table is missing, or is not what the plan says.
+    """
+    if not plan.spec.relative_buckets:
+        return None
+    rows = source.take(plan.sites[RELATIVE_BIAS], "weight")
+    return rows[list(plan.spec.relative_buckets_by_distance)].T.contiguous()
 
 
 def own(tensor: Tensor) -> Tensor:

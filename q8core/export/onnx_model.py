@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from q8core.checkpoint import Checkpoint
-from q8core.engines.site_tensors import LinearTensors, take_linear, take_norm, take_table
+from q8core.engines.site_tensors import LinearTensors, take_linear, take_norm, take_relative_bias, take_table
 from q8core.engines.source import TensorSource
 from q8core.errors import InputError, SchemeError
 from q8core.export.graph import Array, GraphBuilder
@@ -144,8 +144,9 @@ class _Model:
     def _relative_bias(self) -> str:
         """Add what all layers add to their scores, (1, heads, sequence, sequence)."""
         g, positions = self.graph, self._spec.positions
-        table = take_table(self._source, self._plan.sites[RELATIVE_BIAS]).rows
-        by_distance = g.constant(RELATIVE_BIAS, _array(table[list(self._spec.relative_buckets_by_distance)]).T.copy())
+        bias = take_relative_bias(self._source, self._plan)
+        assert bias is not None
+        by_distance = g.constant(RELATIVE_BIAS, _array(bias))
         zero, one = (g.constant(f"distance.{n}", np.array(n, np.int64)) for n in (0, 1))
         places = g.node("Range", "distance.places", zero, "length.scalar", one)
         keys = g.node("Unsqueeze", "distance.keys", places, g.integers("distance.rows", 0))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import MODEL_FOR_QUESTION_ANSWERING_MAPPING
 
@@ -118,8 +119,8 @@ def _inputs(folder: Path, opened: Checkpoint, *, with_questions: bool) -> list[_
     theirs.truncation_side = "right"
     texts, questions, length = samples.texts(), samples.questions(), opened.max_length
     if with_questions:
-        opened.check_pairs()
-    pairs = samples.PAIRS if _takes_pairs(opened) else range(0)
+        opened.check_pairs(tokenizer)
+    pairs = samples.PAIRS if _takes_pairs(opened, tokenizer) else range(0)
     found: list[_Input] = []
     for i, text in enumerate(texts):
         if with_questions:
@@ -139,9 +140,9 @@ def _inputs(folder: Path, opened: Checkpoint, *, with_questions: bool) -> list[_
     return found
 
 
-def _takes_pairs(opened: Checkpoint) -> bool:
+def _takes_pairs(opened: Checkpoint, tokenizer: Tokenizer) -> bool:
     try:
-        opened.check_pairs()
+        opened.check_pairs(tokenizer)
     except InputError:
         return False
     return True

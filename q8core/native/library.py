@@ -12,13 +12,41 @@ from typing import Any
 
 from q8core.errors import EngineError, InputError
 from q8core.native.compile import LIBRARY, VARIANTS, source_digest
-from q8core.native.structs import Batch, FloatModel, Linear, Model
+from q8core.native.structs import MIRRORED, Batch, FloatModel, Linear, Model
 
 ISA_VARIABLE = "Q8BERT_MAX_ISA"
 """The environment variable that names the best variant that may be used."""
 
 VARIANT_NAMES = tuple(VARIANTS)
 """All variants, the best first."""
+
+
+_ROWS = (c_void_p, c_void_p, c_int, c_int64, c_int64)
+"""Of a tensor: variant, address, type, rows, columns."""
+
+_FUNCTIONS: tuple[tuple[str, Any, tuple[Any, ...]], ...] = (
+    ("q8_sizeof", c_int64, (c_char_p,)),
+    ("q8_variant", c_void_p, (c_int,)),
+    ("q8_variant_name", c_char_p, (c_void_p,)),
+    ("q8_packed_bytes", c_int64, (c_int64, c_int64)),
+    ("q8_pack", None, (c_void_p, c_int64, c_int64, c_int, c_void_p, c_void_p, c_void_p)),
+    ("q8_workspace_bytes", c_int64, (POINTER(Model), POINTER(Batch), c_int)),
+    ("q8_forward", None, (c_void_p, POINTER(Model), POINTER(Batch), c_void_p, c_void_p, c_int)),
+    ("q8_accumulate", None, (c_void_p, POINTER(Linear), c_void_p, c_int64, c_void_p)),
+    ("q8_products_bytes", c_int64, (POINTER(Model), POINTER(Batch))),
+    ("q8_products", None, (c_void_p, POINTER(Model), POINTER(Batch), c_void_p, c_int)),
+    ("q8_has_float", c_int, (c_void_p,)),
+    ("q8_pack_float", None, (c_void_p, c_int64, c_int64, c_void_p)),
+    ("q8_prefer_large_pages", None, (c_void_p, c_int64)),
+    ("q8_float_workspace_bytes", c_int64, (POINTER(FloatModel), POINTER(Batch), c_int)),
+    ("q8_forward_float", None, (c_void_p, POINTER(FloatModel), POINTER(Batch), c_void_p, c_void_p, c_int)),
+    ("q8_row_magnitudes", None, (*_ROWS, c_void_p, c_int)),
+    ("q8_row_sides", None, (*_ROWS, c_void_p, c_void_p, c_int)),
+    ("q8_to_grid", None, (*_ROWS, c_void_p, c_float, c_float, c_void_p, c_int, c_void_p, c_int, c_int)),
+    ("q8_rescale", None, (*_ROWS, c_void_p, c_void_p, c_int)),
+    ("q8_column_sums", None, (*_ROWS, c_void_p, c_int)),
+)
+"""Name, result, arguments."""
 
 
 @cache
@@ -42,31 +70,26 @@ def load_library() -> Any:
     library.q8_digest.restype = c_char_p
     if library.q8_digest().decode() != source_digest():
         raise EngineError("the native kernel was built from other sources than these: pip install q8bert again")
-    rows = (c_void_p, c_void_p, c_int, c_int64, c_int64)  # of a tensor: variant, place, type, rows, columns
-    for name, result, arguments in (
-        ("q8_variant", c_void_p, (c_int,)),
-        ("q8_variant_name", c_char_p, (c_void_p,)),
-        ("q8_packed_bytes", c_int64, (c_int64, c_int64)),
-        ("q8_pack", None, (c_void_p, c_int64, c_int64, c_int, c_void_p, c_void_p, c_void_p)),
-        ("q8_workspace_bytes", c_int64, (POINTER(Model), POINTER(Batch), c_int)),
-        ("q8_forward", None, (c_void_p, POINTER(Model), POINTER(Batch), c_void_p, c_void_p, c_int)),
-        ("q8_accumulate", None, (c_void_p, POINTER(Linear), c_void_p, c_int64, c_void_p)),
-        ("q8_products_bytes", c_int64, (POINTER(Model), POINTER(Batch))),
-        ("q8_products", None, (c_void_p, POINTER(Model), POINTER(Batch), c_void_p, c_int)),
-        ("q8_has_float", c_int, (c_void_p,)),
-        ("q8_pack_float", None, (c_void_p, c_int64, c_int64, c_void_p)),
-        ("q8_prefer_large_pages", None, (c_void_p, c_int64)),
-        ("q8_float_workspace_bytes", c_int64, (POINTER(FloatModel), POINTER(Batch), c_int)),
-        ("q8_forward_float", None, (c_void_p, POINTER(FloatModel), POINTER(Batch), c_void_p, c_void_p, c_int)),
-        ("q8_row_magnitudes", None, (*rows, c_void_p, c_int)),
-        ("q8_row_sides", None, (*rows, c_void_p, c_void_p, c_int)),
-        ("q8_to_grid", None, (*rows, c_void_p, c_float, c_float, c_void_p, c_int, c_void_p, c_int, c_int)),
-        ("q8_rescale", None, (*rows, c_void_p, c_void_p, c_int)),
-        ("q8_column_sums", None, (*rows, c_void_p, c_int)),
-    ):
+    for name, result, arguments in _FUNCTIONS:
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
+    _check_structures(library)
     return library
+
+
+def _check_structures(library: Any) -> None:
+    """Compare the structures with their mirrors: a field that one side lacks would shift all behind it.
+
+    Raises:
+        EngineError: naming the first that differs.
+    """
+    for mirror in MIRRORED:
+        theirs, ours = library.q8_sizeof(mirror.__name__.encode()), ctypes.sizeof(mirror)
+        if theirs != ours:
+            raise EngineError(
+                f"structs.{mirror.__name__} has {ours} bytes, the native kernel's has {theirs}: "
+                "structs.py and the headers in native/src must list the same fields"
+            )
 
 
 def variants() -> dict[str, int]:

@@ -5,6 +5,11 @@ from __future__ import annotations
 import ctypes
 from ctypes import POINTER, c_float, c_int32, c_int64, c_void_p
 
+from q8core.model.head import Activation
+
+ACTIVATIONS: dict[Activation | None, int] = {None: 0, "tanh": 1, "relu": 2, "gelu": 3}
+"""The numbers of `head_activation`."""
+
 
 class Grid(ctypes.Structure):
     """How floats become unsigned bytes."""
@@ -29,7 +34,7 @@ class Linear(ctypes.Structure):
 
 
 class Table(ctypes.Structure):
-    """An embedding table."""
+    """An embedding table; all null where a model has none."""
 
     _fields_ = (("q", c_void_p), ("f", c_void_p), ("scale", c_void_p), ("scale_per_row", c_int32))
 
@@ -38,6 +43,12 @@ class Norm(ctypes.Structure):
     """A layer norm."""
 
     _fields_ = (("weight", c_void_p), ("bias", c_void_p))
+
+
+class RelativeBias(ctypes.Structure):
+    """A bias for each head and distance, float32 (heads, 2 * positions - 1); null where a model has none."""
+
+    _fields_ = (("values", c_void_p), ("positions", c_int32))
 
 
 class Layer(ctypes.Structure):
@@ -61,7 +72,7 @@ class Layer(ctypes.Structure):
 
 
 class Model(ctypes.Structure):
-    """A BERT with its head."""
+    """An encoder with its head. Parts that a model lacks stay zero."""
 
     _fields_ = (
         ("hidden", c_int32),
@@ -69,19 +80,23 @@ class Model(ctypes.Structure):
         ("inner", c_int32),
         ("layers", c_int32),
         ("epsilon", c_float),
-        ("classify", c_int32),
+        ("head_reads_first", c_int32),
+        ("head_activation", c_int32),
         ("words", Table),
         ("positions", Table),
         ("types", Table),
         ("embedding_norm", Norm),
+        ("projection", Linear),
+        ("embedding", c_int32),
+        ("relative_bias", RelativeBias),
         ("layer", POINTER(Layer)),
-        ("pooler", Linear),
+        ("head_dense", Linear),
         ("head", Linear),
     )
 
 
 class Batch(ctypes.Structure):
-    """Packed sequences."""
+    """Packed sequences; `types` may be null for a model without token types."""
 
     _fields_ = (
         ("tokens", c_int64),
@@ -114,7 +129,7 @@ class FloatLayer(ctypes.Structure):
 
 
 class FloatModel(ctypes.Structure):
-    """A BERT with its head in float32."""
+    """An encoder with its head in float32. Parts that a model lacks stay zero."""
 
     _fields_ = (
         ("hidden", c_int32),
@@ -123,12 +138,32 @@ class FloatModel(ctypes.Structure):
         ("layers", c_int32),
         ("epsilon", c_float),
         ("score_scale", c_float),
-        ("classify", c_int32),
+        ("head_reads_first", c_int32),
+        ("head_activation", c_int32),
         ("words", Table),
         ("positions", Table),
         ("types", Table),
         ("embedding_norm", Norm),
+        ("projection", FloatLinear),
+        ("embedding", c_int32),
+        ("relative_bias", RelativeBias),
         ("layer", POINTER(FloatLayer)),
-        ("pooler", FloatLinear),
+        ("head_dense", FloatLinear),
         ("head", FloatLinear),
     )
+
+
+MIRRORED: tuple[type[ctypes.Structure], ...] = (
+    Grid,
+    Linear,
+    Table,
+    Norm,
+    RelativeBias,
+    Layer,
+    Model,
+    Batch,
+    FloatLinear,
+    FloatLayer,
+    FloatModel,
+)
+"""All of them, each under its C++ name."""

@@ -43,7 +43,7 @@ class QATAttentionProducts(AttentionProducts):
             return super().forward(q, k, v, hidden_keys, bias)
         scales = ProductScales(*(linear.range_scale("output") for linear in self._projections))
         dropout = self.dropout if self.training else 0.0
-        return quantized_attention(q, k, v, scales, hidden_keys, dropout)
+        return quantized_attention(q, k, v, scales, hidden_keys, dropout, bias)
 
     def extra_repr(self) -> str:
         """Say what is quantized, so that printing a model documents it."""
@@ -53,4 +53,5 @@ class QATAttentionProducts(AttentionProducts):
         if any(linear.collectors is not None for linear in self._projections):
             return True
         start = max(each.plan.scheme.start_step for each in (self, *self._projections))
-        return self.training and int(self._projections[0].observed_steps) < start
+        # the projections have counted this step already
+        return self.training and int(self._projections[0].observed_steps) <= start

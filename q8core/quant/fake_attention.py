@@ -5,9 +5,10 @@ in bfloat16 the operands are exact, products and sums are not. The backward pass
 at the values that were used: for a loss L, with r = 255 e before and p after rounding, n = sum_j p_j, the largest
 score a constant, and v = scale_v * v_q,
 
-    dL/dr_j = (dL/dy . v_j - dL/dy . y) / n        dL/ds_j = dL/dr_j * r_j * f
+    dL/dr_j = (dL/dy . v_j - dL/dy . y) / n        dL/dx_j = dL/dr_j * r_j        dL/ds_j = dL/dx_j * f
 
-which is softmax attention's own gradient where nothing is rounded. Dropout acts on the normalised probabilities, as in
+which is softmax attention's own gradient where nothing is rounded. x is softmax's argument: a bias on top of the scaled
+scores has the gradient dL/dx, summed over what it was broadcast to. Dropout acts on the normalised probabilities, as in
 Hugging Face's BERT: the sum n counts dropped keys too.
 """
 
@@ -46,12 +47,19 @@ class _QuantizedAttention(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, scales: ProductScales, hidden: Tensor | None, dropout: float
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        scales: ProductScales,
+        hidden: Tensor | None,
+        dropout: float,
+        bias: Tensor | None,
     ) -> Tensor:
         dtype = compute_dtype()
         q_q, k_q, v_q = (to_grid(x, scale, dtype) for x, scale in zip((q, k, v), scales, strict=True))
         factor = score_factor(q.shape[-1], scales.query, scales.key)
-        e = exponentials(integer_scores(q_q, k_q, hidden), factor)
+        e = exponentials(integer_scores(q_q, k_q, hidden), factor, bias)
         saved_e = e.to(dtype) if dtype != e.dtype else e.clone()
         p_q = quantize_probabilities_(e)
         sums = probability_sums(p_q)
@@ -65,6 +73,7 @@ class _QuantizedAttention(Function):
         y = weighted_sums(p_q.to(dtype), v_q).mul_(step).to(dtype)
         ctx.save_for_backward(q_q, k_q, v_q, saved_e, p_q.to(torch.uint8), keep, sums, step, y)
         ctx.scales, ctx.factor, ctx.dtypes = scales, factor, (q.dtype, k.dtype, v.dtype)
+        ctx.bias = None if bias is None else (bias.shape, bias.dtype)
         return y
 
     @staticmethod
@@ -82,16 +91,27 @@ class _QuantizedAttention(Function):
             grad_r.mul_(keep)
         grad_r.sub_((grad_y * y).sum(dim=-1, keepdim=True).div_(sums))
         # What scales a whole matrix is left for the smaller results.
-        grad_s = grad_r.mul_(e).to(dtype)
+        grad_r.mul_(e)
+        grad_bias = None
+        if ctx.bias is not None and ctx.needs_input_grad[6]:
+            shape, bias_dtype = ctx.bias
+            grad_bias = grad_r.sum_to_size(shape).mul(PROBABILITY_MAX).to(bias_dtype)
+        grad_s = grad_r.to(dtype)
         whole = PROBABILITY_MAX * ctx.factor
         grad_q = grad_s.matmul(k_q).to(torch.float32).mul_(whole).div_(scales.query)
         grad_k = grad_s.transpose(-1, -2).matmul(q_q).to(torch.float32).mul_(whole).div_(scales.key)
         grad_q, grad_k, grad_v = (g.to(t) for g, t in zip((grad_q, grad_k, grad_v), ctx.dtypes, strict=True))
-        return grad_q, grad_k, grad_v, None, None, None
+        return grad_q, grad_k, grad_v, None, None, None, grad_bias
 
 
 def quantized_attention(
-    q: Tensor, k: Tensor, v: Tensor, scales: ProductScales, hidden: Tensor | None = None, dropout: float = 0.0
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scales: ProductScales,
+    hidden: Tensor | None = None,
+    dropout: float = 0.0,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """Return the context (..., queries, D) of q (..., queries, D), k and v (..., keys, D).
 
@@ -103,7 +123,8 @@ def quantized_attention(
         hidden: True where a query must not see a key, broadcast against (..., queries, keys). A query that sees no
             key gets 0.
         dropout: share of the probabilities that is dropped at random.
+        bias: float32, added to the scaled scores; broadcasts against (..., queries, keys). It gets a gradient too.
     """
-    y = _QuantizedAttention.apply(q, k, v, scales, hidden, dropout)
+    y = _QuantizedAttention.apply(q, k, v, scales, hidden, dropout, bias)
     assert isinstance(y, Tensor)
     return y

@@ -18,12 +18,22 @@ from q8core.model.sites import PRODUCTS, PROJECTIONS, Site, layer_path, sites
 from q8core.model.spec import EncoderSpec
 from q8core.quant.codes import stored_bits, stored_shape
 from q8core.quant.quantizer import Quantizer
-from q8core.quant.schemes.scheme import SLOTS, Arithmetic, Scheme, SiteScheme, check_products
+from q8core.quant.schemes.scheme import (
+    SLOTS,
+    Arithmetic,
+    Scheme,
+    SiteScheme,
+    changed,
+    check_products,
+    check_site,
+    parts_of,
+)
 
 Kind = Literal["float", "static", "dynamic"]
 DType = Literal["F32", "I8", "U8", "I32"]
 
 _FLOAT = SiteScheme()
+_NOTHING = (None, "none", "float")
 
 
 @dataclass(frozen=True)
@@ -127,11 +137,18 @@ class Plan:
         if scheme is None:
             return cls(spec, head, None, {site.path: SitePlan(site, _FLOAT) for site in places})
         quantizable = [site for site in places if site.slot in SLOTS]
-        for glob in scheme.overrides:
-            if not any(fnmatchcase(site.path, glob) for site in quantizable):
+        for glob, changes in scheme.overrides.items():
+            matching = [site for site in quantizable if fnmatchcase(site.path, glob)]
+            if not matching:
                 raise SchemeError(
                     f"override {glob!r} matches no site; sites are {_shown([site.path for site in quantizable])}"
                 )
+            parts = {part for site in matching for part in parts_of(site.slot)}
+            if isinstance(changes, Mapping) and not all(
+                key in parts or value in _NOTHING for key, value in changes.items()
+            ):
+                first = matching[0]  # no site has what it changes: the first says so
+                check_site(first.slot, changed(scheme.slots[first.slot], changes, f"override {glob!r}"), first.path)
         found = {
             site.path: SitePlan(site, scheme.at(site.slot, site.path) if site.slot in SLOTS else _FLOAT)
             for site in places

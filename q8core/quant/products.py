@@ -7,6 +7,14 @@ Per head, with integer queries, keys and values in [-127, 127] and their static 
     p_ij = round_half_even(255 * e_ij)                                   in [0, 255]; 0 where key j is hidden
     y[i] = float32(sum_j p_ij * v_q[j]) * float32(scale_v / sum_j p_ij)  both sums exact
 
+With an additive bias b_ij (float32; the relative attention bias of MPNet) the exponentials become
+
+    x_ij = float32(float32(s_ij) * f) + b_ij                             each operation rounded to float32
+    e_ij = exp(x_ij - max_j x_ij)
+
+and the rest is as above. Without a bias the distance from the largest score is taken before scaling, in exact integers;
+a bias of zeros gives the same but for float32's rounding of x.
+
 The probabilities are quantized relative to their row's largest, and normalised by the sum of what they were rounded
 to. So each row of quantized probabilities sums to one, and a flat row over many keys keeps its resolution: on a fixed
 grid of 1/255 for softmax's output, 1/384 would become 0 or 1/255. It also makes both products sums of integers, which
@@ -47,13 +55,39 @@ def integer_scores(q_q: Tensor, k_q: Tensor, hidden: Tensor | None = None) -> Te
     return scores if hidden is None else scores.masked_fill_(hidden, -math.inf)
 
 
-def exponentials(scores: Tensor, factor: float) -> Tensor:
+def exponentials(scores: Tensor, factor: float, bias: Tensor | None = None) -> Tensor:
     """Return e (..., queries, keys) float32 in [0, 1]; `scores` may be overwritten.
 
     A row's largest is 1; a row that sees no key is all 0.
+
+    Args:
+        scores: integers (..., queries, keys), -inf where a key is hidden.
+        factor: their step in softmax's argument.
+        bias: float32, added to the scaled scores; broadcasts against them.
     """
-    top = scores.amax(dim=-1, keepdim=True).clamp_(min=torch.finfo(scores.dtype).min)  # -inf - min is -inf, not NaN
-    return scores.sub_(top).to(torch.float32).mul_(factor).exp_()
+    if bias is None:
+        return scores.sub_(_largest(scores)).to(torch.float32).mul_(factor).exp_()
+    x = scores.to(torch.float32).mul_(factor).add_(bias)
+    return x.sub_(_largest(x)).exp_()
+
+
+def _largest(scores: Tensor) -> Tensor:
+    """Return each row's largest (..., queries, 1), finite also where a row is all -inf: then -inf - it is no NaN."""
+    return scores.amax(dim=-1, keepdim=True).clamp_(min=torch.finfo(scores.dtype).min)
+
+
+def relative_bias(table: Tensor, queries: int, keys: int) -> Tensor:
+    """Return b (heads, queries, keys) with b[h, i, j] = table[h, P - 1 + j - i].
+
+    Args:
+        table: float32 (heads, 2 P - 1): of each head, the bias of a key that is j - i = 1 - P, ..., P - 1 tokens after
+            its query.
+        queries: the first so many positions of a sequence ask.
+        keys: tokens of the sequence, at most P.
+    """
+    middle = table.shape[1] // 2
+    # A window of the table for each query, the last query's first.
+    return table[:, middle + 1 - queries : middle + keys].unfold(1, keys, 1).flip(1)
 
 
 def quantize_probabilities_(e: Tensor) -> Tensor:

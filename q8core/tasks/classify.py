@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from q8core.errors import InputError
+from q8core.special_tokens import sequence_template
 from q8core.tokenizer import first_ids, last_ids
 
 FunctionToApply = Literal["softmax", "sigmoid", "none"]
@@ -20,7 +21,7 @@ Side = Literal["left", "right"]
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of one input, ``[CLS] a [SEP]`` or ``[CLS] a [SEP] b [SEP]``, not padded."""
+    """Token ids of one input, a text or a pair with its special tokens, not padded."""
 
     input_ids: list[int]
     token_type_ids: list[int]
@@ -38,53 +39,44 @@ class LabelScore:
 def encode_text(
     tokenizer: Tokenizer, text: str, text_pair: str | None, max_length: int, side: Side = "right"
 ) -> Encoded:
-    """Encode one text or a pair, cut to ``max_length`` tokens the way BERT expects.
+    """Encode one text or a pair with the tokenizer's special tokens, cut to ``max_length`` tokens.
 
     A pair is cut token by token from the longer text, as in BERT's original pre-processing; each of the two texts is
     cut on the same side.
 
     Raises:
-        InputError: ``max_length`` leaves no room for text.
+        InputError: ``max_length`` leaves no room for text, or the tokenizer makes no pairs.
     """
-    if max_length < 3 + (2 if text_pair is not None else 0):
-        raise InputError(f"max_length {max_length} leaves no room for text; at least 3, or 5 for pairs")
+    layout = sequence_template(tokenizer).layout(pair=text_pair is not None)
+    texts = [text] if text_pair is None else [text, text_pair]
+    room = max_length - layout.specials
+    if room < len(texts):
+        raise InputError(
+            f"max_length {max_length} leaves no room for text; at least {layout.specials + len(texts)} are needed: "
+            f"{layout.specials} special tokens, and one for each text"
+        )
     ids_of = first_ids if side == "right" else last_ids
-    a = ids_of(tokenizer, text, max_length)
-    b = ids_of(tokenizer, text_pair, max_length) if text_pair is not None else None
-    cls_id, sep_id = special_token_id(tokenizer, "[CLS]"), special_token_id(tokenizer, "[SEP]")
-    room = max_length - (2 if b is None else 3)
-    keep_a, keep_b = _share(len(a), len(b or []), room)
-    truncated = keep_a < len(a) or (b is not None and keep_b < len(b))
-    ids = [cls_id, *_cut(a, keep_a, side), sep_id]
-    types = [0] * len(ids)
-    if b is not None:
-        ids += [*_cut(b, keep_b, side), sep_id]
-        types += [1] * (keep_b + 1)
-    return Encoded(ids, types, truncated)
+    ids = [ids_of(tokenizer, one, max_length) for one in texts]
+    lengths = [len(one) for one in ids]
+    kept = _share(lengths[0], lengths[1], room) if len(lengths) == 2 else [min(lengths[0], room)]
+    joined, types = layout.join(*(_cut(one, keep, side) for one, keep in zip(ids, kept, strict=True)))
+    return Encoded(joined, types, truncated=sum(kept) < sum(lengths))
 
 
 def _cut(ids: list[int], keep: int, side: Side) -> list[int]:
     return ids[:keep] if side == "right" else ids[len(ids) - keep :]
 
 
-def _share(len_a: int, len_b: int, room: int) -> tuple[int, int]:
+def _share(len_a: int, len_b: int, room: int) -> list[int]:
     """Lengths left of both texts when the longer one gives up tokens until both fit."""
     if len_a + len_b <= room:
-        return len_a, len_b
+        return [len_a, len_b]
     half = room // 2
     if len_b <= half:
-        return room - len_b, len_b
+        return [room - len_b, len_b]
     if len_a <= room - half:
-        return len_a, room - len_a
-    return room - half, half
-
-
-def special_token_id(tokenizer: Tokenizer, token: str) -> int:
-    """Id of a special token; InputError when the vocabulary lacks it."""
-    token_id = tokenizer.token_to_id(token)
-    if token_id is None:
-        raise InputError(f"the tokenizer has no {token} token: only BERT vocabularies are supported")
-    return token_id
+        return [len_a, room - len_a]
+    return [room - half, half]
 
 
 def postprocess(

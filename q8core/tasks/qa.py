@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 from q8core.errors import InputError
-from q8core.tasks.classify import special_token_id
+from q8core.special_tokens import sequence_template
 from q8core.tokenizer import encode_plain
 
 # Tokens of a question; longer ones are cut, as in Hugging Face's pipeline.
@@ -28,7 +28,7 @@ Place = tuple[int, int]
 
 @dataclass(frozen=True)
 class Window:
-    """``[CLS] question [SEP] piece of context [SEP]``.
+    """A question and a piece of the context, with the tokenizer's special tokens around them.
 
     ``offsets[i]`` is the half-open code point range of token i in the context, None outside it;
     ``words[i]`` is the same for the whole word (between spaces and punctuation) that token i is part of.
@@ -40,6 +40,8 @@ class Window:
     words: list[tuple[int, int] | None]
     context_start: int
     """Index in this window of the first context token."""
+    context_end: int
+    """Index after the last one."""
     first_token: int
     """Index in the whole context's tokens of that token."""
 
@@ -69,7 +71,8 @@ def encode_windows(
     half of the room instead: see :func:`window_step`.
 
     Raises:
-        InputError: empty question or context, or no room for context beside the question.
+        InputError: empty question or context, no room for context beside the question, or a tokenizer that makes no
+            pairs.
     """
     if not question.strip():
         raise InputError("the question is empty")
@@ -80,26 +83,28 @@ def encode_windows(
     context_ids, offsets = encoded.ids, encoded.offsets  # each time anew, these would be lists of the whole context
     if not context_ids:
         raise InputError("the context holds no token that the vocabulary can represent")
-    room = max_seq_len - len(question_ids) - 3
+    layout = sequence_template(tokenizer).layout(pair=True)
+    room = max_seq_len - len(question_ids) - layout.specials
     if room < 1:
         raise InputError(
             f"max_seq_len {max_seq_len} leaves no room for context beside a question of "
-            f"{len(question_ids)} tokens; at least {len(question_ids) + 4} is needed"
+            f"{len(question_ids)} tokens; at least {len(question_ids) + layout.specials + 1} is needed"
         )
     step = window_step(room, doc_stride)
     words = _word_places(encoded)
-    cls_id, sep_id = special_token_id(tokenizer, "[CLS]"), special_token_id(tokenizer, "[SEP]")
-    head = [cls_id, *question_ids, sep_id]
+    head, tail = [None] * len(layout.join(question_ids)[0]), [None] * len(layout.marks[-1].ids)
     windows: list[Window] = []
     for first in range(0, len(context_ids), step):
         piece = context_ids[first : first + room]
+        ids, types = layout.join(question_ids, piece)
         windows.append(
             Window(
-                input_ids=[*head, *piece, sep_id],
-                token_type_ids=[0] * len(head) + [1] * (len(piece) + 1),
-                offsets=[*([None] * len(head)), *offsets[first : first + room], None],
-                words=[*([None] * len(head)), *words[first : first + room], None],
+                input_ids=ids,
+                token_type_ids=types,
+                offsets=[*head, *offsets[first : first + room], *tail],
+                words=[*head, *words[first : first + room], *tail],
                 context_start=len(head),
+                context_end=len(head) + len(piece),
                 first_token=first,
             )
         )
@@ -110,7 +115,8 @@ def encode_windows(
 
 def question_is_cut(tokenizer: Tokenizer, question: str, windows: Sequence[Window], max_question_len: int) -> bool:
     """Return whether a question has more tokens than its windows hold."""
-    if windows[0].context_start - 2 < max_question_len:  # [CLS] and [SEP] stand around the question
+    around = len(sequence_template(tokenizer).layout(pair=True).join([])[0])
+    if windows[0].context_start - around < max_question_len:
         return False
     return len(encode_plain(tokenizer, question)) > max_question_len
 
@@ -140,7 +146,7 @@ def max_context(windows: Sequence[Window]) -> list[NDArray[np.bool_]]:
     A token seen by several windows belongs to the one with the largest smaller-side context, plus a
     hundredth of the window's length as tie-break; the first such window wins.
     """
-    lengths = [len(window.input_ids) - 1 - window.context_start for window in windows]
+    lengths = [window.context_end - window.context_start for window in windows]
     shown = [slice(window.first_token, window.first_token + n) for window, n in zip(windows, lengths, strict=True)]
     best = np.full(max(part.stop for part in shown), -np.inf)  # of each token of the whole context
     owner = np.zeros(len(best), np.int64)
@@ -178,7 +184,7 @@ def best_answers(
 
     A score is P(start) * P(end) of the best token span at that place, whatever the flags: they say which spans count,
     and change no score. With one window it is the Hugging Face pipeline's formula: a softmax over the first token,
-    which stands for "no answer", and the context tokens; question and [SEP] are no candidates.
+    which stands for "no answer", and the context tokens; question and separators are no candidates.
 
     With several windows the softmax runs over the context tokens of all of them together (shared normalisation,
     Clark & Gardner 2018), and "no answer" is the first token of the least sure window. Hugging Face's pipeline
@@ -192,7 +198,7 @@ def best_answers(
     log_z = float(torch.cat([null[None], *scope]).logsumexp(0).sum())
     found: dict[Place, float] = {}
     for window, inside, may_start in zip(windows, scope, max_context(windows), strict=True):
-        places = (window.words if align_to_words else window.offsets)[window.context_start : -1]
+        places = (window.words if align_to_words else window.offsets)[window.context_start : window.context_end]
         sums = _span_sums(inside.numpy(), may_start, max_answer_len)
         for place, logit in _best_places(sums, places, top_k).items():
             found[place] = max(logit, found.get(place, -math.inf))
@@ -209,7 +215,7 @@ def _candidates(windows: Sequence[Window], logits: Sequence[torch.Tensor]) -> tu
     for window, table in zip(windows, logits, strict=True):
         if table.shape != (len(window.input_ids), 2):
             raise InputError(f"span logits have shape {tuple(table.shape)}, expected ({len(window.input_ids)}, 2)")
-        scope.append(table[window.context_start : -1].double())
+        scope.append(table[window.context_start : window.context_end].double())
         nulls.append(table[0].double())
     # no answer needs every window to say so: the least sure window decides
     return scope, min(nulls, key=lambda pair: float(pair.sum()))

@@ -169,7 +169,7 @@ class QATask:
         return QATask(list(examples), self.dev, self.tokenizer, self.max_length)
 
     def train_features(self) -> list[Feature]:
-        """Windows with answer positions; a window without the whole answer points at [CLS]."""
+        """Windows with answer positions; a window without the whole answer points at its first token."""
         features: list[Feature] = []
         cut = 0
         for example in self.train:

@@ -29,10 +29,19 @@ def epoch_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int
     return batches
 
 
-def collate(features: Sequence[Feature], kind: TaskKind, with_targets: bool = True) -> dict[str, torch.Tensor]:
-    """Pad features to the longest: a network's arguments and the targets, each ``(batch, longest)``."""
+def collate(
+    features: Sequence[Feature], kind: TaskKind, with_targets: bool = True, pad_token: int | None = 0
+) -> dict[str, torch.Tensor]:
+    """Pad features to the longest: a network's arguments and the targets, each ``(batch, longest)``.
+
+    Args:
+        features: the inputs.
+        kind: the task, which says what targets are.
+        with_targets: whether to add them.
+        pad_token: the model's (`EncoderSpec.pad_token`).
+    """
     longest = max(len(feature) for feature in features)
-    ids = torch.zeros(len(features), longest, dtype=torch.long)
+    ids = torch.full((len(features), longest), pad_token or 0, dtype=torch.long)
     types, mask = torch.zeros_like(ids), torch.zeros_like(ids)
     for row, feature in enumerate(features):
         ids[row, : len(feature)] = torch.from_numpy(feature.input_ids)

@@ -59,7 +59,7 @@ def finetune(
 
     loss, taught_by = training_loss(teacher, model, task, config)
     identity = {**run_identity(source, task, data, "fp32"), **taught_by}
-    trainer = Trainer(model.network, task, score, config, output, identity, loss)
+    trainer = Trainer(model.network, task, score, config, output, identity, loss, pad_token=model.config.spec.pad_token)
     progress = trainer.run(task.train_features())
     if not trainer.processes.is_first:
         return {}

@@ -80,6 +80,7 @@ class Trainer:
         identity: whatever else must be equal to resume a run (base model, scheme, data, teacher).
         loss: what is minimized; with a teacher a `Distillation`.
         processes: who takes part; a step, its batch and its loss are those of all together.
+        pad_token: what fills the shorter inputs of a batch.
     """
 
     model: nn.Module
@@ -90,6 +91,7 @@ class Trainer:
     identity: dict[str, Any] = field(default_factory=dict)
     loss: Loss = task_loss
     processes: Processes = field(default_factory=current_processes)
+    pad_token: int | None = 0
 
     def run(self, features: list[Feature]) -> Progress:
         """Train to the end; returns with the best weights in the first process's ``model``, on the CPU.
@@ -123,7 +125,7 @@ class Trainer:
                 for group in optimizer.param_groups:
                     group["lr"] = self.config.learning_rate * schedule(step, total, self.config.warmup)
                 self.processes.seed(self.config.seed, step)
-                loss = self._step(collate([features[i] for i in batch_indices], self.task.kind), optimizer)
+                loss = self._step(self._collated([features[i] for i in batch_indices]), optimizer)
                 if average is not None:
                     average.update(step)
                 meter.add(loss, sum(lengths[i] for i in batch_indices))
@@ -158,6 +160,9 @@ class Trainer:
         if not hasattr(self, "_epoch") or self._epoch[0] != epoch:
             self._epoch = (epoch, epoch_batches(lengths, self.config.batch_size, self.config.seed, epoch))
         return self._epoch[1][place]
+
+    def _collated(self, features: list[Feature]) -> dict[str, torch.Tensor]:
+        return collate(features, self.task.kind, pad_token=self.pad_token)
 
     def _step(self, batch: dict[str, torch.Tensor], optimizer: torch.optim.AdamW) -> float:
         batch, share = self.processes.share(batch)

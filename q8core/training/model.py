@@ -91,7 +91,7 @@ def check_inputs(source: FloatSource, task: Task) -> None:
         InputError: saying what it lacks.
     """
     if task.has_pairs:
-        check_pairs(source.path, source.config)
+        check_pairs(source.path, task.tokenizer, source.config.spec.token_types)
     if isinstance(task, ClassifyTask):
         output_order(source, task.classes)
 

@@ -64,7 +64,8 @@ def train_quantized(
     loss, taught_by = training_loss(teacher, model, task, config)
     identity = {**run_identity(source, task, data, scheme.name), **taught_by}
     rules = {"scheme": scheme.to_dict()}
-    trainer = Trainer(prepared, task, score, config, output, {**identity, **rules}, loss)
+    pad_token = model.config.spec.pad_token
+    trainer = Trainer(prepared, task, score, config, output, {**identity, **rules}, loss, pad_token=pad_token)
     progress = trainer.run(task.train_features())
     if not trainer.processes.is_first:
         return {}
@@ -123,7 +124,7 @@ def quantized_model(
         return model, {}
     chosen = sample(task, calibration_examples, seed)
     features = chosen.train_features()
-    calibrate(prepared, _batches(features, task), method=method)
+    calibrate(prepared, _batches(features, task, model.config.spec.pad_token), method=method)
     facts = {"examples": len(features), "method": method, "seed": seed, "cut": chosen.cut.counts["training"]}
     return model, {"calibration": facts}
 
@@ -179,7 +180,8 @@ def base_record(source: str) -> dict[str, Any]:
     return cast("dict[str, Any]", record)
 
 
-def _batches(features: list[Feature], task: Task) -> Iterator[dict[str, torch.Tensor]]:
+def _batches(features: list[Feature], task: Task, pad_token: int | None = 0) -> Iterator[dict[str, torch.Tensor]]:
     ordered = sorted(features, key=len)
     for start in range(0, len(ordered), CALIBRATION_BATCH):
-        yield collate(ordered[start : start + CALIBRATION_BATCH], task.kind, with_targets=False)
+        chosen = ordered[start : start + CALIBRATION_BATCH]
+        yield collate(chosen, task.kind, with_targets=False, pad_token=pad_token)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import nn
 from tqdm import tqdm
 
 from q8core.model.head import TaskKind
+from q8core.model.network import Network
 from q8core.tasks.batching import sorted_batches
 from q8core.tasks.task import Feature
 from q8core.training.batches import collate
@@ -21,14 +21,14 @@ Pad = Callable[[Sequence[Feature]], dict[str, torch.Tensor]]
 
 
 def model_logits(
-    model: nn.Module, features: Sequence[Feature], kind: TaskKind, precision: Precision = "fp32"
+    model: Network, features: Sequence[Feature], kind: TaskKind, precision: Precision = "fp32"
 ) -> list[torch.Tensor]:
     """One tensor per feature: ``(labels,)`` for classification, ``(length, 2)`` for QA."""
     batches = sorted_batches([len(feature) for feature in features], EVAL_TOKENS)
     device = next(model.parameters()).device
 
     def pad(chosen: Sequence[Feature]) -> dict[str, torch.Tensor]:
-        batch = collate(chosen, kind, with_targets=False)
+        batch = collate(chosen, kind, with_targets=False, pad_token=model.spec.pad_token)
         return {name: value.to(device) for name, value in batch.items()}
 
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):

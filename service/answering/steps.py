@@ -26,7 +26,7 @@ from service.telemetry.trace import InFlight, RequestTrace
 
 T = TypeVar("T")
 
-_SMALLEST_ITEM = 2  # [CLS] [SEP]
+_SMALLEST_ITEM = 2  # a special token before the text, and one after it
 
 
 class Steps:

@@ -112,8 +112,10 @@ def open_model(path: Path, name: str | None = None, max_length: int | None = Non
         raise InputError(
             f"--max-length is {max_length}; {path} allows {SHORTEST_INPUT} to {positions} (the model's positions)"
         )
-    if checkpoint.config.spec.token_types < 2:
-        log.warning("%s has one token type: pairs of texts, and questions, are refused", path)
+    try:
+        checkpoint.check_pairs(tokenizer)
+    except InputError as error:
+        log.warning("pairs of texts, and questions, are refused: %s", error)
     return Model(name or checkpoint.name, checkpoint, tokenizer, state, max_length or checkpoint.max_length)
 
 

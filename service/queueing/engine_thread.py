@@ -18,6 +18,7 @@ from torch import Tensor
 
 from q8core.engines.packing import TokenBatch
 from q8core.errors import InputError, Q8Error
+from q8core.model.head import Reads
 from service.errors import EngineDead, InferenceFailed, ServiceError, UnknownModel
 from service.lifecycle import Lifecycle, State
 from service.queueing.batcher import Batch, BatchQueue, Lane
@@ -29,7 +30,12 @@ _DEAD = "the engine has stopped; restart the server"
 
 
 class Infers(Protocol):
-    """The one method of an engine that the thread needs."""
+    """What the thread needs of an engine."""
+
+    @property
+    def reads(self) -> Reads:
+        """Which tokens its head reads."""
+        ...
 
     def infer(self, batch: TokenBatch) -> Tensor:
         """Compute the logits of a packed batch."""
@@ -188,7 +194,7 @@ class EngineThread(threading.Thread):
         except InputError as error:
             refusal = str(error)
         else:
-            parts = packed.split(logits)
+            parts = packed.split(logits, engine.reads)
             seconds = time.monotonic() - begin
             for entry, own in zip(batch.entries, parts, strict=True):
                 entry.ticket.resolve(entry.place, own)

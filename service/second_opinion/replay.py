@@ -82,7 +82,7 @@ def replay(requests: Sequence[Recorded], engines: Mapping[Lane, Engine], *, with
 
 def _infer(engine: Engine, item: WorkItem) -> Tensor:
     packed = TokenBatch.pack([(item.input_ids, item.token_type_ids)])
-    (logits,) = packed.split(engine.infer(packed))
+    (logits,) = packed.split(engine.infer(packed), engine.reads)
     return logits
 
 

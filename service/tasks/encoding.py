@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from q8core.errors import InputError
+from q8core.special_tokens import sequence_template
 from q8core.tasks.classify import Encoded, FunctionToApply, Side, encode_text, postprocess
 from q8core.tasks.qa import Window, best_answers, encode_windows, question_is_cut, window_step
 from q8core.tokenizer import encode_plain
@@ -96,10 +97,10 @@ class ClassifyWork:
 
     def least_tokens(self, enough: int) -> int:
         """Count tokens that the sequences have at least; see `service.queueing.token_bounds`."""
-        limit, found = self._limit, 0
+        limit, found, tokenizer = self._limit, 0, self._model.tokenizer
         for text, pair in self._items:
-            words = least_tokens(text, limit) + (0 if pair is None else 1 + least_tokens(pair, limit))
-            found += min(limit, 2 + words)
+            words = sum(least_tokens(tokenizer, one, limit) for one in (text, pair) if one is not None)
+            found += min(limit, sequence_template(tokenizer).layout(pair=pair is not None).specials + words)
             if found >= enough:
                 break
         return found
@@ -111,8 +112,8 @@ class ClassifyWork:
             InputError: one is a pair, and the model takes none.
             InputTooLong: one does not fit and truncation is off.
         """
-        self._model.checkpoint.check_pairs(any(pair is not None for _, pair in self._items))
         tokenizer, limit, side = self._model.tokenizer, self._limit, self._side
+        self._model.checkpoint.check_pairs(tokenizer, any(pair is not None for _, pair in self._items))
         encoded = [encode_text(tokenizer, text, pair, limit, side) for text, pair in self._items]
         if not self._parameters.truncation:
             for place, one in enumerate(encoded):
@@ -175,7 +176,8 @@ class QAWork:
         listed: bool,
         max_tokens: int,
     ) -> None:
-        model.checkpoint.check_pairs()
+        model.checkpoint.check_pairs(model.tokenizer)
+        self._specials = sequence_template(model.tokenizer).layout(pair=True).specials
         longest = model.checkpoint.config.spec.positions
         self._size = parameters.max_seq_len or min(DEFAULT_WINDOW, model.max_length)
         if self._size > longest:
@@ -195,10 +197,10 @@ class QAWork:
 
     def least_tokens(self, enough: int) -> int:
         """Count tokens that the windows have at least; see `service.queueing.token_bounds`."""
-        longest_question, found = self._parameters.max_question_len, 0
+        longest_question, found, tokenizer = self._parameters.max_question_len, 0, self._model.tokenizer
         for item in self._items:
-            question = min(longest_question, least_tokens(item.question, longest_question))
-            found += 3 + question + least_tokens(item.context, enough - found)
+            question = min(longest_question, least_tokens(tokenizer, item.question, longest_question))
+            found += self._specials + question + least_tokens(tokenizer, item.context, enough - found)
             if found >= enough:
                 break
         return found
@@ -273,7 +275,7 @@ class QAWork:
 
     def _room(self, question: int) -> int:
         """Tokens of context in a window beside a question of this many tokens."""
-        return max(1, self._size - question - 3)
+        return max(1, self._size - question - self._specials)
 
     def _window_tokens(self, room: int, step: int, context: int) -> int:
         """Tokens of all windows of a context of this many tokens."""

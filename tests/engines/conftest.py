@@ -115,7 +115,7 @@ def reference_logits(task: str, model: Any, sequences: Sequences) -> list[Tensor
 
 def engine_logits(engine: Any, sequences: Sequences) -> list[Tensor]:
     batch = TokenBatch.pack(sequences)
-    return batch.split(engine.infer(batch))
+    return batch.split(engine.infer(batch), engine.reads)
 
 
 def assert_same_integers(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from q8core.engines.native import load_native
 from q8core.engines.random_weights import RandomInt8
 from q8core.engines.source import TensorSource
 from q8core.errors import EngineError, InputError
-from q8core.native import compile, library, variants
+from q8core.native import compile, library, structs, variants
 from q8core.quant import Plan, preset
 from tests.engines.conftest import DYNAMIC, TASKS, Simulated, plan_for, simulate
 
@@ -167,6 +168,22 @@ def test_a_library_of_other_sources_is_refused(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(library, "source_digest", lambda: "other")
     with pytest.raises(EngineError, match="other sources"):
         library.load_library.__wrapped__()
+
+
+@pytest.mark.parametrize("mirror", structs.MIRRORED, ids=lambda mirror: mirror.__name__)
+def test_a_structure_of_another_size_than_the_librarys_is_refused(mirror: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    fields = {"_fields_": (*mirror._fields_, ("one_more", ctypes.c_void_p))}
+    longer = type(mirror.__name__, (ctypes.Structure,), fields)
+    others = [longer if each is mirror else each for each in structs.MIRRORED]
+    monkeypatch.setattr(library, "MIRRORED", others)
+    sizes = f"has {ctypes.sizeof(longer)} bytes, the native kernel's has {ctypes.sizeof(mirror)}"
+    with pytest.raises(EngineError, match=rf"structs\.{mirror.__name__} {sizes}"):
+        library.load_library.__wrapped__()
+
+
+def test_every_structure_is_compared() -> None:
+    found = {each for each in vars(structs).values() if isinstance(each, type) and issubclass(each, ctypes.Structure)}
+    assert found == set(structs.MIRRORED)
 
 
 def test_compiling_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -32,10 +32,16 @@ def test_positions_runs_and_first_rows_describe_the_same_sequences(lengths: list
 def test_split_returns_each_sequence_its_rows(lengths: list[int]) -> None:
     batch = batch_of(lengths)
     per_token = torch.stack([batch.input_ids, -batch.input_ids], dim=1)
-    assert [part[:, 0].tolist() for part in batch.split(per_token)] == [list(range(n)) for n in lengths]
-    if batch.tokens != len(lengths):
-        per_sequence = torch.arange(len(lengths))[:, None].repeat(1, 3)
-        assert [part.tolist() for part in batch.split(per_sequence)] == [[n] * 3 for n in range(len(lengths))]
+    assert [part[:, 0].tolist() for part in batch.split(per_token, "every")] == [list(range(n)) for n in lengths]
+    per_sequence = torch.arange(len(lengths))[:, None].repeat(1, 3)
+    assert [part.tolist() for part in batch.split(per_sequence, "first")] == [[n] * 3 for n in range(len(lengths))]
+
+
+def test_single_tokens_are_split_as_the_head_reads_them() -> None:
+    """One row for each either way: the number of rows does not tell which."""
+    batch, logits = batch_of([1, 1]), torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    assert [part.tolist() for part in batch.split(logits, "first")] == [[1, 2], [3, 4]]
+    assert [part.tolist() for part in batch.split(logits, "every")] == [[[1, 2]], [[3, 4]]]
 
 
 @pytest.mark.parametrize(
@@ -57,5 +63,7 @@ def test_parts_that_do_not_fit_together_are_refused() -> None:
         TokenBatch(ids, ids, (2, 2))
     with pytest.raises(InputError, match=r"int32 of shape \(5,\)"):
         TokenBatch(ids, ids.int(), (5,))
-    with pytest.raises(InputError, match="3 rows of logits"):
-        batch_of([2, 5]).split(torch.zeros(3, 2))
+    with pytest.raises(InputError, match="7 rows of logits do not fit 2 sequences"):
+        batch_of([2, 5]).split(torch.zeros(7, 2), "first")
+    with pytest.raises(InputError, match="2 rows of logits do not fit 7 tokens"):
+        batch_of([2, 5]).split(torch.zeros(2, 2), "every")

@@ -33,7 +33,7 @@ def write(folder: Path, source: Path, shift: float = 0.0) -> Path:
     logits = {}
     for backend in ("fp32", "int8"):
         engine, batch = load_engine(folder, backend), TokenBatch.pack(IDS)
-        logits[backend] = [(part + shift).tolist() for part in batch.split(engine.infer(batch))]
+        logits[backend] = [(part + shift).tolist() for part in batch.split(engine.infer(batch), engine.reads)]
     golden = [
         GoldenExample(list(ids), list(types), {backend: parts[place] for backend, parts in logits.items()})
         for place, (ids, types) in enumerate(IDS)

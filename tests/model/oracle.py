@@ -112,6 +112,11 @@ SMALL = {
     "intermediate_size": 48,
     "max_position_embeddings": 20,
     "type_vocab_size": 2,
+    "dim": 32,
+    "n_layers": 2,
+    "n_heads": 2,
+    "hidden_dim": 48,
+    "embedding_size": 16,
 }
 
 

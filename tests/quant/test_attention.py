@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from q8core.errors import CalibrationError, InputError, SchemeError
+from q8core.errors import CalibrationError, SchemeError
 from q8core.model.attention import AttentionProducts
 from q8core.model.network import Network
 from q8core.quant import calibrate, preset
@@ -108,13 +108,18 @@ def test_a_sequence_of_padding_alone_is_finite_in_both_directions(batch: Batch) 
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
-def test_a_bias_of_the_scores_is_refused_and_never_ignored() -> None:
-    """Scores are sums of integers, which have no place for a number beside them."""
+def test_a_bias_of_the_scores_is_added_and_never_ignored() -> None:
+    """Of one head, one query and one key: no other row of the context changes."""
     model = calibrated()
     tensors, bias = operands(model), torch.zeros(1, 4, 9, 9)
     bias[0, 0, 2, 3] = -1.5
-    with pytest.raises((InputError, SchemeError)):
-        attention(model)(*tensors, None, bias)
+    twin = attention(model)
+    changed = (twin(*tensors, None, bias) != twin(*tensors)).any(-1).nonzero().tolist()
+    assert changed == [[batch, 0, 2] for batch in range(len(tensors[0]))]
+    bias[0, 0, 2, 3] = -1e9
+    hidden = torch.zeros(1, 4, 9, 9, dtype=torch.bool)
+    hidden[0, 0, 2, 3] = True
+    assert torch.equal(twin(*tensors, None, bias), twin(*tensors, hidden))
 
 
 def test_dropout_is_for_training_only() -> None:

@@ -149,12 +149,12 @@ def expected(old: Mapping[str, Any], name: str, module: str) -> SiteScheme:
 
 
 def check(old: Mapping[str, Any]) -> None:
-    scheme = Scheme.from_dict(old, layers=2)
     for kind, modules in (("classify", MODULES), ("qa", QA_MODULES)):
+        scheme = Scheme.from_dict(old, layers=2, head_dense=kind == "classify")
         plan = Plan.of(SPEC, HEADS[kind], scheme)
         found = {path: site.scheme for path, site in plan.sites.items() if path in modules}
         assert found == {path: expected(old, *names) for path, names in modules.items()}
-    assert Scheme.from_dict(json.loads(json.dumps(scheme.to_dict()))) == scheme
+        assert Scheme.from_dict(json.loads(json.dumps(scheme.to_dict()))) == scheme
 
 
 OFF = {"enabled": False}
@@ -187,7 +187,7 @@ def test_overrides_speak_of_the_same_modules(name: str, overrides: dict[str, dic
         {"*": {"start_step": 3}},
         {"bert.*": {"weight": "per_tensor"}},
         {"*.dense": OFF},
-        {"bert.[ep]*": OFF, "*.layer.1.*": {"enabled": True}},
+        {"bert.[ep]*": OFF, "*.layer.1.*dense": {"enabled": True}},
     ],
     ids=str,
 )
@@ -292,7 +292,7 @@ Path = tuple[str, ...]
         (("slots", "query", "bits"), 4, "unknown slot query key 'bits'; allowed are enabled, weight"),
         (("slots", "query", "weight"), "per_row", "weight is 'per_row'"),
         (("slots", "query", "weight"), [], r"weight is \[\]"),
-        (("slots", "query", "activation"), "max", "activation 'max'"),
+        (("slots", "query", "activation"), "max", "activation is 'max'"),
         (("slots", "query", "input_grid"), "affine", "input.grid is 'affine'"),
         (("slots", "query", "enabled"), "no", "enabled is 'no'"),
         (("slots", "query", "requantize_output"), "no", "requantize_output is 'no'"),

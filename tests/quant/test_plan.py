@@ -207,8 +207,9 @@ def test_overrides_that_do_not_fit_name_the_site(glob: str, change: Any, message
         plan("q8bert", overrides={glob: change})
 
 
-def test_scores_with_a_bias_are_not_computed_in_integers() -> None:
-    """MPNet adds a bias to its scores, for which sums of integers have no place: refused, not left out."""
-    assert plan("q8bert", MPNET).of_layer(0, PRODUCTS).arithmetic == "float"
-    with pytest.raises(SchemeError):
-        plan("q8bert-attention", MPNET)
+def test_scores_with_a_bias_are_computed_in_either_arithmetic() -> None:
+    """MPNet adds a bias to its scores; its table has no quantizer."""
+    for name, arithmetic in (("q8bert", "float"), ("q8bert-attention", "relative_u8")):
+        found = plan(name, MPNET)
+        assert found.of_layer(0, PRODUCTS).arithmetic == arithmetic
+        assert found.sites["relative_attention_bias"].weight is None

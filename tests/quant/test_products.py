@@ -20,6 +20,7 @@ from q8core.quant.products import (
     integer_scores,
     probability_sums,
     quantize_probabilities_,
+    relative_bias,
     score_factor,
     weighted_sums,
 )
@@ -45,10 +46,18 @@ def straight(x: Tensor) -> Tensor:
 
 
 def oracle(
-    q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None = None, keep: Tensor | None = None, *, rounded: bool = True
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    hidden: Tensor | None = None,
+    keep: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    rounded: bool = True,
 ) -> Tensor:
     """The formulas in float64 with autograd's own gradient, every rounding straight-through, or left out."""
     scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+    scores = scores if bias is None else scores + bias
     scores = scores if hidden is None else scores.masked_fill(hidden, -math.inf)
     p = 255 * torch.exp(scores - scores.amax(-1, keepdim=True).detach())
     p = straight(p) if rounded else p
@@ -230,3 +239,87 @@ def test_mixed_precision_is_near_float32() -> None:
 
 def test_the_score_factor_is_vaswanis() -> None:
     assert score_factor(64, torch.tensor([0.5]), torch.tensor([0.25])) == 0.5 * 0.25 / 8
+
+
+def biases(*shape: int) -> Tensor:
+    return (integers(*shape, seed=4) / 60).requires_grad_()
+
+
+@settings(max_examples=60, deadline=None)
+@given(keys=st.integers(1, 40), factor=st.floats(1e-6, 1.0), seed=st.integers(0, 999))
+def test_a_bias_is_added_to_scaled_scores(keys: int, factor: float, seed: int) -> None:
+    scores, bias = integers(6, keys, seed=seed, largest=127 * 127), integers(6, keys, seed=seed + 1) / 30
+    x = scores.numpy() * np.float32(factor) + bias.numpy()  # both in float32
+    expected = np.exp((x - x.max(-1, keepdims=True)).astype(np.float64))
+    found = exponentials(scores.clone(), factor, bias)
+    assert x.dtype == np.float32
+    assert (found.amax(-1) == 1).all()
+    assert np.abs(found.double().numpy() - expected).max() <= 1e-6
+
+
+def test_a_bias_is_added_in_attention() -> None:
+    q, k, v = (x.detach() for x in operands())
+    bias = biases(3, 9, 14).detach()
+    q_q, k_q, v_q = (
+        np.rint(x.double().numpy() / float(s)).astype(np.int64) for x, s in zip((q, k, v), SCALES, strict=True)
+    )
+    x = (q_q @ k_q.transpose(0, 1, 3, 2)) * (
+        float(SCALES.query) * float(SCALES.key) / math.sqrt(8)
+    ) + bias.double().numpy()
+    p = np.rint(255 * np.exp(x - x.max(-1, keepdims=True))).astype(np.int64)
+    expected = (p @ v_q) * float(SCALES.value) / p.sum(-1, keepdims=True)
+    found = quantized_attention(q, k, v, SCALES, bias=bias).double().numpy()
+    assert (np.abs(found - expected) < 1e-6).mean() > 0.99
+    assert np.abs(found - expected).max() < 0.01
+
+
+@pytest.mark.parametrize("shape", [(3, 9, 14), (2, 3, 9, 14), (1, 3, 1, 14)])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_the_bias_gets_the_gradient_of_what_it_was_added_to(
+    shape: tuple[int, ...], masked: bool, dropout: float
+) -> None:
+    inputs, bias = operands(), biases(*shape)
+    hidden = torch.arange(14) >= torch.tensor([9, 14]).reshape(2, 1, 1, 1) if masked else None
+    torch.manual_seed(5)
+    found = quantized_attention(*inputs, SCALES, hidden, dropout, bias)
+    torch.manual_seed(5)
+    keep = torch.empty(2, 3, 9, 14, dtype=torch.bool).bernoulli_(1 - dropout).double() / (1 - dropout)
+    exact = doubles(*inputs, bias)
+    expected = oracle(*exact[:3], hidden, keep if dropout else None, exact[3])
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=2e-3)
+    grad = integers(*found.shape, seed=8) / 127
+    found.backward(grad)
+    expected.backward(grad.double())
+    for ours, theirs in zip((*inputs, bias), exact, strict=True):
+        assert ours.grad is not None
+        assert theirs.grad is not None
+        torch.testing.assert_close(
+            ours.grad.double(), theirs.grad, rtol=1e-3, atol=1e-3 * float(theirs.grad.abs().max())
+        )
+
+
+def test_a_query_that_sees_no_key_gets_zero_with_a_bias_too() -> None:
+    inputs, bias = operands(), biases(3, 9, 14)
+    hidden = torch.tensor([True, True]).reshape(2, 1, 1, 1)
+    found = quantized_attention(*inputs, SCALES, hidden, bias=bias)
+    found.sum().backward()
+    assert not found.any()
+    assert bias.grad is not None
+    assert not bias.grad.any()
+
+
+@settings(max_examples=40, deadline=None)
+@given(positions=st.integers(1, 12), data=st.data())
+def test_a_relative_bias_depends_on_the_distance_alone(positions: int, data: st.DataObject) -> None:
+    keys, queries = (data.draw(st.integers(1, positions)) for _ in range(2))
+    table = torch.arange(2.0 * (2 * positions - 1)).view(2, -1).requires_grad_()
+    found = relative_bias(table, queries, keys)
+    assert found.shape == (2, queries, keys)
+    for head in range(2):
+        for i in range(queries):
+            for j in range(keys):
+                assert found[head, i, j] == table[head, positions - 1 + j - i]
+    found.sum().backward()
+    assert table.grad is not None
+    assert float(table.grad.sum()) == 2 * queries * keys

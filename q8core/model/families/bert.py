@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from q8core.model.families.family import Family, HeadNames, Values
+from q8core.model.families.family import Family, HeadNames, Values, buffers
 from q8core.model.spec import EncoderSpec
 
 DEFAULTS: Values = {
@@ -77,7 +77,7 @@ FAMILIES = (
             ),
             "qa": HeadNames("BertForQuestionAnswering", "qa_outputs"),
         },
-        unused=("cls.",),
+        unused=("cls.", *buffers("bert")),
         other_heads={"BertForTokenClassification": "classifier.", "BertForMultipleChoice": "classifier."},
     ),
 )

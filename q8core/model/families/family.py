@@ -18,6 +18,11 @@ Values = Mapping[str, Any]
 """A config.json, what it leaves out filled in with the family's defaults."""
 
 
+def buffers(prefix: str) -> tuple[str, str]:
+    """Return the names of buffers that older transformers stored beside the tables, and no model reads any more."""
+    return f"{prefix}.embeddings.position_ids", f"{prefix}.embeddings.token_type_ids"
+
+
 @dataclass(frozen=True)
 class HeadNames:
     """A task's head in a family's files.

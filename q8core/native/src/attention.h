@@ -23,6 +23,38 @@ inline void soften(const int32_t* scores, int64_t length, float scale, Use use) 
   if (rest) use(whole, first(exp2_negative(to_floats(load(scores + whole) - top) * scale), rest));
 }
 
+constexpr float kPerLn2 = 0x1.715476p0f;  // 1 / ln 2
+
+// x = scale * score + bias, in the place of a row of scores; return the highest. Each operation is rounded.
+inline float add_bias(int32_t* scores, int64_t length, float scale, const float* bias) {
+  float* x = reinterpret_cast<float*>(scores);
+  const int64_t whole = length / 16 * 16;
+  const int rest = static_cast<int>(length - whole);
+  Floats highest = all(-__builtin_inff());
+  for (int64_t i = 0; i < whole; i += 16) {
+    const Floats biased = to_floats(load(scores + i)) * scale + load(bias + i);
+    store(x + i, biased);
+    highest = greatest(biased, highest);
+  }
+  if (rest) {
+    const Floats biased = to_floats(load(scores + whole)) * scale + load(bias + whole, rest);
+    store(x + whole, biased);
+    highest = greatest(first(biased, rest, highest), highest);
+  }
+  return maximum(highest);
+}
+
+// The same for x = scale * score + bias, which takes the place of the scores: e = exp(x - highest x).
+template <class Use>
+inline void soften_biased(int32_t* scores, int64_t length, float scale, const float* bias, Use use) {
+  const float top = add_bias(scores, length, scale, bias);
+  const float* x = reinterpret_cast<const float*>(scores);
+  const int64_t whole = length / 16 * 16;
+  const int rest = static_cast<int>(length - whole);
+  for (int64_t i = 0; i < whole; i += 16) use(i, exp2_negative((load(x + i) - top) * kPerLn2));
+  if (rest) use(whole, first(exp2_negative((load(x + whole) - top) * kPerLn2), rest));
+}
+
 // Rows x 16 * Vectors of P V, for the keys from `begin` to `end` on top of what `to` holds from those before.
 template <int Rows, int Vectors>
 inline void weigh(const float* p, int64_t p_pitch, const float* v, int64_t v_pitch, int64_t begin, int64_t end,
@@ -88,10 +120,21 @@ struct Attending {
   int64_t head;
   const Span& span;
   float scale;              // of the scores, for exponents to base 2
+  const float* bias;        // of a key at the query's own position; null without biases
   const Layer& layer;
   const AttentionScratch& scratch;
   const Target& output;
   int64_t pitch, kb;        // keys rounded up to 32, and in blocks of 64
+
+  // soften the scores of a query, which is row m of those from `row` on.
+  template <bool Biased, class Use>
+  void soften_scores(int64_t row, int64_t m, Use use) const {
+    int32_t* scores = scratch.scores + m * pitch;
+    if constexpr (Biased)
+      soften_biased(scores, span.length, layer.score_scale, bias - (row + m - span.first_query), use);
+    else
+      soften(scores, span.length, scale, use);
+  }
 
   // Write 16 columns of a row's context, quantized for the output layer.
   void put(int64_t row, int64_t column, Floats context) const {
@@ -106,11 +149,12 @@ struct Attending {
 };
 
 // Float32 probabilities, in the place of the scores, and values.
+template <bool Biased>
 inline void weigh_floats(const Attending& a, int64_t row, int64_t count) {
   float *p = reinterpret_cast<float*>(a.scratch.scores), total[2 * kRows];
   for (int64_t m = 0; m < count; m++) {
     Floats sums{};
-    soften(a.scratch.scores + m * a.pitch, a.span.length, a.scale, [&](int64_t key, Floats e) {
+    a.soften_scores<Biased>(row, m, [&](int64_t key, Floats e) {
       store(p + m * a.pitch + key, e);
       sums += e;
     });
@@ -158,14 +202,14 @@ inline void pack_values(const Attending& a) {
 
 // Probabilities of 8 bits, relative to the largest of their row, and as many for values: their products are exact, and
 // divided by the sum of the probabilities as they are.
-template <int Tiles>
+template <int Tiles, bool Biased>
 inline void weigh_integers(const Attending& a, int64_t row, int64_t count) {
   constexpr float kRound = 0x1.8p23f;
   float factors[2 * kRows];
   for (int64_t m = 0; m < count; m++) {
     uint8_t* to = a.scratch.probabilities + m / kRows * a.kb * kBlock + m % kRows * kDepth;
     Ints total{};
-    soften(a.scratch.scores + m * a.pitch, a.span.length, a.scale, [&](int64_t key, Floats e) {
+    a.soften_scores<Biased>(row, m, [&](int64_t key, Floats e) {
       const Ints p = reinterpret_cast<Ints>(e * 255.f + kRound) & 255;
       total += p;
       store(to + key / kDepth * kBlock + key % kDepth, low_bytes(p));
@@ -185,7 +229,7 @@ inline void weigh_integers(const Attending& a, int64_t row, int64_t count) {
 }
 
 // The context of up to 16 * Tiles queries from `query` on.
-template <int Tiles>
+template <int Tiles, bool Biased>
 inline void attend(const Attending& a, int64_t query) {
   const int64_t count = lesser(a.span.queries - query, Tiles * kRows), row = a.span.first_query + query;
   const uint8_t* blocks[2] = {a.heads.query(a.head, row, 0), a.heads.query(a.head, row + kRows, 0)};
@@ -196,9 +240,9 @@ inline void attend(const Attending& a, int64_t query) {
                     a.pitch);
   }
   if (a.layer.value_inverse > 0.f)
-    weigh_integers<Tiles>(a, row, count);
+    weigh_integers<Tiles, Biased>(a, row, count);
   else
-    weigh_floats(a, row, count);
+    weigh_floats<Biased>(a, row, count);
 }
 
 // Queries that one task takes, of `all` pairs of a sequence and a head: all of them share the packed keys and values,
@@ -207,25 +251,36 @@ inline int64_t queries_of_task(int64_t all, int64_t longest) {
   return all < 4 * omp_get_num_threads() ? 4 * kPanel : up(longest, kPanel);
 }
 
+// The context of the queries from `begin` to `end`.
+template <bool Biased>
+inline void attend_all(const Attending& a, int64_t begin, int64_t end) {
+  for (int64_t query = begin; query < end; query += 2 * kRows)
+    if (end - query > kRows)
+      attend<2, Biased>(a, query);
+    else
+      attend<1, Biased>(a, query);
+}
+
 // To be called by all threads of a team, which share the work and do not wait for each other at the end.
-inline void attention(const Layer& layer, const Heads& heads, int64_t count, const Span* spans, int64_t sequences,
-                      int64_t longest, const AttentionScratch& scratch, const Target& output) {
+inline void attention(const Layer& layer, const RelativeBias& bias, const Heads& heads, int64_t count,
+                      const Span* spans, int64_t sequences, int64_t longest, const AttentionScratch& scratch,
+                      const Target& output) {
   const int64_t queries = queries_of_task(sequences * count, longest), parts = (longest + queries - 1) / queries;
-  const float scale = layer.score_scale * 0x1.715476p0f;  // 1 / ln 2
+  const float scale = layer.score_scale * kPerLn2;
 #pragma omp for schedule(dynamic) nowait
   for (int64_t task = 0; task < sequences * count * parts; task++) {
     const Span& span = spans[task / (count * parts)];
     const int64_t begin = task % parts * queries, end = lesser(span.queries, begin + queries);
     if (begin >= end) continue;
-    const Attending a{heads,  task / parts % count,     span, scale, layer, scratch, output, up(span.length, kPanel),
-                      up(span.length, kDepth) / kDepth};
+    const int64_t head = task / parts % count;
+    const Attending a{heads,   head,   span,   scale,  bias.same_position(head), layer,
+                      scratch, output, up(span.length, kPanel), up(span.length, kDepth) / kDepth};
     pack_keys(heads, a.head, span, scratch.keys, scratch.comp);
     if (layer.value_inverse > 0.f) pack_values(a);
-    for (int64_t query = begin; query < end; query += 2 * kRows)
-      if (end - query > kRows)
-        attend<2>(a, query);
-      else
-        attend<1>(a, query);
+    if (a.bias)
+      attend_all<true>(a, begin, end);
+    else
+      attend_all<false>(a, begin, end);
   }
 }
 

@@ -11,10 +11,12 @@ namespace {
 // Everything that a forward pass writes, apart from the logits. What is never needed at the same time shares its place:
 // the projections' inputs are read when attention begins, queries, keys and values when the next linear layer does.
 struct Workspace {
-  float *hidden, *some;           // hidden state of all tokens; of the first tokens, in the last layer
-  uint8_t *input[3], *some_input; // quantized for query, key and value; for the last layer's queries
-  uint8_t *attended, *context;    // in the place of the first two inputs
-  uint8_t* inner;                 // in the place of the heads
+  float *hidden, *first_hidden;     // hidden state of all tokens; of the first tokens, in the last layer
+  uint8_t *input[3], *first_input;  // quantized for query, key and value; for the last layer's queries
+  uint8_t *attended, *context;      // in the place of the first two inputs
+  uint8_t* inner;                   // in the place of the heads
+  float* embedded;                  // where there is a projection: what it is of, also in the place of the heads
+  uint8_t* projected;               // and its quantized input
   Heads heads;
   Span* spans;
   char* scratch;
@@ -23,16 +25,18 @@ struct Workspace {
   Workspace(const Model& model, int64_t tokens, int64_t sequences, int64_t longest, int threads, char* base) {
     Arena arena{base};
     // Whole blocks of rows are read, and prefetched a little further.
-    const int64_t rows = up(tokens, kRows) + 2 * kRows, some_rows = up(sequences, kRows) + 2 * kRows;
+    const int64_t rows = up(tokens, kRows) + 2 * kRows, first_rows = up(sequences, kRows) + 2 * kRows;
     const int64_t pitch = up(model.hidden, 16), depth = up(model.hidden, kDepth);
     hidden = arena.take<float>(rows * pitch);
-    some = arena.take<float>(some_rows * pitch);
+    first_hidden = arena.take<float>(first_rows * pitch);
     for (auto& each : input) each = arena.take<uint8_t>(rows * depth);
-    some_input = arena.take<uint8_t>(some_rows * depth);
+    first_input = arena.take<uint8_t>(first_rows * depth);
     attended = input[0];
     context = input[1];
-    Arena instead = arena;
+    Arena instead = arena, before = arena;
     inner = instead.take<uint8_t>(rows * up(model.inner, kDepth));
+    embedded = model.projection.w ? before.take<float>(rows * up(model.embedding, 16)) : nullptr;
+    projected = model.projection.w ? before.take<uint8_t>(rows * up(model.embedding, kDepth)) : nullptr;
     heads.size = model.hidden / model.heads;
     heads.kb = up(heads.size, kDepth) / kDepth;
     heads.pitch = up(heads.size, 16);
@@ -41,6 +45,7 @@ struct Workspace {
     heads.k = arena.take<uint8_t>(model.heads * heads.kb * heads.rows * kDepth);
     heads.v = arena.take<float>(model.heads * heads.rows * heads.pitch);
     arena.used = arena.used > instead.used ? arena.used : instead.used;
+    arena.used = arena.used > before.used ? arena.used : before.used;
     spans = arena.take<Span>(2 * sequences);
     Arena counted{nullptr};
     AttentionScratch(counted, longest, heads);
@@ -69,6 +74,15 @@ inline Floats table_row(const Table& table, int64_t row, int64_t column, int64_t
   const int8_t* from = table.q + row * columns + column;
   for (int64_t i = 0; i < count; i++) x[i] = from[i];
   return x * table.scale[table.scale_per_row ? row : 0];
+}
+
+// 16 columns of the sum of a token's rows in all tables, of `columns` columns each.
+template <class AnyModel>
+inline Floats embedding(const AnyModel& model, const Batch& batch, int64_t token, int64_t position, int64_t column,
+                        int64_t columns) {
+  Floats x = table_row(model.words, batch.ids[token], column, columns);
+  if (model.types.q || model.types.f) x += table_row(model.types, batch.types[token], column, columns);
+  return x + table_row(model.positions, position, column, columns);
 }
 
 // x = LayerNorm(x) over `columns`, and quantized for each target.
@@ -122,19 +136,31 @@ struct Inputs {
   }
 };
 
-inline void embed(const Model& model, const Batch& batch, const Workspace& space, const Inputs& inputs) {
-  const int64_t pitch = up(model.hidden, 16);
+// x (tokens, columns rounded up to 16) = the normalized embeddings, and quantized for each target.
+inline void embed_rows(const Model& model, const Batch& batch, const Span* spans, float* x, int64_t columns,
+                       const Target* targets, int count) {
+  const int64_t pitch = up(columns, 16);
 #pragma omp for schedule(dynamic) nowait
   for (int64_t s = 0; s < batch.sequences; s++)
-    for (int64_t position = 0; position < space.spans[s].length; position++) {
-      const int64_t token = space.spans[s].first + position;
-      float* x = space.hidden + token * pitch;
-      for (int64_t i = 0; i < model.hidden; i += 16)
-        store(x + i, table_row(model.words, batch.ids[token], i, model.hidden) +
-                         table_row(model.types, batch.types[token], i, model.hidden) +
-                         table_row(model.positions, position, i, model.hidden));
-      normalize(x, model.hidden, model.embedding_norm, model.epsilon, token, inputs.targets, inputs.count);
+    for (int64_t position = 0; position < spans[s].length; position++) {
+      const int64_t token = spans[s].first + position;
+      float* row = x + token * pitch;
+      for (int64_t i = 0; i < columns; i += 16) store(row + i, embedding(model, batch, token, position, i, columns));
+      normalize(row, columns, model.embedding_norm, model.epsilon, token, targets, count);
     }
+}
+
+// The first hidden state, quantized for the first layer.
+inline void embed(const Model& model, const Batch& batch, const Workspace& space, const Inputs& inputs, Team& team) {
+  if (!model.projection.w) {
+    embed_rows(model, batch, space.spans, space.hidden, model.hidden, inputs.targets, inputs.count);
+    return;
+  }
+  const Target projection{space.projected, model.projection.input, model.projection.kb};
+  embed_rows(model, batch, space.spans, space.embedded, model.embedding, &projection, 1);
+  team.wait();
+  linear_quantized(model.projection, space.projected, batch.tokens, space.hidden, up(model.hidden, 16), inputs.targets,
+                   inputs.count);
 }
 
 // Copy the first token of every sequence: the residual, and the input of its query.
@@ -143,9 +169,9 @@ inline void gather_first(const Model& model, const Batch& batch, const Workspace
 #pragma omp for schedule(static) nowait
   for (int64_t s = 0; s < batch.sequences; s++) {
     const int64_t token = space.spans[s].first;
-    std::memcpy(space.some + s * pitch, space.hidden + token * pitch, pitch * sizeof(float));
+    std::memcpy(space.first_hidden + s * pitch, space.hidden + token * pitch, pitch * sizeof(float));
     for (int64_t i = 0; i < kb * kDepth; i += kDepth)
-      std::memcpy(space.some_input + at(s, i, kb), input + at(token, i, kb), kDepth);
+      std::memcpy(space.first_input + at(s, i, kb), input + at(token, i, kb), kDepth);
   }
 }
 
@@ -160,7 +186,7 @@ inline void encode(const Model& model, const Layer& layer, const Workspace& spac
   team.wait();
   Arena own{space.scratch + omp_get_thread_num() * space.scratch_bytes};
   const AttentionScratch scratch(own, longest, space.heads);
-  attention(layer, space.heads, model.heads, spans, batch.sequences, longest, scratch,
+  attention(layer, model.relative_bias, space.heads, model.heads, spans, batch.sequences, longest, scratch,
             {space.context, layer.output.input, layer.output.kb});
   team.wait();
   linear_add(layer.output, space.context, rows, x, pitch);
@@ -176,21 +202,57 @@ inline void encode(const Model& model, const Layer& layer, const Workspace& spac
   team.wait();
 }
 
-inline void pool_and_classify(const Model& model, const Batch& batch, const Workspace& space, float* logits,
-                              Team& team) {
-  const int64_t pitch = up(model.hidden, 16);
-  linear_floats(model.pooler, space.attended, batch.sequences, space.some, pitch);
-  team.wait();
-  const Target head{space.context, model.head.input, model.head.kb};
+inline Floats activate(Floats x, Activation activation) {
+  switch (activation) {
+    case kTanh:
+      for (int i = 0; i < kLanes; i++) x[i] = std::tanh(x[i]);
+      return x;
+    case kRelu:
+      return greatest(x, Floats{});
+    case kGelu:
+      return gelu(x, 1.f);
+    default:
+      return x;
+  }
+}
+
+inline const Linear& first_of_head(const Model& model) { return model.head_dense.w ? model.head_dense : model.head; }
+
+// The head on `rows` rows, whose inputs are in space.attended. x is overwritten.
+inline void answer(const Model& model, const Workspace& space, float* x, int64_t rows, float* logits, Team& team) {
+  const uint8_t* input = space.attended;
+  if (model.head_dense.w) {
+    const int64_t pitch = up(model.hidden, 16);
+    linear_floats(model.head_dense, input, rows, x, pitch);
+    team.wait();
+    const Target head{space.context, model.head.input, model.head.kb};
 #pragma omp for schedule(static) nowait
-  for (int64_t s = 0; s < batch.sequences; s++)
-    for (int64_t i = 0; i < model.hidden; i += 16) {
-      float* x = space.some + s * pitch + i;
-      for (int64_t j = 0; j < lesser(16, model.hidden - i); j++) x[j] = std::tanh(x[j]);
-      quantize(head, s, i, load(x));
-    }
-  team.wait();
-  linear_floats(model.head, space.context, batch.sequences, logits, model.head.n);
+    for (int64_t row = 0; row < rows; row++)
+      for (int64_t i = 0; i < model.hidden; i += 16)
+        quantize(head, row, i, activate(load(x + row * pitch + i), model.head_activation));
+    team.wait();
+    input = space.context;
+  }
+  linear_floats(model.head, input, rows, logits, model.head.n);
+}
+
+// The last layer for the tokens that the head reads, and the head.
+inline void encode_last(const Model& model, const Workspace& space, const Batch& batch, const Span* first_only,
+                        int64_t longest, float* logits, Team& team) {
+  const Layer& layer = model.layer[model.layers - 1];
+  const Inputs inputs(layer, space);
+  const bool first = model.head_reads_first;
+  if (first) {
+    gather_first(model, batch, space, inputs.query);
+    team.wait();
+  }
+  float* x = first ? space.first_hidden : space.hidden;
+  const int64_t rows = first ? batch.sequences : batch.tokens;
+  const Linear& reader = first_of_head(model);
+  const Target target{space.attended, reader.input, reader.kb};
+  encode(model, layer, space, inputs, first ? space.first_input : inputs.query, batch, first ? first_only : space.spans,
+         longest, x, rows, &target, 1, team);
+  answer(model, space, x, rows, logits, team);
 }
 
 inline void forward(const Model& model, const Batch& batch, char* memory, float* logits, int threads) {
@@ -206,29 +268,14 @@ inline void forward(const Model& model, const Batch& batch, char* memory, float*
   {
     const TileConfig tiles;
     (void)tiles;
-    embed(model, batch, space, Inputs(model.layer[0], space));
+    embed(model, batch, space, Inputs(model.layer[0], space), team);
     team.wait();
-    for (int32_t n = 0; n < model.layers; n++) {
-      const Inputs inputs(model.layer[n], space);
-      const bool last = n + 1 == model.layers;
-      if (last && model.classify) {
-        gather_first(model, batch, space, inputs.query);
-        team.wait();
-        const Target pooler{space.attended, model.pooler.input, model.pooler.kb};
-        encode(model, model.layer[n], space, inputs, space.some_input, batch, first_only, longest, space.some,
-               batch.sequences, &pooler, 1, team);
-        pool_and_classify(model, batch, space, logits, team);
-      } else if (last) {
-        const Target head{space.attended, model.head.input, model.head.kb};
-        encode(model, model.layer[n], space, inputs, inputs.query, batch, space.spans, longest, space.hidden,
-               batch.tokens, &head, 1, team);
-        linear_floats(model.head, space.attended, batch.tokens, logits, model.head.n);
-      } else {
-        const Inputs next(model.layer[n + 1], space);
-        encode(model, model.layer[n], space, inputs, inputs.query, batch, space.spans, longest, space.hidden,
-               batch.tokens, next.targets, next.count, team);
-      }
+    for (int32_t n = 0; n + 1 < model.layers; n++) {
+      const Inputs inputs(model.layer[n], space), next(model.layer[n + 1], space);
+      encode(model, model.layer[n], space, inputs, inputs.query, batch, space.spans, longest, space.hidden, batch.tokens,
+             next.targets, next.count, team);
     }
+    encode_last(model, space, batch, first_only, longest, logits, team);
   }
 }
 

@@ -30,6 +30,13 @@ inline void transpose(const float* from, int64_t from_pitch, float* to, int64_t 
   for (int i = 0; i < 16; i++) store(to + i * to_pitch, x[i]);
 }
 
+// row = scale * row + bias
+inline void add_bias(float* row, int64_t length, float scale, const float* bias) {
+  const int64_t whole = length / 16 * 16;
+  for (int64_t i = 0; i < whole; i += 16) store(row + i, load(row + i) * scale + load(bias + i));
+  if (length > whole) store(row + whole, load(row + whole) * scale + load(bias + whole, length - whole));
+}
+
 // From a row of `length` scores make exp(scale * (score - highest)), in place; return their sum.
 inline float soften_floats(float* row, int64_t length, float scale) {
   const int64_t whole = length / 16 * 16;
@@ -38,7 +45,7 @@ inline float soften_floats(float* row, int64_t length, float scale) {
   if (rest) highest = first(load(row + whole), rest, highest);
   for (int64_t i = 0; i < whole; i += 16) highest = greatest(load(row + i), highest);
   const float top = maximum(highest);
-  scale *= 0x1.715476p0f;  // 1 / ln 2
+  scale *= kPerLn2;
   Floats total{};
   for (int64_t i = 0; i < whole; i += 16) {
     const Floats e = exp2_negative((load(row + i) - top) * scale);
@@ -115,12 +122,17 @@ inline void multiply_all(int64_t rows, const Factors& of, int64_t columns, float
   }
 }
 
-// The context of `count` queries from `query` on.
+// The context of `count` queries from `query` on; `bias`: as same_position gives it.
 inline void attend(const FloatHeads& heads, int64_t head, const Span& span, int64_t query, int64_t count, float scale,
-                   const FloatScratch& scratch) {
+                   const float* bias, const FloatScratch& scratch) {
   const int64_t row = span.first_query + query, size = heads.size;
   const float* queries = heads.query.at + row * heads.query.pitch + head * size;
   multiply_all(count, {queries, scratch.keys, heads.query.pitch, size}, span.length, scratch.scores, scratch.pitch);
+  if (bias) {
+    for (int64_t m = 0; m < count; m++)
+      add_bias(scratch.scores + m * scratch.pitch, span.length, scale, bias - (query + m));
+    scale = 1.f;
+  }
   float total[kFloatRows];
   for (int64_t m = 0; m < count; m++) total[m] = soften_floats(scratch.scores + m * scratch.pitch, span.length, scale);
   multiply_all(count, {scratch.scores, scratch.values, scratch.pitch, span.length}, size, scratch.context,
@@ -138,7 +150,7 @@ inline void attend(const FloatHeads& heads, int64_t head, const Span& span, int6
 
 // To be called by all threads of a team, which share the work and do not wait for each other at the end.
 inline void attention(const FloatHeads& heads, const Span* spans, int64_t sequences, int64_t longest, float scale,
-                      const FloatScratch& scratch) {
+                      const RelativeBias& bias, const FloatScratch& scratch) {
   const int64_t queries = queries_of_task(sequences * heads.count, longest), parts = (longest + queries - 1) / queries;
 #pragma omp for schedule(dynamic) nowait
   for (int64_t task = 0; task < sequences * heads.count * parts; task++) {
@@ -148,7 +160,7 @@ inline void attention(const FloatHeads& heads, const Span* spans, int64_t sequen
     pack_keys(heads, head, span, scratch.keys);
     pack_values(heads, head, span, scratch.values);
     in_blocks(lesser(span.queries - begin, queries), [&](int64_t query, int64_t count) {
-      attend(heads, head, span, begin + query, count, scale, scratch);
+      attend(heads, head, span, begin + query, count, scale, bias.same_position(head), scratch);
     });
   }
 }

@@ -8,8 +8,9 @@ namespace {
 
 // Everything that a float forward pass writes, apart from the logits.
 struct FloatWorkspace {
-  Rows hidden, some;  // hidden state of all tokens; of the first tokens, in the last layer
+  Rows hidden, first_hidden;  // hidden state of all tokens; of the first tokens, in the last layer
   Rows inner;
+  Rows embedded;              // where there is a projection: what it is of, in the place of the inner state
   FloatHeads heads;
   Span* spans;
   float* scratch;
@@ -24,8 +25,16 @@ struct FloatWorkspace {
       return Rows{arena.take<float>((count + 1) * pitch), pitch};
     };
     hidden = rows(tokens, model.hidden);
-    some = rows(sequences, model.hidden);
+    first_hidden = rows(sequences, model.hidden);
+    Arena instead = arena;
     inner = rows(tokens, model.inner);
+    if (model.projection.w) {
+      embedded.pitch = float_pitch(model.embedding);
+      embedded.at = instead.take<float>((tokens + 1) * embedded.pitch);
+      if (instead.used > arena.used) arena.used = instead.used;
+    } else {
+      embedded = hidden;
+    }
     heads.query = rows(tokens, model.hidden);
     heads.key = rows(tokens, model.hidden);
     heads.value = rows(tokens, model.hidden);
@@ -45,18 +54,20 @@ inline void normalize_rows(const Rows& x, int64_t rows, int64_t columns, const N
     normalize(x.at + row * x.pitch, columns, norm, epsilon, row, nullptr, 0);
 }
 
-inline void embed(const FloatModel& model, const Batch& batch, const FloatWorkspace& space) {
+inline void embed(const FloatModel& model, const Batch& batch, const FloatWorkspace& space, int threads, Team& team) {
+  const Rows& to = space.embedded;
+  const int64_t columns = model.projection.w ? model.embedding : model.hidden;
   for (int64_t s = 0; s < batch.sequences; s++)
 #pragma omp for schedule(static) nowait
     for (int64_t position = 0; position < space.spans[s].length; position++) {
       const int64_t token = space.spans[s].first + position;
-      float* x = space.hidden.at + token * space.hidden.pitch;
-      for (int64_t i = 0; i < model.hidden; i += 16)
-        store(x + i, table_row(model.words, batch.ids[token], i, model.hidden) +
-                         table_row(model.types, batch.types[token], i, model.hidden) +
-                         table_row(model.positions, position, i, model.hidden));
-      normalize(x, model.hidden, model.embedding_norm, model.epsilon, token, nullptr, 0);
+      float* x = to.at + token * to.pitch;
+      for (int64_t i = 0; i < columns; i += 16) store(x + i, embedding(model, batch, token, position, i, columns));
+      normalize(x, columns, model.embedding_norm, model.epsilon, token, nullptr, 0);
     }
+  if (!model.projection.w) return;
+  team.wait();
+  linear(model.projection, to.at, to.pitch, batch.tokens, threads, stored(model.projection, space.hidden));
 }
 
 // One layer: the hidden state x of `rows` rows becomes the next one. x is that of all tokens or a copy of some.
@@ -72,7 +83,7 @@ inline void encode(const FloatModel& model, const FloatLayer& layer, const Float
   project(layer.value, all_tokens, batch.tokens, heads.value);
   team.wait();
   const FloatScratch scratch(space.scratch + omp_get_thread_num() * space.scratch_floats, longest, heads.size);
-  attention(heads, spans, batch.sequences, longest, model.score_scale, scratch);
+  attention(heads, spans, batch.sequences, longest, model.score_scale, model.relative_bias, scratch);
   team.wait();
   linear(layer.output, heads.context.at, heads.context.pitch, rows, threads, added(layer.output, x));
   team.wait();
@@ -89,20 +100,28 @@ inline void encode(const FloatModel& model, const FloatLayer& layer, const Float
 inline void gather_first(const FloatModel& model, const Batch& batch, const FloatWorkspace& space) {
 #pragma omp for schedule(static) nowait
   for (int64_t s = 0; s < batch.sequences; s++)
-    std::memcpy(space.some.at + s * space.some.pitch, space.hidden.at + space.spans[s].first * space.hidden.pitch,
+    std::memcpy(space.first_hidden.at + s * space.first_hidden.pitch, space.hidden.at + space.spans[s].first * space.hidden.pitch,
                 up(model.hidden, 16) * sizeof(float));
 }
 
-inline void pool_and_classify(const FloatModel& model, const Batch& batch, const FloatWorkspace& space, float* logits,
-                              int threads, Team& team) {
-  const Rows& pooled = space.heads.context;
-  linear(model.pooler, space.some.at, space.some.pitch, batch.sequences, threads, stored(model.pooler, pooled));
-  team.wait();
+// The head on `rows` rows of x.
+inline void answer(const FloatModel& model, const FloatWorkspace& space, const Rows& x, int64_t rows, float* logits,
+                   int threads, Team& team) {
+  const Rows* input = &x;
+  if (model.head_dense.w) {
+    const Rows& dense = space.heads.context;
+    linear(model.head_dense, x.at, x.pitch, rows, threads, stored(model.head_dense, dense));
+    team.wait();
 #pragma omp for schedule(static) nowait
-  for (int64_t s = 0; s < batch.sequences; s++)
-    for (int64_t i = 0; i < model.hidden; i++) pooled.at[s * pooled.pitch + i] = std::tanh(pooled.at[s * pooled.pitch + i]);
-  team.wait();
-  linear(model.head, pooled.at, pooled.pitch, batch.sequences, threads, written_out(model.head, logits));
+    for (int64_t row = 0; row < rows; row++)
+      for (int64_t i = 0; i < model.hidden; i += 16) {
+        float* place = dense.at + row * dense.pitch + i;
+        store(place, activate(load(place), model.head_activation));
+      }
+    team.wait();
+    input = &dense;
+  }
+  linear(model.head, input->at, input->pitch, rows, threads, written_out(model.head, logits));
 }
 
 inline void forward_float(const FloatModel& model, const Batch& batch, char* memory, float* logits, int threads) {
@@ -116,21 +135,21 @@ inline void forward_float(const FloatModel& model, const Batch& batch, char* mem
   Team team;
 #pragma omp parallel num_threads(threads)
   {
-    embed(model, batch, space);
+    embed(model, batch, space, threads, team);
     team.wait();
-    for (int32_t n = 0; n < model.layers; n++) {
-      if (n + 1 == model.layers && model.classify) {
-        gather_first(model, batch, space);
-        team.wait();
-        encode(model, model.layer[n], space, batch, first_only, longest, space.some, batch.sequences, threads,
-               team);
-        pool_and_classify(model, batch, space, logits, threads, team);
-      } else {
-        encode(model, model.layer[n], space, batch, space.spans, longest, space.hidden, batch.tokens, threads, team);
-      }
+    const auto layer = [&](int32_t n, const Span* spans, const Rows& x, int64_t rows) {
+      encode(model, model.layer[n], space, batch, spans, longest, x, rows, threads, team);
+    };
+    for (int32_t n = 0; n + 1 < model.layers; n++) layer(n, space.spans, space.hidden, batch.tokens);
+    const bool first = model.head_reads_first;
+    const Rows& x = first ? space.first_hidden : space.hidden;
+    const int64_t rows = first ? batch.sequences : batch.tokens;
+    if (first) {
+      gather_first(model, batch, space);
+      team.wait();
     }
-    if (!model.classify)
-      linear(model.head, space.hidden.at, space.hidden.pitch, batch.tokens, threads, written_out(model.head, logits));
+    layer(model.layers - 1, first ? first_only : space.spans, x, rows);
+    answer(model, space, x, rows, logits, threads, team);
   }
 }
 

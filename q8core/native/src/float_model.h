@@ -15,12 +15,17 @@ struct FloatLayer {
   Norm output_norm, final_norm;
 };
 
+// As Model, in float32.
 struct FloatModel {
   int32_t hidden, heads, inner, layers;
   float epsilon, score_scale;
-  int32_t classify;  // 1: pooler and head on each first token; 0: head on every token
+  int32_t head_reads_first;
+  Activation head_activation;
   Table words, positions, types;
   Norm embedding_norm;
+  FloatLinear projection;
+  int32_t embedding;
+  RelativeBias relative_bias;
   const FloatLayer* layer;
-  FloatLinear pooler, head;
+  FloatLinear head_dense, head;
 };

@@ -33,8 +33,8 @@ inline void linear_bytes(const Linear& layer, const uint8_t* a, int64_t rows, fl
   });
 }
 
-// Each product reads what the one before wrote, values standing in for the attention's result. For classification the
-// last layer goes on with the first rows, as many as there are sequences.
+// Each product reads what the one before wrote, values standing in for the attention's result. Where the head reads first
+// tokens only, the last layer goes on with the first rows, as many as there are sequences.
 inline void products(const Model& model, const Batch& batch, char* memory, int threads) {
   const FloorBuffers buffers(model, batch, memory);
   Team team;
@@ -44,7 +44,7 @@ inline void products(const Model& model, const Batch& batch, char* memory, int t
     (void)tiles;
     for (int32_t n = 0; n < model.layers; n++) {
       const Layer& layer = model.layer[n];
-      const int64_t rows = n + 1 == model.layers && model.classify ? batch.sequences : batch.tokens;
+      const int64_t rows = n + 1 == model.layers && model.head_reads_first ? batch.sequences : batch.tokens;
       linear_bytes(layer.query, buffers.hidden, rows, layer.query_inverse, buffers.projected[0]);
       linear_bytes(layer.key, buffers.hidden, batch.tokens, layer.key_inverse, buffers.projected[1]);
       linear_bytes(layer.value, buffers.hidden, batch.tokens, layer.output.input.inverse, buffers.projected[2]);

@@ -1,4 +1,6 @@
 // What Python calls (through ctypes): choosing a variant, packing weights, running.
+#include <cstring>
+
 #include "encoder.h"
 #include "float_encoder.h"
 #include "floor.h"
@@ -38,6 +40,20 @@ bool has_avx512_vnni() {
 
 // A digest of the sources.
 Q8_EXPORT const char* q8_digest() { return Q8_DIGEST; }
+
+// Bytes of a structure by its name; 0 if there is none of that name. Python's mirrors are checked against them.
+Q8_EXPORT int64_t q8_sizeof(const char* name) {
+#define Q8_SIZE(type) {#type, sizeof(type)}
+  static constexpr struct {
+    const char* name;
+    int64_t bytes;
+  } kSizes[] = {Q8_SIZE(Grid),  Q8_SIZE(Linear), Q8_SIZE(Table),       Q8_SIZE(Norm),       Q8_SIZE(RelativeBias), Q8_SIZE(Layer),
+                Q8_SIZE(Model), Q8_SIZE(Batch),  Q8_SIZE(FloatLinear), Q8_SIZE(FloatLayer), Q8_SIZE(FloatModel)};
+#undef Q8_SIZE
+  for (const auto& each : kSizes)
+    if (!std::strcmp(each.name, name)) return each.bytes;
+  return 0;
+}
 
 // The variants that this CPU can run, the best first; null after the last.
 Q8_EXPORT const Variant* q8_variant(int place) {

@@ -108,4 +108,17 @@ inline void quantize(const Target& target, int64_t row, int64_t column, Floats x
   store(target.to + at(row, column, target.kb), to_bytes(x * target.grid.inverse, target.grid));
 }
 
+// to (rows, pitch) = y, zeros in the padding; also quantized for each target
+inline void linear_quantized(const Linear& layer, const uint8_t* a, int64_t rows, float* to, int64_t pitch,
+                             const Target* targets, int count) {
+  linear(layer, a, rows, [=, &layer](const Block& block) {
+    if (block.column >= pitch) return;
+    float* place = to + block.row * pitch + block.column;
+    block.outputs(layer, [=, &block](int64_t m, Floats y) {
+      store(place + m * pitch, y);
+      for (int t = 0; t < count; t++) quantize(targets[t], block.row + m, block.column, y);
+    });
+  });
+}
+
 }  // namespace

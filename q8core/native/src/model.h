@@ -36,6 +36,18 @@ struct Norm {
   const float* bias;
 };
 
+// A bias on top of each scaled score: values[head][positions - 1 + j - i] for a query at position i of its sequence and a
+// key at position j. Null where there is none.
+struct RelativeBias {
+  const float* values;  // (heads, 2 * positions - 1)
+  int32_t positions;
+
+  // That of a query with a key at the same position.
+  const float* same_position(int64_t head) const {
+    return values ? values + head * (2 * positions - 1) + positions - 1 : nullptr;
+  }
+};
+
 struct Layer {
   Linear query, key, value, output, inner, outer;
   float query_inverse, key_inverse;  // 1 / output scale: queries and keys are requantized
@@ -44,20 +56,29 @@ struct Layer {
   Norm output_norm, final_norm;
 };
 
+// What follows the dense layer of a head.
+enum Activation : int32_t { kNoActivation, kTanh, kRelu, kGelu };
+
+// The head is a linear layer on the last hidden state of some tokens, perhaps behind a dense layer (hidden -> hidden)
+// with an activation.
 struct Model {
   int32_t hidden, heads, inner, layers;
   float epsilon;
-  int32_t classify;  // 1: pooler and head on each first token; 0: head on every token
-  Table words, positions, types;
+  int32_t head_reads_first;        // 1: the first token of each sequence; 0: every token
+  Activation head_activation;
+  Table words, positions, types;   // types: all null where there are none
   Norm embedding_norm;
+  Linear projection;               // of the tables' columns to hidden ones; w is null where they are alike
+  int32_t embedding;               // columns of the tables and of their norm, where there is a projection
+  RelativeBias relative_bias;      // of all layers
   const Layer* layer;
-  Linear pooler, head;
+  Linear head_dense, head;         // head_dense.w is null where there is none
 };
 
 // Sequences one after another, without padding.
 struct Batch {
   int64_t tokens, sequences;
-  const int64_t *ids, *types;
+  const int64_t *ids, *types;  // types are not read where a model has none
   const int32_t* lengths;
 };
 

@@ -24,6 +24,12 @@ inline void store(float* to, Floats x) { *reinterpret_cast<FloatsAnywhere*>(to) 
 inline Ints load(const int32_t* from) { return *reinterpret_cast<const IntsAnywhere*>(from); }
 inline void store(int32_t* to, Ints x) { *reinterpret_cast<IntsAnywhere*>(to) = x; }
 inline void store(uint8_t* to, Bytes x) { *reinterpret_cast<BytesAnywhere*>(to) = x; }
+// `count` of 16 numbers, zeros in the rest; no others are read.
+inline Floats load(const float* from, int64_t count) {
+  Floats x{};
+  std::memcpy(&x, from, count * sizeof(float));
+  return x;
+}
 inline Floats all(float x) { return x - Floats{}; }
 inline Floats to_floats(Ints x) { return __builtin_convertvector(x, Floats); }
 

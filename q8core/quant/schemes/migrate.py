@@ -11,12 +11,21 @@ from dataclasses import asdict
 from fnmatch import fnmatchcase
 from typing import Any
 
+from q8core.documents import shown
 from q8core.errors import SchemeError
 from q8core.model.sites import EMBEDDING_PROJECTION, HEAD_DENSE, HEAD_OUTPUT, PRODUCTS, TABLES, layer_path
 from q8core.quant.quantizer import PER_TOKEN, STATIC, Granularity, Quantizer
 from q8core.quant.schemes.tables import SCHEME_VERSION, check_keys, table
 
 _FIELDS = ("enabled", "weight", "activation", "requantize_output", "start_step", "input_grid")
+_FLAGS = ("enabled", "requantize_output")
+_ALLOWED: dict[str, tuple[object, ...]] = {
+    "enabled": (True, False),
+    "requantize_output": (True, False),
+    "weight": ("per_tensor", "per_channel"),
+    "activation": ("ema", "dynamic", "none"),
+    "input_grid": ("symmetric", "asymmetric"),
+}
 _RENAMED = {"pooler": "head_dense", "head": "head_output"}
 _MODULES = {
     "word_embeddings": "bert.embeddings.word_embeddings",
@@ -39,12 +48,13 @@ _EARLIER = {PRODUCTS: {"enabled": False, "weight": "per_channel", "activation": 
 """Slots that the first manifests did not have, and what they computed."""
 
 
-def migrated(data: Mapping[str, object], layers: int | None) -> Mapping[str, object]:
+def migrated(data: Mapping[str, object], layers: int | None, *, head_dense: bool = True) -> Mapping[str, object]:
     """Return a scheme's values in the present version, themselves where they are.
 
     Args:
         data: plain values.
         layers: of the model that the scheme is for, to say of which sites an override of version 1 spoke.
+        head_dense: whether its head has a dense layer, likewise.
 
     Raises:
         SchemeError: if they are no scheme of version 1, or overrides cannot be read without the model.
@@ -59,7 +69,7 @@ def migrated(data: Mapping[str, object], layers: int | None) -> Mapping[str, obj
     overrides = table("overrides", data.get("overrides", {}))
     if overrides and layers is None:
         raise SchemeError("a scheme of version 1 with overrides can be read with its model only; write it anew")
-    changes = _overrides(old, overrides, layers or 0)
+    changes = _overrides(old, overrides, layers or 0, head_dense=head_dense)
     return {**data, "version": SCHEME_VERSION, "slots": slots, "overrides": changes}
 
 
@@ -67,7 +77,18 @@ def _slot(slot: str, value: object) -> dict[str, Any]:
     check_keys("slot", {slot: None}, _OLD_SLOTS)
     found = {"start_step": 0, "input_grid": "symmetric", **table(f"slot {slot}", value)}
     check_keys(f"slot {slot} key", found, _FIELDS, complete=True)
+    _check_values(f"slot {slot}", found)
     return found
+
+
+def _check_values(what: str, values: Mapping[str, Any]) -> None:
+    for key, value in values.items():
+        if value not in _ALLOWED.get(key, (value,)) or (key in _FLAGS and not isinstance(value, bool)):
+            raise SchemeError(f"{what}: {key} is {shown(value)}; allowed in version 1: {_shown_values(key)}")
+
+
+def _shown_values(key: str) -> str:
+    return ", ".join(shown(value) for value in _ALLOWED[key])
 
 
 def _site(old: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,8 +96,6 @@ def _site(old: Mapping[str, Any]) -> dict[str, Any]:
     start = {"start_step": old["start_step"]}
     if not old["enabled"]:
         return start
-    if old["weight"] not in _GRANULARITY or old["activation"] not in ("ema", "dynamic", "none"):
-        raise SchemeError(f"weight is {old['weight']!r}, activation {old['activation']!r}: no scheme of version 1")
     weight = {"weight": asdict(Quantizer(granularity=_GRANULARITY[old["weight"]]))}
     if old["activation"] == "none":
         return {**start, **weight}
@@ -86,16 +105,23 @@ def _site(old: Mapping[str, Any]) -> dict[str, Any]:
     return {**start, **weight, **read, **output}
 
 
-def _overrides(slots: Mapping[str, Mapping[str, Any]], globs: Mapping[str, Any], layers: int) -> dict[str, Any]:
+def _overrides(
+    slots: Mapping[str, Mapping[str, Any]], globs: Mapping[str, Any], layers: int, *, head_dense: bool
+) -> dict[str, Any]:
     """Return the changes of each site that a glob of module paths matched."""
     changes: dict[str, Any] = {}
-    for path, slot, module in _modules(layers):
+    modules = [each for each in _modules(layers) if head_dense or each[0] != HEAD_DENSE]
+    for glob in globs:
+        if not any(fnmatchcase(module, glob) for _, _, module in modules):
+            raise SchemeError(f"override {glob!r} of version 1 matches no module of a BERT with {layers} layers")
+    for path, slot, module in modules:
         matching = [table(f"override {glob!r}", change) for glob, change in globs.items() if fnmatchcase(module, glob)]
         if not matching:
             continue
         found = dict(slots[slot])
         for change in matching:
             check_keys("override key", change, _FIELDS)
+            _check_values("override", change)
             found |= change
         changes[path] = _products(found) if slot == PRODUCTS else {**_nothing(), **_site(found)}
     return changes

@@ -50,6 +50,10 @@ class SiteScheme:
     arithmetic: Arithmetic = "float"
     start_step: int = 0
 
+    def __post_init__(self) -> None:
+        if self.start_step < 0:
+            raise SchemeError(f"start_step is {self.start_step}; allowed: a whole number of at least 0")
+
     @property
     def quantizes(self) -> bool:
         """Whether anything is quantized."""
@@ -105,40 +109,54 @@ class Scheme:
         """Return the scheme of the site at `path`, which fills `slot`: the slot's, then matching overrides."""
         found = self.slots[slot]
         for glob, changes in self.overrides.items():
-            if fnmatchcase(path, glob):
-                found = changed(found, changes, f"override {shown(glob)}")
+            if not fnmatchcase(path, glob):
+                continue
+            if isinstance(changes, Mapping) and glob != path:  # of several sites, each one's own parts change
+                changes = {key: value for key, value in changes.items() if key in parts_of(slot)}
+            found = changed(found, changes, f"override {shown(glob)}")
         check_site(slot, found, path)
         return found
 
     @property
     def needs_ranges(self) -> bool:
         """Whether any range may come from training or calibration."""
-        static = [slot for slot in self.slots.values() if slot.input is not None and slot.input.rule == "ema"]
-        by_override = any(
-            isinstance(changes, Mapping) and (changes.get("input") is not None or changes.get("output") is not None)
-            for changes in self.overrides.values()
-        )
-        return bool(static) or by_override
+        possible = [*self.slots.values()]
+        for changes in self.overrides.values():
+            if isinstance(changes, Mapping) and "input" in changes:
+                possible += [changed(slot, changes, "override") for slot in self.slots.values()]
+        return any(site.input is not None and site.input.rule == "ema" for site in possible)
 
     def to_dict(self) -> dict[str, object]:
         """Return the scheme as plain JSON values."""
         return {"version": SCHEME_VERSION, **asdict(self)}
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, object], layers: int | None = None) -> Scheme:
+    def from_dict(cls, data: Mapping[str, object], layers: int | None = None, *, head_dense: bool = True) -> Scheme:
         """Return the scheme that `to_dict` described; one of an earlier version is migrated.
 
         Args:
             data: plain values.
             layers: of the model that the scheme is for: a scheme of version 1 with overrides needs it.
+            head_dense: whether the model's head has a dense layer, likewise.
 
         Raises:
             SchemeError: if a key is unknown or missing or a value is not allowed.
         """
-        values = {**migrated(data, layers)}
+        values = {**migrated(data, layers, head_dense=head_dense)}
         if values.pop("version") != SCHEME_VERSION:
-            raise SchemeError(f"version is {shown(data['version'])}; this release reads 1 and {SCHEME_VERSION}")
+            raise SchemeError(
+                f"version is {shown(data['version'])}; this release reads {SCHEME_VERSION}, and schemes without one"
+            )
         return validated(Scheme, values, "scheme")
+
+
+def parts_of(slot: str) -> tuple[str, ...]:
+    """Return the fields of `SiteScheme` that a slot's sites can have."""
+    if slot == PRODUCTS:
+        return "arithmetic", "start_step"
+    if slot not in LINEAR_SLOTS:
+        return "weight", "start_step"
+    return ("weight", "input", "output", "start_step") if slot in PROJECTIONS else ("weight", "input", "start_step")
 
 
 def changed(base: SiteScheme, changes: object, what: str) -> SiteScheme:

@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Discriminator, Field, Tag
 from tokenizers import Encoding, Tokenizer
 
-from q8core.tasks.classify import special_token_id
+from q8core.special_tokens import Layout, sequence_template
 from q8core.tokenizer import encode_plain
 from service.errors import UNION_MARK, BadInput, EmptyInput, TooManyTokens
 from service.http.routes.dependencies import INFERENCE_ERRORS, BackendHeader, ServiceDep, TraceDep, error_responses
@@ -109,7 +109,7 @@ class TokenizeRequest(StrictModel):
     """One text or several."""
 
     inputs: Texts = Field(examples=["a gripping, beautifully acted film"])
-    add_special_tokens: bool = Field(default=True, description="With [CLS] and [SEP], as the model sees it.")
+    add_special_tokens: bool = Field(default=True, description="With special tokens, as the model sees it.")
     prompt_name: Text | None = Field(default=None, description=_PROMPTS)
     model: Text | None = Field(default=None, description="A loaded model's name; default: any.")
 
@@ -134,39 +134,43 @@ def tokenize(body: TokenizeRequest, service: ServiceDep) -> list[list[Token]]:
     texts = listed(body.inputs)
     if not texts:
         raise EmptyInput("inputs is an empty list; send at least one text")
-    most, around = service.settings.max_queue_tokens, 2 if body.add_special_tokens else 0
+    tokenizer, layout = model.tokenizer, sequence_template(model.tokenizer).one if body.add_special_tokens else None
+    most, around = service.settings.max_queue_tokens, 0 if layout is None else layout.specials
     too_many = TooManyTokens(f"more than {most} tokens; send the texts in parts")
-    if _least_tokens(texts, around, most + 1) > most:
+    if _least_tokens(tokenizer, texts, around, most + 1) > most:
         raise too_many
     room, found = most, list[list[Token]]()
     for text in texts:
-        encoded = encode_plain(model.tokenizer, text)
+        encoded = encode_plain(tokenizer, text)
         room -= len(encoded) + around
         if room < 0:
             raise too_many
-        found.append(_tokens(model.tokenizer, text, encoded, special=body.add_special_tokens))
+        found.append(_tokens(tokenizer, text, encoded, layout))
     return found
 
 
-def _least_tokens(texts: list[str], around: int, enough: int) -> int:
+def _least_tokens(tokenizer: Tokenizer, texts: list[str], around: int, enough: int) -> int:
     """Count tokens that the texts have at least, with so many around each; see `service.queueing.token_bounds`."""
     found = 0
     for text in texts:
-        found += around + least_tokens(text, enough - found)
+        found += around + least_tokens(tokenizer, text, enough - found)
         if found >= enough:
             break
     return found
 
 
-def _tokens(tokenizer: Tokenizer, text: str, encoded: Encoding, *, special: bool) -> list[Token]:
+def _tokens(tokenizer: Tokenizer, text: str, encoded: Encoding, layout: Layout | None) -> list[Token]:
     tokens = [
         Token(id=token, text=text[start:stop], special=False, start=start, stop=stop)
         for token, (start, stop) in zip(encoded.ids, encoded.offsets, strict=True)
     ]
-    if not special:
+    if layout is None:
         return tokens
-    first, last = (
-        Token(id=special_token_id(tokenizer, name), text=name, special=True, start=None, stop=None)
-        for name in ("[CLS]", "[SEP]")
+    before, after = (
+        [
+            Token(id=index, text=tokenizer.id_to_token(index) or "", special=True, start=None, stop=None)
+            for index in marks.ids
+        ]
+        for marks in layout.marks
     )
-    return [first, *tokens, last]
+    return [*before, *tokens, *after]

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
+from q8core.special_tokens import sequence_template
 from q8core.tasks.classify import Side
 from service.errors import BadInput, EmptyInput
 from service.http.routes.dependencies import INFERENCE_ERRORS, BackendHeader, ServiceDep, TraceDep, error_responses
@@ -21,7 +22,6 @@ from service.tasks.strict import StrictModel, Text
 router = APIRouter(tags=["other servers' APIs"])
 
 _WORDS = BodyWords(inputs="input", truncate="truncate_prompt_tokens to -1")
-_FEWEST = 3  # [CLS], one of the text, [SEP]
 
 
 class VllmRequest(StrictModel):
@@ -32,8 +32,8 @@ class VllmRequest(StrictModel):
     user: Text | None = Field(default=None, description="Not used.")
     truncate_prompt_tokens: Annotated[int, Field(ge=-1)] | None = Field(
         default=None,
-        description="Cut each text to so many tokens, [CLS] and [SEP] included, at least 3; -1: to what the model "
-        "takes; default: answer 422 to what does not fit it.",
+        description="Cut each text to so many tokens, special ones included, at least one of the text; -1: to what the "
+        "model takes; default: answer 422 to what does not fit it.",
     )
     truncation_side: Side | None = Field(
         default=None, description="Where a text that is cut loses tokens: right (the default), its end, or left."
@@ -100,9 +100,10 @@ def _cut(body: VllmRequest, model: Model) -> Cut:
     tokens, most, side = body.truncate_prompt_tokens, model.max_length, body.truncation_side or "right"
     if tokens is None or tokens == -1:
         return Cut(side=side)
-    if not _FEWEST <= tokens <= most:
+    fewest = sequence_template(model.tokenizer).one.specials + 1
+    if not fewest <= tokens <= most:
         raise BadInput(
-            f"truncate_prompt_tokens is {tokens}; allowed: {_FEWEST} to {most} ({model.limit_text}), or -1 for that"
+            f"truncate_prompt_tokens is {tokens}; allowed: {fewest} to {most} ({model.limit_text}), or -1 for that"
         )
     return Cut(tokens, side)
 

@@ -93,7 +93,7 @@ def test_the_backends_take_turns_with_the_same_ids(classify_folder: Path) -> Non
 
     class Recording:
         def __init__(self, engine: object, backend: str) -> None:
-            self.engine, self.backend = engine, backend
+            self.engine, self.backend, self.reads = engine, backend, "first"
 
         def infer(self, batch: TokenBatch) -> object:
             seen.append((self.backend, batch.input_ids.tolist()))

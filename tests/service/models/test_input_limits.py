@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from fastapi.testclient import TestClient
+from tokenizers import Tokenizer, processors
 from transformers import AutoTokenizer, BertForQuestionAnswering, BertForSequenceClassification
 
 from q8core.checkpoint import Checkpoint
@@ -75,7 +76,33 @@ def test_a_model_with_one_token_type_takes_single_texts(
             assert (answer.status_code, answer.json()["error_type"]) == (422, "validation"), body
             assert "takes single texts only: it has one token type" in answer.json()["error"]
         assert client.post("/classify", json={"inputs": "a good film"}).json() == alone.json()
-    assert caplog.text.count("has one token type: pairs of texts, and questions, are refused") == 2
+    assert caplog.text.count("pairs of texts, and questions, are refused: ") == 2
+
+
+def test_pairs_go_by_the_tokenizers_template(tiny_classifier: Path, tiny_qa: Path, tmp_path: Path) -> None:
+    """With four special tokens and type 0 throughout, as RoBERTa's: one token type is enough; transformers is asked."""
+    folders = one_token_type(tiny_classifier, tmp_path / "c"), one_token_type(tiny_qa, tmp_path / "q")
+    for folder in folders:
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        first, last = tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]")
+        tokenizer.post_processor = processors.RobertaProcessing(("[SEP]", last), ("[CLS]", first))
+        tokenizer.save(str(folder / "tokenizer.json"))
+        with_values(folder, "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
+    theirs, model = (kind.from_pretrained(folders[0]) for kind in (AutoTokenizer, BertForSequenceClassification))
+    ids = theirs("a good film", "a plot", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        expected = model.eval()(ids, token_type_ids=torch.zeros_like(ids)).logits.softmax(-1).amax().item()
+    with serving(*folders) as client:
+        pair = client.post("/classify", json={"inputs": {"text": "a good film", "text_pair": "a plot"}})
+        assert pair.json()[0][0]["score"] == pytest.approx(expected, abs=1e-5)
+        answer = client.post("/qa", json={"question": "who?", "context": "a good film"})
+        assert answer.json()["answer"] in "a good film"
+        tokens = client.post("/tokenize", json={"inputs": "a film"}).json()[0]
+        assert [(token["text"], token["special"]) for token in tokens] == [
+            ("[CLS]", True), ("a", False), ("film", False), ("[SEP]", True),
+        ]  # fmt: skip
+        cut = client.post("/v1/classify", json={"input": "a film", "truncate_prompt_tokens": 2})
+        assert "allowed: 3 to 128" in cut.json()["error"]
 
 
 def test_a_float_folder_is_read_as_far_as_its_model_says(tiny_classifier: Path, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ class Poisoned:
     """A real engine that fails when a batch holds a certain token."""
 
     def __init__(self, engine: object, token: int, error: BaseException) -> None:
-        self.engine, self.token, self.error = engine, token, error
+        self.engine, self.token, self.error, self.reads = engine, token, error, "first"
 
     def infer(self, batch: TokenBatch) -> torch.Tensor:
         if bool((batch.input_ids == self.token).any()):

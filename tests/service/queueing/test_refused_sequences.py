@@ -54,7 +54,7 @@ def make_item(kind: str, length: int, vocabulary: int, random: Random) -> WorkIt
 
 def alone(engine: Engine, item: WorkItem) -> torch.Tensor:
     batch = TokenBatch.pack([(item.input_ids, item.token_type_ids)])
-    return batch.split(engine.infer(batch))[0]
+    return batch.split(engine.infer(batch), engine.reads)[0]
 
 
 def refusal(engine: Engine, item: WorkItem) -> str | None:
@@ -84,6 +84,10 @@ class Counting:
     engine: Engine
     batches: int = 0
     lengths: list[int] = field(default_factory=list)
+
+    @property
+    def reads(self) -> str:
+        return self.engine.reads
 
     def infer(self, batch: TokenBatch) -> torch.Tensor:
         logits = self.engine.infer(batch)
@@ -181,7 +185,7 @@ class Broken:
     """Refuses one token, and fails at another."""
 
     def __init__(self, engine: Engine, refused: int, fatal: int) -> None:
-        self.engine, self.refused, self.fatal = engine, refused, fatal
+        self.engine, self.refused, self.fatal, self.reads = engine, refused, fatal, engine.reads
 
     def infer(self, batch: TokenBatch) -> torch.Tensor:
         ids = batch.input_ids.tolist()

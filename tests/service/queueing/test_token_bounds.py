@@ -29,25 +29,25 @@ def tokenizer() -> Tokenizer:
 @given(words)
 def test_never_more_than_the_tokens(tokenizer: Tokenizer, text: str) -> None:
     text = text.encode("utf-8", "replace").decode()
-    assert least_tokens(text, ANY) <= len(tokenizer.encode(text, add_special_tokens=False).ids)
+    assert least_tokens(tokenizer, text, ANY) <= len(tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 @given(words)
-def test_never_more_than_the_characters_promise(text: str) -> None:
-    assert least_tokens(text, ANY) <= most_proven(len(text))
+def test_never_more_than_the_characters_promise(tokenizer: Tokenizer, text: str) -> None:
+    assert least_tokens(tokenizer, text, ANY) <= most_proven(len(text))
 
 
-def test_plain_words_are_counted() -> None:
-    assert least_tokens("a gripping,  funny film of 1994", ANY) == 6
+def test_plain_words_are_counted(tokenizer: Tokenizer) -> None:
+    assert least_tokens(tokenizer, "a gripping,  funny film of 1994", ANY) == 6
 
 
 @given(st.text(st.sampled_from("a  b")), st.integers(1, 9))
-def test_pieces_change_nothing(text: str, piece: int) -> None:
-    whole = least_tokens(text, ANY)
+def test_pieces_change_nothing(tokenizer: Tokenizer, text: str, piece: int) -> None:
+    whole = least_tokens(tokenizer, text, ANY)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(token_bounds, "_PIECE", piece)
-        assert least_tokens(text, ANY) == whole
-        assert least_tokens(text, 1) == min(whole, least_tokens(text, 1))
+        assert least_tokens(tokenizer, text, ANY) == whole
+        assert least_tokens(tokenizer, text, 1) == min(whole, least_tokens(tokenizer, text, 1))
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,115 @@
+"""What transformers' tokenizer classes make of a folder: which parts they take from its files, and which they bring."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+ModelKind = Literal["WordPiece", "BPE", "Unigram"]
+
+
+@dataclass(frozen=True)
+class TokenizerClass:
+    """How one class of transformers makes a tokenizer.
+
+    Attributes:
+        special_tokens: those it has by itself, by key.
+        flags: of special tokens that the files name but do not list, by key.
+        extra: more special tokens, where the files name none.
+        model: of this kind it builds one with its own normalizer and pre-tokenizer, from the vocabulary in
+            tokenizer.json; None: it takes tokenizer.json as it stands.
+        around: keys of the tokens that it puts before and after texts; None: as tokenizer.json says.
+        separators: how many tokens it puts between two texts; with one the second text has token type 1, else 0.
+        add_prefix_space: whether a text begins with a space unless the config says otherwise.
+        unknown_place: index of the unknown token in a Unigram vocabulary; None: looked up by name.
+    """
+
+    special_tokens: Mapping[str, str] = field(default_factory=dict[str, str])
+    flags: Mapping[str, Mapping[str, bool]] = field(default_factory=dict[str, Mapping[str, bool]])
+    extra: tuple[str, ...] = ()
+    model: ModelKind | None = None
+    around: tuple[str, str] | None = None
+    separators: Literal[1, 2] = 1
+    add_prefix_space: bool = False
+    unknown_place: int | None = None
+
+
+_BERT_TOKENS = {
+    "unk_token": "[UNK]",
+    "sep_token": "[SEP]",
+    "pad_token": "[PAD]",
+    "cls_token": "[CLS]",
+    "mask_token": "[MASK]",
+}
+_ROBERTA_TOKENS = {
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+    "sep_token": "</s>",
+    "pad_token": "<pad>",
+    "cls_token": "<s>",
+    "mask_token": "<mask>",
+}
+_CLS, _BOS = ("cls_token", "sep_token"), ("bos_token", "eos_token")
+
+_BERT = TokenizerClass(_BERT_TOKENS, model="WordPiece", around=_CLS)
+_BERT_HEIR = TokenizerClass(_BERT_TOKENS, around=_CLS)
+_MPNET = TokenizerClass(
+    _ROBERTA_TOKENS | {"unk_token": "[UNK]"},
+    flags={"mask_token": {"lstrip": True}},
+    model="WordPiece",
+    around=_CLS,
+    separators=2,
+)
+_ROBERTA = TokenizerClass(_ROBERTA_TOKENS, model="BPE", around=_CLS, separators=2)
+_XLM_ROBERTA = TokenizerClass(
+    _ROBERTA_TOKENS, model="Unigram", around=_BOS, separators=2, add_prefix_space=True, unknown_place=3
+)
+_CAMEMBERT = TokenizerClass(
+    _ROBERTA_TOKENS,
+    flags={"mask_token": {"lstrip": True}},
+    extra=("<s>NOTUSED", "</s>NOTUSED", "<unk>NOTUSED"),
+    model="Unigram",
+    around=_BOS,
+    separators=2,
+    add_prefix_space=True,
+)
+_GENERIC = TokenizerClass()
+
+# by name without "Tokenizer" and "Fast"
+_CLASSES = {
+    **dict.fromkeys(("Bert", "DistilBert", "Electra", "MobileBert", "Lxmert", "SqueezeBert", "LayoutLM"), _BERT),
+    **dict.fromkeys(("ConvBert", "DPRQuestionEncoder", "DPRContextEncoder"), _BERT_HEIR),
+    "MPNet": _MPNET,
+    "Roberta": _ROBERTA,
+    "XLMRoberta": _XLM_ROBERTA,
+    "Camembert": _CAMEMBERT,
+}
+_GENERIC_NAMES = ("PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend", "PythonBackend")
+
+CLASS_OF_MODEL = {
+    "bert": "BertTokenizer",
+    "distilbert": "BertTokenizer",
+    "electra": "BertTokenizer",
+    "mpnet": "MPNetTokenizer",
+    "roberta": "RobertaTokenizer",
+    "xlm-roberta": "XLMRobertaTokenizer",
+    "camembert": "CamembertTokenizer",
+}
+"""The class that AutoTokenizer takes where no file names one, by ``model_type`` of ``config.json``."""
+
+DEFAULT_CLASS = CLASS_OF_MODEL["bert"]
+"""The class for a folder that does not say what its model is."""
+
+
+def find_class(name: str) -> TokenizerClass | None:
+    """Return what a class with this name does; None where it is not known here."""
+    if name in _GENERIC_NAMES:
+        return _GENERIC
+    return _CLASSES.get(name.removesuffix("Fast").removesuffix("Tokenizer"))
+
+
+def known_names() -> list[str]:
+    """Return the names of all classes that are known, for messages."""
+    return [*(f"{name}Tokenizer" for name in _CLASSES), _GENERIC_NAMES[0]]

@@ -1,0 +1,55 @@
+"""Embeddings that differ from BERT's: no token types, and tables of other columns than the hidden state."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from q8core.engines import TokenBatch
+from q8core.engines.bert import BertEngine
+from q8core.errors import InputError
+from tests.engines.agreement import KINDS, SIZES, assert_engines_agree, assert_part_matters, spec_of
+from tests.engines.built import TorchBuilder, random_batch
+from tests.engines.random_parts import Head, random_parts
+
+EACH_HEAD = pytest.mark.parametrize("head", [Head("first", "tanh"), Head("every", None)])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", SIZES)
+@EACH_HEAD
+def test_without_token_types_nothing_is_added(kind: str, size: Any, head: Head) -> None:
+    """The native library gets no pointer to a table, and none to the batch's types."""
+    assert_engines_agree(kind, spec_of(*size, token_types=0), head)
+
+
+def test_token_types_matter_where_there_are_some() -> None:
+    parts = random_parts(spec_of(*SIZES[1]), Head(), integers=False)
+    assert_part_matters(parts, replace(parts, types=None), random_batch((5, 9), 50, 2))
+
+
+def test_a_model_without_token_types_takes_zeros_only() -> None:
+    parts = random_parts(spec_of(*SIZES[1], token_types=0), Head(), integers=False)
+    engine = BertEngine("classify", "fp32", "onednn", TorchBuilder(parts, "float").model())
+    ids = torch.tensor([3, 1])
+    assert engine.infer(TokenBatch(ids, torch.zeros_like(ids), (2,))).shape == (1, 3)
+    with pytest.raises(InputError, match="token_type_ids holds 1; allowed: 0 to 0"):
+        engine.infer(TokenBatch(ids, torch.tensor([0, 1]), (2,)))
+
+
+# Fewer columns than the hidden state, also of no whole vector, and more than the inner state has.
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("size", "columns"), [(SIZES[0], 64), (SIZES[1], 24), (SIZES[2], 150), (SIZES[2], 7)])
+@EACH_HEAD
+def test_tables_of_other_columns_are_projected(kind: str, size: Any, columns: int, head: Head) -> None:
+    assert_engines_agree(kind, spec_of(*size, embedding=columns), head)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("lengths", [(1, 1), (40, 2), (3,) * 40])
+def test_any_number_of_tokens_is_projected(kind: str, lengths: tuple[int, ...]) -> None:
+    spec = spec_of(*SIZES[0], embedding=64, token_types=0, layers=1)
+    assert_engines_agree(kind, spec, Head("every", "gelu"), lengths)
