@@ -7,11 +7,11 @@ from collections.abc import Callable
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from service.token_bounds import least_tokens
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 from q8core.tokenizer import first_ids, last_ids
 from q8core.words import WORD, splits_at_words
+from service.queueing.token_bounds import least_tokens
 from tests import tokenizer_folders as small
 
 ANY = 10**9

@@ -60,9 +60,9 @@ def test_workspace_counts_the_scores_of_quantized_products(
     seen: list[int] = []
     exponentials = attention.exponentials
 
-    def record(scores: torch.Tensor, factor: float) -> torch.Tensor:
+    def record(scores: torch.Tensor, factor: float, bias: torch.Tensor | None) -> torch.Tensor:
         seen.append(scores.nbytes)
-        return exponentials(scores, factor)
+        return exponentials(scores, factor, bias)
 
     monkeypatch.setattr(attention, "exponentials", record)
     monkeypatch.setattr(attention, "_SCORES", 4 * 30 * 30 * 2)

@@ -47,7 +47,8 @@ def inputs_of(batch: TokenBatch) -> dict[str, Any]:
 
 def class_logits(checkpoint: Checkpoint, batch: TokenBatch) -> Any:
     """Our engine's logits, (B, labels)."""
-    rows = batch.split(load_engine(checkpoint, "int8", "fbgemm", 1).infer(batch))
+    engine = load_engine(checkpoint, "int8", "fbgemm", 1)
+    rows = batch.split(engine.infer(batch), engine.reads)
     return torch.stack([row.reshape(-1) for row in rows]).numpy()
 
 
@@ -79,8 +80,8 @@ def exported(tmp_path: Path) -> Callable[[Path], tuple[Checkpoint, Path]]:
 
 def assert_our_logits(checkpoint: Checkpoint, batch: TokenBatch, found: Any) -> None:
     """The outputs of a runtime are our engine's logits."""
-    ours = batch.split(load_engine(checkpoint, "int8", "fbgemm", 1).infer(batch))
-    for place, row in enumerate(ours):
+    engine = load_engine(checkpoint, "int8", "fbgemm", 1)
+    for place, row in enumerate(batch.split(engine.infer(batch), engine.reads)):
         spans = [out[place, : batch.lengths[place]] for out in found]
         theirs = found[0][place] if checkpoint.task == "classify" else np.stack(spans, axis=1)
         # float32 in another order can move a value over a rounding border: a step of a grid, not more

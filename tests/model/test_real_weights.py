@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from q8core.training.attention import ATTENTION
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -19,6 +18,7 @@ from transformers import AutoModel
 from q8core.model.families import FAMILIES
 from q8core.model.weights import load_network
 from tests.conftest import SHARED
+from tests.model.eager_attention import ATTENTION
 from tests.model.oracle import names
 
 TEXTS = [

@@ -82,12 +82,9 @@ class WorkerServer(DrainingServer):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
-        """Handle SIGTERM alone."""
-        before = signal.signal(signal.SIGTERM, self.handle_exit)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGTERM, before)
+        """Handle SIGTERM alone, to the end of the process: the supervisor's may come while it exits already."""
+        signal.signal(signal.SIGTERM, self.handle_exit)
+        yield
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to drain; again changes nothing, because systemd and others signal every process of a service."""
