@@ -23,6 +23,23 @@ SERVICE_ROOMS = (
     ("errors", "lifecycle", "settings"),
     ("client", "loadtest"),
 )
+Q8CORE_ROOMS = (
+    ("cli",),
+    ("reproduce",),
+    ("bench",),
+    ("training",),
+    ("evaluate", "export", "importing"),
+    ("engines",),
+    ("checkpoint",),
+    ("tasks",),
+    ("tokenizer",),
+    ("tokenizer_agreement",),
+    ("tokenizer_build",),
+    ("machine", "quant", "tokenizer_config"),
+    ("documents", "native"),
+    ("model", "special_tokens", "text_file", "words"),
+    ("cache", "cpus", "errors", "once_per_tokenizer", "say_once", "tokenizer_classes", "waiting"),
+)
 NOT_FOR_Q8CORE = {"service", "fastapi", "starlette", "uvicorn", "prometheus_client"}
 
 
@@ -67,6 +84,10 @@ def _room(file: Path, package: Path) -> str:
 
 def test_every_room_of_the_service_imports_rooms_below_it(root: Path) -> None:
     assert wrong_arrows(root / "service", SERVICE_ROOMS) == []
+
+
+def test_every_room_of_q8core_imports_rooms_below_it(root: Path) -> None:
+    assert wrong_arrows(root / "q8core", Q8CORE_ROOMS) == []
 
 
 def test_q8core_knows_no_service(root: Path) -> None:
