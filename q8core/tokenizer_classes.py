@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from q8core.model.families import FAMILIES
+
 ModelKind = Literal["WordPiece", "BPE", "Unigram"]
 
 
@@ -88,18 +90,7 @@ _CLASSES = {
 }
 _GENERIC_NAMES = ("PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend", "PythonBackend")
 
-CLASS_OF_MODEL = {
-    "bert": "BertTokenizer",
-    "distilbert": "BertTokenizer",
-    "electra": "BertTokenizer",
-    "mpnet": "MPNetTokenizer",
-    "roberta": "RobertaTokenizer",
-    "xlm-roberta": "XLMRobertaTokenizer",
-    "camembert": "CamembertTokenizer",
-}
-"""The class that AutoTokenizer takes where no file names one, by ``model_type`` of ``config.json``."""
-
-DEFAULT_CLASS = CLASS_OF_MODEL["bert"]
+DEFAULT_CLASS = FAMILIES["bert"].tokenizer
 """The class for a folder that does not say what its model is."""
 
 

@@ -12,8 +12,9 @@ from tokenizers import AddedToken
 
 from q8core.documents import parse_json
 from q8core.errors import CheckpointError
+from q8core.model.families import FAMILIES
 from q8core.text_file import read_text
-from q8core.tokenizer_classes import CLASS_OF_MODEL, DEFAULT_CLASS, TokenizerClass, find_class, known_names
+from q8core.tokenizer_classes import DEFAULT_CLASS, TokenizerClass, find_class, known_names
 
 CONFIG_FILE = "tokenizer_config.json"
 SPECIAL_FILE = "special_tokens_map.json"
@@ -113,11 +114,11 @@ def _class_of(values: _Values, folder: Path) -> tuple[str, TokenizerClass]:
             )
         return named, rules
     kind = model.name("model_type")
-    name = DEFAULT_CLASS if kind is None else CLASS_OF_MODEL.get(kind)
+    name = DEFAULT_CLASS if kind is None else FAMILIES[kind].tokenizer if kind in FAMILIES else None
     if name is None or (rules := find_class(name)) is None:
         raise CheckpointError(
             f"{folder}: {CONFIG_FILE} has no tokenizer_class, and model_type in config.json is {kind!r}; without the "
-            f"former, the latter must be one of {', '.join(CLASS_OF_MODEL)}"
+            f"former, the latter must be one of {', '.join(FAMILIES)}"
         )
     return name, rules
 

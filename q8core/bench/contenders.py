@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from transformers import BertForQuestionAnswering, BertForSequenceClassification
+from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification
 
 from q8core.bench.padding import pad
 from q8core.checkpoint import Checkpoint
@@ -71,7 +71,7 @@ class OurEngine:
 
 def stock_class(task: TaskKind) -> Any:
     """Return the Hugging Face class of a task."""
-    return BertForSequenceClassification if task == "classify" else BertForQuestionAnswering
+    return AutoModelForSequenceClassification if task == "classify" else AutoModelForQuestionAnswering
 
 
 def stock_logits(output: Any) -> Tensor:

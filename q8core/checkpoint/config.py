@@ -72,7 +72,9 @@ class ModelConfig:
     def with_labels(self, labels: Sequence[str]) -> ModelConfig:
         """Return a config of a classifier with other labels."""
         names = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
-        return replace(self.changed(**names), labels=tuple(labels))
+        # what a script wrote of the number of other labels would contradict them
+        kept = {name: value for name, value in self.values.items() if name != "num_labels"}
+        return replace(self, labels=tuple(labels), values={**kept, **names})
 
     def save(self, folder: Path, kind: TaskKind) -> None:
         """Write config.json of a float32 model with the head of a task, which transformers reads, too."""
@@ -115,7 +117,10 @@ def parse_config(values: Mapping[str, Any], where: str) -> ModelConfig:
     _check_fixed(where, values, family)
     given = {name: value for name, value in values.items() if not (value is None and name in family.fixed)}
     _check_sizes(where, given, family)
-    spec = family.spec({**family.defaults, **given})
+    try:
+        spec = family.spec({**family.defaults, **given})
+    except CheckpointError as error:
+        raise CheckpointError(f"{where}: {error}") from None
     _check_spec(where, spec)
     labels = _labels(where, values)
     return ModelConfig(family, spec, labels, {**given, "id2label": dict(enumerate(labels))})
@@ -154,6 +159,9 @@ def _check_sizes(where: str, values: Mapping[str, Any], family: Family) -> None:
     padding = values.get("pad_token_id")
     if padding is not None and (type(padding) is not int or not 0 <= padding <= _LARGEST):
         raise CheckpointError(f"{where}: pad_token_id is {shown(padding)}; allowed: a whole number of at least 0")
+    spread = values.get("initializer_range")
+    if spread is not None and (type(spread) not in (int, float) or not 0 <= spread < 1):
+        raise CheckpointError(f"{where}: initializer_range is {shown(spread)}; allowed: a number from 0 to 1")
     classes = values.get("architectures")
     if classes is not None and not _is_texts(classes):
         raise CheckpointError(f"{where}: architectures is {shown(classes)}; allowed: a list of class names")
@@ -172,6 +180,10 @@ def _check_spec(where: str, spec: EncoderSpec) -> None:
     if spec.hidden % spec.heads:
         raise CheckpointError(
             f"{where}: the hidden size, {spec.hidden}, is not a multiple of the {spec.heads} attention heads"
+        )
+    if spec.pad_token is not None and spec.pad_token >= spec.vocabulary:
+        raise CheckpointError(
+            f"{where}: pad_token_id is {spec.pad_token}, beyond the {spec.vocabulary} rows of the table of words"
         )
     if spec.positions < SHORTEST_INPUT:
         raise CheckpointError(f"{where}: the model reads {spec.positions} tokens; at least {SHORTEST_INPUT} are needed")

@@ -25,7 +25,7 @@ from q8core.tasks.qa import encode_windows
 from q8core.tokenizer import copy_tokenizer
 
 LIMIT = 1e-4
-"""The largest absolute difference of two numbers: float32 sums in another order differ by a hundredth of it."""
+"""The largest absolute difference of two numbers: float32 sums in another order differ by a tenth of it, or less."""
 _SEED = 20
 
 

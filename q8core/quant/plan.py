@@ -167,10 +167,6 @@ class Plan:
         """Return the plan of a layer's site."""
         return self.sites[layer_path(layer, slot)]
 
-    def has(self, path: str) -> bool:
-        """Return whether the model has a site."""
-        return path in self.sites
-
 
 def _shown(paths: list[str]) -> str:
     return ", ".join(paths[:3]) + f", ..., {paths[-1]}"

@@ -52,5 +52,4 @@ class Quantizer:
 PER_CHANNEL = Quantizer(granularity="channel")
 STATIC = Quantizer(rule="ema")
 """One range that training or calibration fixes."""
-STATIC_ASYMMETRIC = Quantizer(grid="asymmetric", rule="ema")
 PER_TOKEN = Quantizer(granularity="token")

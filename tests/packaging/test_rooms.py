@@ -36,9 +36,9 @@ Q8CORE_ROOMS = (
     ("tokenizer_agreement",),
     ("tokenizer_build",),
     ("machine", "quant", "tokenizer_config"),
-    ("documents", "native"),
+    ("documents", "native", "tokenizer_classes"),
     ("model", "special_tokens", "text_file", "words"),
-    ("cache", "cpus", "errors", "once_per_tokenizer", "say_once", "tokenizer_classes", "waiting"),
+    ("cache", "cpus", "errors", "once_per_tokenizer", "say_once", "waiting"),
 )
 NOT_FOR_Q8CORE = {"service", "fastapi", "starlette", "uvicorn", "prometheus_client"}
 

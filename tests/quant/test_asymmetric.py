@@ -17,12 +17,13 @@ from q8core.quant import QATLinear, Scheme, SiteScheme, calibrate, convert, prep
 from q8core.quant.arithmetic import asymmetric_grid
 from q8core.quant.context import ForwardContext
 from q8core.quant.passes import to_grid
-from q8core.quant.quantizer import PER_CHANNEL, STATIC_ASYMMETRIC, Grid, Quantizer
+from q8core.quant.quantizer import PER_CHANNEL, Grid, Quantizer
 from q8core.quant.ranges import Histogram, mse_sides, side_maxima
 from q8core.quant.schemes.scheme import LINEAR_SLOTS
 from tests.quant.conftest import hidden_states, make_batch, make_classifier, plan_for, prepared, site_plan
 from tests.quant.integer_reference import IntegerBert
 
+STATIC_ASYMMETRIC = Quantizer(grid="asymmetric", rule="ema")
 ASYMMETRIC = SiteScheme(weight=PER_CHANNEL, input=STATIC_ASYMMETRIC)
 
 

@@ -60,7 +60,7 @@ def bert_spec(values: Values) -> EncoderSpec:
 FAMILIES = (
     Family(
         model_type="bert",
-        title="BERT",
+        tokenizer="BertTokenizer",
         prefix="bert",
         defaults=DEFAULTS,
         sizes=SIZES,

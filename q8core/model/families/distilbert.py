@@ -51,7 +51,7 @@ def spec(values: Values) -> EncoderSpec:
 FAMILIES = (
     Family(
         model_type="distilbert",
-        title="DistilBERT",
+        tokenizer="BertTokenizer",
         prefix="distilbert",
         defaults=DEFAULTS,
         sizes=("vocab_size", "dim", "n_layers", "n_heads", "hidden_dim", "max_position_embeddings"),

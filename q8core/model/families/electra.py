@@ -26,7 +26,7 @@ def spec(values: Values) -> EncoderSpec:
 FAMILIES = (
     Family(
         model_type="electra",
-        title="ELECTRA",
+        tokenizer="BertTokenizer",
         prefix="electra",
         defaults=DEFAULTS,
         sizes=(*bert.SIZES, "embedding_size"),

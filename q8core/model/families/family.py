@@ -53,7 +53,7 @@ class Family:
 
     Attributes:
         model_type: its name in config.json.
-        title: its name in sentences.
+        tokenizer: transformers' class of tokenizer for a folder that names none.
         prefix: the module of the encoder in a model with a head, without the dot.
         defaults: transformers' own values of what a config.json may leave out.
         sizes: names of whole numbers in config.json that must be at least 1.
@@ -67,7 +67,7 @@ class Family:
     """
 
     model_type: str
-    title: str
+    tokenizer: str
     prefix: str
     defaults: Values
     sizes: tuple[str, ...]

@@ -52,7 +52,7 @@ def spec(values: Values) -> EncoderSpec:
 FAMILIES = (
     Family(
         model_type="mpnet",
-        title="MPNet",
+        tokenizer="MPNetTokenizer",
         prefix="mpnet",
         defaults=DEFAULTS,
         sizes=tuple(name for name in bert.SIZES if name != "type_vocab_size"),

@@ -32,10 +32,10 @@ def spec(values: Values) -> EncoderSpec:
     return replace(bert.bert_spec(values), positions=rows - first, first_position=first)
 
 
-def _family(model_type: str, title: str, classes: str, vocabulary: int) -> Family:
+def _family(model_type: str, classes: str, vocabulary: int) -> Family:
     return Family(
         model_type=model_type,
-        title=title,
+        tokenizer=f"{classes}Tokenizer",
         prefix="roberta",
         defaults={**DEFAULTS, "vocab_size": vocabulary},
         sizes=bert.SIZES,
@@ -58,7 +58,7 @@ def _family(model_type: str, title: str, classes: str, vocabulary: int) -> Famil
 
 
 FAMILIES = (
-    _family("roberta", "RoBERTa", "Roberta", 50265),
-    _family("xlm-roberta", "XLM-RoBERTa", "XLMRoberta", 30522),
-    _family("camembert", "CamemBERT", "Camembert", 30522),
+    _family("roberta", "Roberta", 50265),
+    _family("xlm-roberta", "XLMRoberta", 30522),
+    _family("camembert", "Camembert", 30522),
 )

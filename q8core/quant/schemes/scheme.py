@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
+from functools import cache
 from typing import Any, Literal, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -120,10 +121,11 @@ class Scheme:
     @property
     def needs_ranges(self) -> bool:
         """Whether any range may come from training or calibration."""
-        possible = [*self.slots.values()]
+        linears = [self.slots[slot] for slot in LINEAR_SLOTS]
+        possible = [*linears]
         for changes in self.overrides.values():
             if isinstance(changes, Mapping) and "input" in changes:
-                possible += [changed(slot, changes, "override") for slot in self.slots.values()]
+                possible += [changed(linear, changes, "override") for linear in linears]
         return any(site.input is not None and site.input.rule == "ema" for site in possible)
 
     def to_dict(self) -> dict[str, object]:
@@ -186,13 +188,19 @@ def validated(kind: type[Kind], values: Mapping[str, Any], what: str) -> Kind:
     """
     try:
         # as JSON: strict validation of Python's values takes no table for a dataclass
-        return TypeAdapter(kind).validate_json(json.dumps(dict(values), default=str), strict=True, extra="forbid")
+        return _adapter(kind).validate_json(json.dumps(dict(values), default=str), strict=True, extra="forbid")
     except SchemeError as error:
         raise SchemeError(f"{what}: {error}") from None
     except ValidationError as error:
         place, problem = first_problem(error)
         allowed = f"; allowed here: {', '.join(_fields_at(kind, place))}" if problem == "is unknown" else ""
         raise SchemeError(f"{what}: {place_name(place)} {problem}{allowed}") from None
+
+
+@cache
+def _adapter(kind: type[Kind]) -> TypeAdapter[Kind]:
+    """Return the parser of a dataclass: to make one takes longer than to use it."""
+    return TypeAdapter(kind)
 
 
 def check_site(slot: str, scheme: SiteScheme, what: str) -> None:
