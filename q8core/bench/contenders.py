@@ -13,7 +13,7 @@ from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClas
 from q8core.bench.padding import pad
 from q8core.checkpoint import Checkpoint
 from q8core.engines import Engine, TokenBatch, load_engine
-from q8core.engines.bert import BertEngine
+from q8core.engines.engine import EncoderEngine
 from q8core.errors import EngineError
 from q8core.model.head import TaskKind
 from q8core.native import load_library
@@ -86,7 +86,7 @@ def load_stock(folder: Path, task: TaskKind) -> Contender:
     return StockTransformers(stock_class(task).from_pretrained(folder))
 
 
-def load_named_engine(name: str, checkpoint: Checkpoint, threads: int) -> BertEngine:
+def load_named_engine(name: str, checkpoint: Checkpoint, threads: int) -> EncoderEngine:
     """Load one of `ENGINES`, as serving does.
 
     Raises:

@@ -29,7 +29,7 @@ from q8core.bench.contenders import (
 from q8core.bench.peers.registry import PEER_NAMES, load_peer
 from q8core.bench.workloads import Shape
 from q8core.checkpoint import Checkpoint
-from q8core.engines.bert import BertEngine
+from q8core.engines.engine import EncoderEngine
 from q8core.engines.heap import release_freed_memory
 from q8core.model.head import TaskKind
 
@@ -81,7 +81,7 @@ def _second_process(request: dict[str, Any]) -> dict[str, float]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _load(name: str, folder: Path, request: dict[str, Any]) -> tuple[Contender, BertEngine | None]:
+def _load(name: str, folder: Path, request: dict[str, Any]) -> tuple[Contender, EncoderEngine | None]:
     if name in PEER_NAMES:
         return load_peer(name, folder, request["task"], request["threads"]), None
     if name == STOCK:

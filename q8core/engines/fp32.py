@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from q8core.engines.attention import FloatProducts
-from q8core.engines.bert import Model, score_scale
 from q8core.engines.encoder import (
     Embeddings,
     EncoderLayer,
@@ -15,6 +14,7 @@ from q8core.engines.encoder import (
     Projection,
     ProjectionPart,
 )
+from q8core.engines.engine import Model, score_scale
 from q8core.engines.linear import FloatLinear
 from q8core.engines.site_tensors import own, take_linear, take_norm, take_relative_bias, take_table
 from q8core.engines.source import TensorSource

@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 
-from q8core.engines.bert import Forward
+from q8core.engines.engine import Forward
 from q8core.engines.fp32 import load_fp32
 from q8core.engines.native_float import float_variants, load_native_float
 from q8core.engines.source import TensorSource

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from q8core.engines.attention import FloatProducts, Products, QuantizedProducts
-from q8core.engines.bert import Model, score_scale
 from q8core.engines.encoder import (
     Embeddings,
     EncoderLayer,
@@ -23,6 +22,7 @@ from q8core.engines.encoder import (
     StaticFeedForward,
     Table,
 )
+from q8core.engines.engine import Model, score_scale
 from q8core.engines.fp32 import has_own_query, load_norm
 from q8core.engines.kernel import LinearKernel
 from q8core.engines.linear import DynamicLinear, FloatLinear, StaticLinear

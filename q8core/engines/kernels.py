@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from q8core.engines.bert import Forward
+from q8core.engines.engine import Forward
 from q8core.engines.int8 import load_int8
 from q8core.engines.kernel import LinearKernel
 from q8core.engines.kernel_fbgemm import FbgemmKernel

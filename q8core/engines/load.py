@@ -10,7 +10,7 @@ from torch import Tensor
 
 from q8core.checkpoint import Checkpoint
 from q8core.engines.autoselect import choose_kernel
-from q8core.engines.bert import BertEngine, Forward
+from q8core.engines.engine import EncoderEngine, Forward
 from q8core.engines.fp32_kernels import choose_fp32_kernel
 from q8core.engines.heap import loading_weights
 from q8core.engines.protocol import check_backend, check_kernel
@@ -21,7 +21,7 @@ from q8core.quant.plan import Plan
 
 def load_engine(
     checkpoint: Checkpoint | Path, backend: str, kernel: str = "auto", threads: int | None = None
-) -> BertEngine:
+) -> EncoderEngine:
     """Load a checkpoint's model on a backend.
 
     Args:
@@ -52,7 +52,7 @@ def build_engine(
     threads: int | None = None,
     facts: Mapping[str, object] | None = None,
     sha256: str | None = None,
-) -> BertEngine:
+) -> EncoderEngine:
     """Build an engine from a plan and the tensors that it says: fp32 for a plan without a scheme, else int8.
 
     Each tensor is asked for once and packed at once, so a mapping that loads lazily keeps the peak low. With the
@@ -77,8 +77,8 @@ def build_engine(
             model: Forward = fp32.load(plan, source)
             source.finish()
             known.update(fp32.facts())
-            return BertEngine(plan.head, "fp32", fp32.name, model, threads, known)
+            return EncoderEngine(plan.head, "fp32", fp32.name, model, threads, known)
         choice = choose_kernel(kernel, plan)
         model = choice.kernel.load(plan, source)
         known.update(choice.facts())
-    return BertEngine(plan.head, "int8", choice.kernel.name, model, threads, known)
+    return EncoderEngine(plan.head, "int8", choice.kernel.name, model, threads, known)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from q8core.engines.bert import score_scale
+from q8core.engines.engine import score_scale
 from q8core.engines.native import Loader, NativeModel
 from q8core.engines.packed_file import PackedModel, PrivateStore, Store
 from q8core.engines.residence import Residence

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from q8core.engines import TokenBatch
 from q8core.engines.attention import FloatProducts, Products, QuantizedProducts
-from q8core.engines.bert import Model
 from q8core.engines.encoder import (
     Embeddings,
     EncoderLayer,
@@ -26,6 +25,7 @@ from q8core.engines.encoder import (
     StaticFeedForward,
 )
 from q8core.engines.encoder import Norm as EngineNorm
+from q8core.engines.engine import Model
 from q8core.engines.kernels import proven_linear_kernel
 from q8core.engines.linear import FloatLinear, StaticLinear
 from q8core.engines.native import NativeLinear

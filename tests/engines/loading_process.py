@@ -15,11 +15,11 @@ import torch
 
 from q8core.checkpoint import Checkpoint
 from q8core.engines import TokenBatch, load_engine
-from q8core.engines.bert import BertEngine
+from q8core.engines.engine import EncoderEngine
 from q8core.engines.heap import release_freed_memory
 
 
-def run(folder: Path) -> tuple[BertEngine, float]:
+def run(folder: Path) -> tuple[EncoderEngine, float]:
     """Load the native kernel and compute one batch; the sum of the logits stands for them."""
     engine = load_engine(Checkpoint.open(folder), "int8", "native", threads=1)
     ids = torch.arange(24) % 50

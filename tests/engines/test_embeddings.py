@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from q8core.engines import TokenBatch
-from q8core.engines.bert import BertEngine
+from q8core.engines.engine import EncoderEngine
 from q8core.model import HeadSpec
 from tests.engines.agreement import KINDS, SIZES, assert_engines_agree, assert_part_matters, spec_of
 from tests.engines.built import TorchBuilder, random_batch
@@ -34,7 +34,7 @@ def test_token_types_matter_where_there_are_some() -> None:
 def test_a_model_without_token_types_reads_none() -> None:
     """A tokenizer made for BERT gives the second text of a pair type 1."""
     parts = random_parts(spec_of(*SIZES[1], token_types=0), Head(), integers=False)
-    engine = BertEngine(HeadSpec("first", 3), "fp32", "onednn", TorchBuilder(parts, "float").model())
+    engine = EncoderEngine(HeadSpec("first", 3), "fp32", "onednn", TorchBuilder(parts, "float").model())
     ids = torch.tensor([3, 1])
     found = [engine.infer(TokenBatch(ids, types, (2,))) for types in (torch.zeros_like(ids), torch.tensor([0, 1]))]
     assert torch.equal(*found)

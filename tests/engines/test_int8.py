@@ -10,8 +10,8 @@ import torch
 
 from q8core.engines import build_engine
 from q8core.engines.attention import FloatProducts, QuantizedProducts
-from q8core.engines.bert import BertEngine, Model
 from q8core.engines.encoder import StaticFeedForward
+from q8core.engines.engine import EncoderEngine, Model
 from q8core.engines.int8 import load_int8
 from q8core.engines.kernel_onednn import OnednnKernel
 from q8core.engines.kernel_split import SplitKernel
@@ -121,7 +121,7 @@ def test_both_torch_kernels_give_the_same_bits(task: str, scheme: str) -> None:
 def test_split_weights_give_the_same_logits(answerer: Simulated) -> None:
     kernel = SplitKernel(OnednnKernel())
     model = load_int8(answerer.plan, TensorSource(answerer.tensors), kernel)
-    split = BertEngine(answerer.plan.head, "int8", kernel.name, model)
+    split = EncoderEngine(answerer.plan.head, "int8", kernel.name, model)
     plain = build_engine(answerer.plan, answerer.tensors, "onednn")
     sequences = random_sequences(LENGTHS)
     assert largest_difference(engine_logits(split, sequences), engine_logits(plain, sequences)) == 0

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from q8core.engines import build_engine
-from q8core.engines.bert import BertEngine
+from q8core.engines.engine import EncoderEngine
 from q8core.quant import preset
 from tests.engines.conftest import (
     KERNELS,
@@ -24,8 +24,8 @@ from tests.engines.conftest import (
 
 
 @pytest.fixture(scope="module")
-def engines() -> dict[str, BertEngine]:
-    built: dict[str, BertEngine] = {}
+def engines() -> dict[str, EncoderEngine]:
+    built: dict[str, EncoderEngine] = {}
     for task in ("classify", "qa"):
         made = float_model(task)
         built[f"{task} fp32"] = build_engine(made.plan, made.tensors)
@@ -39,7 +39,7 @@ def engines() -> dict[str, BertEngine]:
 @settings(max_examples=15, deadline=None)
 @given(lengths=st.lists(st.integers(1, 70), min_size=2, max_size=9), seed=st.integers(0, 1000))
 def test_a_sequence_alone_equals_itself_in_any_batch(
-    engines: dict[str, BertEngine], lengths: list[int], seed: int
+    engines: dict[str, EncoderEngine], lengths: list[int], seed: int
 ) -> None:
     sequences = random_sequences(lengths, seed)
     for name, engine in engines.items():
@@ -48,7 +48,7 @@ def test_a_sequence_alone_equals_itself_in_any_batch(
         assert largest_difference(together, alone) <= 1e-6, name
 
 
-def test_the_calling_thread_does_not_matter(engines: dict[str, BertEngine]) -> None:
+def test_the_calling_thread_does_not_matter(engines: dict[str, EncoderEngine]) -> None:
     sequences = random_sequences([9, 30])
     for name, engine in engines.items():
         expected = engine_logits(engine, sequences)

@@ -15,7 +15,7 @@ from torch import Tensor
 from q8core import cache
 from q8core.checkpoint import Checkpoint
 from q8core.engines import TokenBatch, build_engine, load_engine
-from q8core.engines.bert import BertEngine
+from q8core.engines.engine import EncoderEngine
 from q8core.errors import CheckpointError
 from q8core.quant import Plan, preset
 from tests.engines.conftest import Simulated
@@ -54,11 +54,11 @@ def load(
     sha256: str | None = SHA256,
     tensors: Mapping[str, Tensor] | None = None,
     plan: Plan | None = None,
-) -> BertEngine:
+) -> EncoderEngine:
     return build_engine(plan or simulated.plan, tensors or simulated.tensors, "native", sha256=sha256)
 
 
-def answers(engine: BertEngine) -> Tensor:
+def answers(engine: EncoderEngine) -> Tensor:
     ids = torch.arange(60) % 50
     return engine.infer(TokenBatch(ids, ids % 2, (7, 1, 52)))
 

@@ -10,7 +10,7 @@ from transformers import BertForSequenceClassification
 
 from q8core.checkpoint import Checkpoint, GoldenExample, write_checkpoint
 from q8core.engines import TokenBatch, load_engine, self_test
-from q8core.engines.bert import Model
+from q8core.engines.engine import Model
 from q8core.engines.fp32_kernels import FP32_KERNEL_NAMES
 from q8core.errors import CheckpointError, EngineError
 from q8core.quant import calibrate, convert, prepare, preset

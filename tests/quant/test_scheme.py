@@ -308,6 +308,11 @@ def test_overrides_may_need_ranges(change: Any, needs: bool) -> None:
     assert replace(preset("dynamic"), overrides={"head.output": change}).needs_ranges is needs
 
 
+def test_an_override_of_dynamic_inputs_needs_no_ranges() -> None:
+    """Tables have no input: they are not asked what the change would make of one."""
+    assert not replace(preset("dynamic"), overrides={"*.query": {"input": {"bits": 8}}}).needs_ranges
+
+
 def test_tables_and_linears_are_all_slots() -> None:
     assert set(SLOTS) == {*TABLES, *LINEAR_SLOTS, PRODUCTS}
     assert len(SLOTS) == len(set(SLOTS))

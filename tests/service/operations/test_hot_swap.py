@@ -138,7 +138,7 @@ def test_requests_of_a_replaced_model_end_on_it_and_then_its_memory_is_free(
     engine_ref = weakref.ref(engine)
     fp32_ref = weakref.ref(old.engines["fp32"].engine)
     del engine
-    monkeypatch.setattr("q8core.engines.bert.BertEngine.infer", infer)
+    monkeypatch.setattr("q8core.engines.engine.EncoderEngine.infer", infer)
     with ThreadPoolExecutor(3) as pool:
         # one is computed, one waits in the queue behind it
         first = pool.submit(served.scores)

@@ -105,7 +105,7 @@ class Model:
 
 
 @dataclass
-class BertEngine:
+class EncoderEngine:
     """A loaded model; satisfies the `Engine` protocol.
 
     Attributes:
