@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from q8core.bench.contenders import stock_class
 from q8core.checkpoint import Checkpoint, write_checkpoint
 from q8core.engines import TokenBatch, build_engine, load_engine
 from q8core.errors import InputError
@@ -106,6 +107,16 @@ def test_fp32_engines_equal_transformers(model_type: str, kind: TaskKind, tmp_pa
         found = answers(load_engine(folder, "fp32", kernel), inputs)
         for ours, oracle in zip(found, wanted, strict=True):
             torch.testing.assert_close(ours, oracle, rtol=0, atol=1e-4)
+
+
+@every_family
+@every_task
+def test_what_is_compared_with_is_transformers_model_of_the_family(
+    model_type: str, kind: TaskKind, tmp_path: Path
+) -> None:
+    """A BERT made of another family's folder would have random weights, with a warning at most."""
+    stock = stock_class(kind).from_pretrained(write_model(tmp_path / "it", model_type, kind))
+    assert type(stock).__name__ == FAMILIES[model_type].heads[kind].architecture
 
 
 @every_family
