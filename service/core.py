@@ -10,7 +10,7 @@ from functools import partial
 
 from prometheus_client.registry import Collector
 
-from q8core.engines.heap import release_freed_memory
+from q8core.engines.memory.heap import release_freed_memory
 from q8core.engines.protocol import Engine
 from service.answering.pipeline import Pipeline
 from service.errors import Draining

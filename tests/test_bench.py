@@ -30,7 +30,7 @@ from q8core.cache import CACHE_VARIABLE
 from q8core.checkpoint import Checkpoint
 from q8core.cli import app
 from q8core.engines import TokenBatch, build_engine
-from q8core.engines.random_weights import RandomFloat, RandomInt8
+from q8core.engines.choice.random_weights import RandomFloat, RandomInt8
 from q8core.errors import EngineError, InputError
 from q8core.quant import Plan, preset
 

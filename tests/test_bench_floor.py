@@ -15,9 +15,9 @@ from q8core.bench.floor import FLOORS, NativeFloor, OnednnFloor, Product, load_f
 from q8core.bench.folder import random_folder
 from q8core.bench.workloads import random_batch
 from q8core.checkpoint import Checkpoint
-from q8core.engines.native import load_native
-from q8core.engines.random_weights import RandomInt8
-from q8core.engines.source import TensorSource
+from q8core.engines.choice.random_weights import RandomInt8
+from q8core.engines.loaders.native import load_native
+from q8core.engines.tensors.source import TensorSource
 from q8core.errors import EngineError
 from q8core.native import variants
 from tests.engines.conftest import plan_for

@@ -18,7 +18,7 @@ from q8core.bench.training import with_stock
 from q8core.bench.training_steps import AUTOCAST, FLOAT, QAT, STEPS, labelled, load_step
 from q8core.bench.workloads import Shape, random_batch
 from q8core.errors import InputError
-from q8core.quant.layers import QATLinear
+from q8core.quant.qat.layers import QATLinear
 from q8core.training.config import TrainConfig, best_precision
 from tests.test_bench import TINY, run
 

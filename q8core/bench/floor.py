@@ -19,9 +19,9 @@ from torch import Tensor
 from q8core.bench.contenders import Contender, load_named_engine
 from q8core.checkpoint import Checkpoint
 from q8core.engines import TokenBatch
-from q8core.engines.kernel_onednn import ZERO_POINT, OnednnKernel, OnednnLinear
-from q8core.engines.linear import FloatLinear
-from q8core.engines.native import NativeModel
+from q8core.engines.kernels.onednn import ZERO_POINT, OnednnKernel, OnednnLinear
+from q8core.engines.layers.linear import FloatLinear
+from q8core.engines.loaders.native import NativeModel
 from q8core.errors import EngineError
 from q8core.native import load_library, structs
 from q8core.quant import Plan

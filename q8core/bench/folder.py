@@ -17,7 +17,7 @@ from q8core.checkpoint.config import ModelConfig
 from q8core.checkpoint.manifest import FLOAT_FILE
 from q8core.checkpoint.tensors import write_tensors
 from q8core.checkpoint.writer import write_checkpoint
-from q8core.engines.random_weights import RandomFloat, RandomInt8
+from q8core.engines.choice.random_weights import RandomFloat, RandomInt8
 from q8core.model.head import TaskKind
 from q8core.quant import Plan, preset
 

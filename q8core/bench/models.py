@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from q8core.checkpoint.config import ModelConfig, parse_config
-from q8core.engines.random_weights import LABELS
+from q8core.engines.choice.random_weights import LABELS
 from q8core.errors import InputError
 
 _SIZES: dict[str, dict[str, int]] = {

@@ -30,7 +30,7 @@ from q8core.bench.peers.registry import PEER_NAMES, load_peer
 from q8core.bench.workloads import Shape
 from q8core.checkpoint import Checkpoint
 from q8core.engines.engine import EncoderEngine
-from q8core.engines.heap import release_freed_memory
+from q8core.engines.memory.heap import release_freed_memory
 from q8core.model.head import TaskKind
 
 _USE = (Shape(1, 32), Shape(1, 128), Shape(8, 128))

@@ -13,7 +13,7 @@ def prepare_training(quantized: bool) -> None:
     """
     import torch
 
-    from q8core.quant import passes
+    from q8core.quant.ops import passes
     from q8core.training.allocator import keep_freed_memory
 
     keep_freed_memory()

@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from q8core.engines.encoder import Embeddings, EncoderLayer
-from q8core.engines.footprint import footprint
-from q8core.engines.linear import Linear
+from q8core.engines.layers.encoder import Embeddings, EncoderLayer
+from q8core.engines.layers.linear import Linear
+from q8core.engines.memory.footprint import footprint
+from q8core.engines.memory.residence import PACKED_BY_TORCH, Residence
 from q8core.engines.packing import TokenBatch
 from q8core.engines.protocol import Backend, EngineMemory
-from q8core.engines.residence import PACKED_BY_TORCH, Residence
 from q8core.errors import InputError
 from q8core.model.head import Activation, HeadSpec, Reads
 from q8core.model.spec import EncoderSpec

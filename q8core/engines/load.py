@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from q8core.checkpoint import Checkpoint
-from q8core.engines.autoselect import choose_kernel
+from q8core.engines.choice.autoselect import choose_kernel
+from q8core.engines.choice.fp32_kernels import choose_fp32_kernel
 from q8core.engines.engine import EncoderEngine, Forward
-from q8core.engines.fp32_kernels import choose_fp32_kernel
-from q8core.engines.heap import loading_weights
+from q8core.engines.memory.heap import loading_weights
 from q8core.engines.protocol import check_backend, check_kernel
-from q8core.engines.source import TensorSource
+from q8core.engines.tensors.source import TensorSource
 from q8core.errors import InputError
 from q8core.quant.plan import Plan
 

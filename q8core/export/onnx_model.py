@@ -16,14 +16,14 @@ import numpy as np
 from torch import Tensor
 
 from q8core.checkpoint import Checkpoint
-from q8core.engines.site_tensors import LinearTensors, take_linear, take_norm, take_relative_bias, take_table
-from q8core.engines.source import TensorSource
+from q8core.engines.tensors.site_tensors import LinearTensors, take_linear, take_norm, take_relative_bias, take_table
+from q8core.engines.tensors.source import TensorSource
 from q8core.errors import InputError, SchemeError
 from q8core.export.graph import Array, GraphBuilder
 from q8core.model import Activation
 from q8core.model.sites import EMBEDDING_PROJECTION, HEAD_DENSE, HEAD_OUTPUT, PRODUCTS, RELATIVE_BIAS, layer_path
 from q8core.quant import Plan
-from q8core.quant.arithmetic import rescale_factor
+from q8core.quant.ops.arithmetic import rescale_factor
 
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 _ANY = ("batch", "sequence")

@@ -5,7 +5,7 @@ network -> ``prepare(network, Plan.of(spec, head, preset("q8bert")))`` -> train 
 
 from __future__ import annotations
 
-from q8core.quant.arithmetic import (
+from q8core.quant.ops.arithmetic import (
     BIAS_MAX,
     QMAX,
     dequantize,
@@ -18,10 +18,10 @@ from q8core.quant.arithmetic import (
     row_scales,
     scale_from_threshold,
 )
-from q8core.quant.convert import convert, dequantized_tensors
-from q8core.quant.layers import QATEmbedding, QATLinear
 from q8core.quant.plan import Plan
-from q8core.quant.prepare import calibrate, master_weights, prepare, quantized_layers
+from q8core.quant.qat.convert import convert, dequantized_tensors
+from q8core.quant.qat.layers import QATEmbedding, QATLinear
+from q8core.quant.qat.prepare import calibrate, master_weights, prepare, quantized_layers
 from q8core.quant.quantizer import Quantizer
 from q8core.quant.schemes import PRESETS, SLOTS, Scheme, SiteScheme, find_scheme, preset
 

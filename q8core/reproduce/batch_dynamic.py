@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from q8core.model.network import Network
-from q8core.quant.arithmetic import (
+from q8core.quant.ops.arithmetic import (
     dequantize,
     dequantize_bias,
     quantize,
@@ -24,8 +24,8 @@ from q8core.quant.arithmetic import (
     rescale_factor,
     scale_from_threshold,
 )
-from q8core.quant.fake_quant import fake_quantize
-from q8core.quant.ranges import abs_max
+from q8core.quant.qat.fake_quant import fake_quantize
+from q8core.quant.rules.ranges import abs_max
 
 _TABLES = ("word_embeddings", "position_embeddings")
 _REQUANTIZED = (".query", ".key")

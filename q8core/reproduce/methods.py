@@ -14,7 +14,7 @@ from q8core.bench.peers.torch_dynamic import quantize_linears
 from q8core.engines import build_engine
 from q8core.evaluate import evaluate_engine
 from q8core.quant import convert, preset
-from q8core.quant.ranges import CalibrationMethod
+from q8core.quant.rules.ranges import CalibrationMethod
 from q8core.reproduce.batch_dynamic import simulate_batch_dynamic
 from q8core.tasks.task import ClassifyTask, Feature, Task
 from q8core.training.batches import collate

@@ -2,7 +2,7 @@
 
 Data parallel: every process holds the whole model, takes its rows of each global batch, and all sum their gradients,
 so that a step is that of one process with the whole batch. Ranges are shared where they are observed
-(`q8core.quant.ranges.largest_of_processes`).
+(`q8core.quant.rules.ranges.largest_of_processes`).
 """
 
 from __future__ import annotations

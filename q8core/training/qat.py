@@ -14,7 +14,7 @@ from q8core.engines import build_engine
 from q8core.errors import CheckpointError, InputError
 from q8core.evaluate import evaluate_engine
 from q8core.quant import Scheme, calibrate, convert, find_scheme, master_weights, prepare, preset
-from q8core.quant.ranges import CalibrationMethod
+from q8core.quant.rules.ranges import CalibrationMethod
 from q8core.tasks.task import Feature, Task
 from q8core.training.batches import collate
 from q8core.training.config import TrainConfig

@@ -13,7 +13,7 @@ from transformers import BertForSequenceClassification
 
 from q8core.checkpoint.manifest import INT8_FILE
 from q8core.errors import EngineError
-from q8core.quant import passes
+from q8core.quant.ops import passes
 from service.http.app import create_app
 from service.lifecycle import State
 from service.models.registry import ModelRegistry
@@ -97,7 +97,7 @@ def test_info_tells_why_a_checkpoint_does_not_run_here(run, tmp_path: Path) -> N
     code, out, err = run("info", folder, "--kernel", "onednn")
     assert code == 0, err
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("q8core.engines.kernels.variants", missing_library)
+        patch.setattr("q8core.engines.choice.int8_kernels.variants", missing_library)
         code, out, err = run("info", folder, "--kernel", "native")
         assert code == 0, err
         card = json.loads(out)

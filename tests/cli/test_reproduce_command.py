@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from q8core.quant import passes
+from q8core.quant.ops import passes
 from q8core.reproduce import methods
 from q8core.reproduce import run as run_module
 from q8core.reproduce.methods import BASELINES, Scored

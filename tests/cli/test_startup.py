@@ -52,7 +52,7 @@ def test_the_service_has_no_training_in_it(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "tiny", "classify")
     serve = ["serve", "--checkpoint", str(folder), "--dry-run", "--kernel", "fbgemm", "--threads", "1"]
     modules = modules_after(serve, then="import service.http.app, service.hosts.single")
-    assert found(modules, "torch", "service.http.app", "q8core.engines.int8")
+    assert found(modules, "torch", "service.http.app", "q8core.engines.loaders.int8")
     assert not found(modules, "q8core.training", "q8core.bench", "q8core.evaluate", "sklearn", "pandas", "scipy")
     assert not found(modules, "torch._dynamo", "torch._inductor")
     assert not found(modules, "transformers.modeling_utils", "transformers.models.bert.modeling_bert")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from q8core.engines import TokenBatch
-from q8core.engines.native_float import float_variants
+from q8core.engines.loaders.native_float import float_variants
 from q8core.model import EncoderSpec
 from q8core.native import variants
 from tests.engines.built import native_logits, random_batch, torch_logits

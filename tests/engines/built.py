@@ -12,8 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from q8core.engines import TokenBatch
-from q8core.engines.attention import FloatProducts, Products, QuantizedProducts
-from q8core.engines.encoder import (
+from q8core.engines.choice.int8_kernels import proven_linear_kernel
+from q8core.engines.engine import Model
+from q8core.engines.layers.attention import FloatProducts, Products, QuantizedProducts
+from q8core.engines.layers.encoder import (
     Embeddings,
     EncoderLayer,
     FloatFeedForward,
@@ -24,15 +26,13 @@ from q8core.engines.encoder import (
     ProjectionPart,
     StaticFeedForward,
 )
-from q8core.engines.encoder import Norm as EngineNorm
-from q8core.engines.engine import Model
-from q8core.engines.kernels import proven_linear_kernel
-from q8core.engines.linear import FloatLinear, StaticLinear
-from q8core.engines.native import NativeLinear
-from q8core.engines.site_tensors import LinearTensors
+from q8core.engines.layers.encoder import Norm as EngineNorm
+from q8core.engines.layers.linear import FloatLinear, StaticLinear
+from q8core.engines.loaders.native import NativeLinear
+from q8core.engines.tensors.site_tensors import LinearTensors
 from q8core.native import load_library, structs, variants
-from q8core.quant.arithmetic import dequantize_bias, rescale_factor
-from q8core.quant.products import score_factor
+from q8core.quant.ops.arithmetic import dequantize_bias, rescale_factor
+from q8core.quant.ops.products import score_factor
 from tests.engines.random_parts import LINEARS, Linear, Norm, Parts, Table
 
 

@@ -16,7 +16,7 @@ import torch
 from q8core.checkpoint import Checkpoint
 from q8core.engines import TokenBatch, load_engine
 from q8core.engines.engine import EncoderEngine
-from q8core.engines.heap import release_freed_memory
+from q8core.engines.memory.heap import release_freed_memory
 
 
 def run(folder: Path) -> tuple[EncoderEngine, float]:

@@ -16,16 +16,16 @@ from q8core.checkpoint import Checkpoint
 from q8core.checkpoint.layout import check_layout
 from q8core.checkpoint.tensors import TensorFile, write_tensors
 from q8core.engines import TokenBatch, build_engine, load_engine
-from q8core.engines.kernel import LinearKernel
-from q8core.engines.kernels import accumulate
-from q8core.engines.native import load_native
-from q8core.engines.random_weights import RandomInt8
-from q8core.engines.source import TensorSource
+from q8core.engines.choice.int8_kernels import accumulate
+from q8core.engines.choice.random_weights import RandomInt8
+from q8core.engines.kernels.linear_kernel import LinearKernel
+from q8core.engines.loaders.native import load_native
+from q8core.engines.tensors.source import TensorSource
 from q8core.errors import CheckpointError
 from q8core.evaluate import engine_logits
 from q8core.native import variants
 from q8core.quant import Plan
-from q8core.quant.arithmetic import quantize
+from q8core.quant.ops.arithmetic import quantize
 from q8core.training.qat import train_quantized
 from tests.engines.conftest import (
     KERNELS,

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from q8core.engines import TokenBatch, attention
-from q8core.engines.attention import QuantizedProducts, packed_attention
+from q8core.engines import TokenBatch
+from q8core.engines.layers import attention
+from q8core.engines.layers.attention import QuantizedProducts, packed_attention
 
 HEADS, SIZE, FACTOR, SCALE = 3, 8, 0.0011, 0.013
 LENGTHS = (5, 12, 12, 12, 1, 30)

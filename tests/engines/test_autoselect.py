@@ -10,10 +10,10 @@ import torch
 
 from q8core import machine
 from q8core.cache import CACHE_VARIABLE
-from q8core.engines import autoselect
-from q8core.engines.autoselect import choose_kernel
-from q8core.engines.kernels import proven_kernel
-from q8core.engines.speed_note import speed_note
+from q8core.engines.choice import autoselect
+from q8core.engines.choice.autoselect import choose_kernel
+from q8core.engines.choice.int8_kernels import proven_kernel
+from q8core.engines.choice.speed_note import speed_note
 from q8core.errors import EngineError
 from q8core.quant import Plan, preset
 from tests.engines.conftest import KERNELS, Simulated

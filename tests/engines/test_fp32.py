@@ -12,11 +12,11 @@ from transformers import BertConfig, BertForQuestionAnswering, BertForSequenceCl
 
 from q8core.checkpoint.manifest import FLOAT_FILE
 from q8core.engines import build_engine, load_engine
-from q8core.engines.attention import FloatProducts, packed_attention
-from q8core.engines.fp32_kernels import FP32_KERNEL_NAMES, choose_fp32_kernel
-from q8core.engines.native_float import float_variants, load_native_float
+from q8core.engines.choice.fp32_kernels import FP32_KERNEL_NAMES, choose_fp32_kernel
+from q8core.engines.layers.attention import FloatProducts, packed_attention
+from q8core.engines.loaders.native_float import float_variants, load_native_float
 from q8core.engines.packing import TokenBatch
-from q8core.engines.source import TensorSource
+from q8core.engines.tensors.source import TensorSource
 from q8core.errors import CheckpointError, EngineError, InputError
 from tests.engines.conftest import (
     VOCABULARY,
@@ -210,7 +210,7 @@ def test_without_the_library_onednn_runs_and_says_why(monkeypatch: pytest.Monkey
     def missing() -> dict[str, int]:
         raise EngineError("the native kernel was not built")
 
-    monkeypatch.setattr("q8core.engines.fp32_kernels.float_variants", missing)
+    monkeypatch.setattr("q8core.engines.choice.fp32_kernels.float_variants", missing)
     choice = choose_fp32_kernel("auto")
     assert choice.name == "onednn"
     assert choice.facts()["kernels_refused"] == {"native": "the native kernel was not built"}

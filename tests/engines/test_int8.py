@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from q8core.engines import build_engine
-from q8core.engines.attention import FloatProducts, QuantizedProducts
-from q8core.engines.encoder import StaticFeedForward
 from q8core.engines.engine import EncoderEngine, Model
-from q8core.engines.int8 import load_int8
-from q8core.engines.kernel_onednn import OnednnKernel
-from q8core.engines.kernel_split import SplitKernel
-from q8core.engines.linear import FloatLinear
-from q8core.engines.source import TensorSource
+from q8core.engines.kernels.onednn import OnednnKernel
+from q8core.engines.kernels.split import SplitKernel
+from q8core.engines.layers.attention import FloatProducts, QuantizedProducts
+from q8core.engines.layers.encoder import StaticFeedForward
+from q8core.engines.layers.linear import FloatLinear
+from q8core.engines.loaders.int8 import load_int8
+from q8core.engines.tensors.source import TensorSource
 from q8core.errors import CheckpointError, SchemeError
 from q8core.quant import PRESETS, Plan, Scheme, preset
 from tests.engines.conftest import (

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from q8core.bench.models import bench_config
-from q8core.engines import TokenBatch, attention, build_engine
-from q8core.engines.random_weights import RandomInt8
+from q8core.engines import TokenBatch, build_engine
+from q8core.engines.choice.random_weights import RandomInt8
+from q8core.engines.layers import attention
 from q8core.quant import Plan, preset
 from tests.engines.conftest import KERNELS, Float, Simulated, random_sequences
 from tests.engines.reachable import reachable_tensors, storage_bytes

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from q8core.engines import TokenBatch, build_engine
-from q8core.engines.kernels import accumulate, extreme_operands, proven_kernel, proven_native
-from q8core.engines.native import load_native
-from q8core.engines.random_weights import RandomInt8
-from q8core.engines.source import TensorSource
+from q8core.engines.choice.int8_kernels import accumulate, extreme_operands, proven_kernel, proven_native
+from q8core.engines.choice.random_weights import RandomInt8
+from q8core.engines.loaders.native import load_native
+from q8core.engines.tensors.source import TensorSource
 from q8core.errors import EngineError, InputError
 from q8core.native import compile, library, structs, variants
 from q8core.quant import Plan, preset
@@ -153,7 +153,7 @@ def test_a_variant_that_cannot_run_is_refused(answerer: Simulated) -> None:
 
 
 def test_wrong_sums_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("q8core.engines.kernels.accumulate", lambda *_: torch.zeros(8, 16))
+    monkeypatch.setattr("q8core.engines.choice.int8_kernels.accumulate", lambda *_: torch.zeros(8, 16))
     with pytest.raises(EngineError, match=r"native kernel \(portable\) does not compute exact"):
         proven_native("portable", [64])
 

@@ -157,7 +157,7 @@ def test_what_decides_the_bytes_is_in_the_key(
     load(classifier, "cd" * 32)
     plan, scheme = classifier.plan, preset("q8bert")
     load(classifier, plan=Plan.of(replace(plan.spec, norm_epsilon=2 * plan.spec.norm_epsilon), plan.head, scheme))
-    monkeypatch.setattr("q8core.engines.packed_file.code_digest", lambda: "another release")
+    monkeypatch.setattr("q8core.engines.memory.packed_file.code_digest", lambda: "another release")
     load(classifier)
     assert len(list(empty_cache.glob("*.packed"))) == 4
 
@@ -179,7 +179,7 @@ def test_an_unusable_folder_is_said_and_no_error(
 def test_a_full_disk_leaves_nothing_behind(
     monkeypatch: pytest.MonkeyPatch, classifier: Simulated, empty_cache: Path
 ) -> None:
-    from q8core.engines.packed_file import FileStore
+    from q8core.engines.memory.packed_file import FileStore
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")

@@ -15,7 +15,7 @@ from torch import Tensor
 from q8core.checkpoint import Checkpoint
 from q8core.checkpoint.manifest import INT8_FILE
 from q8core.engines import TokenBatch, build_engine, load_engine
-from q8core.engines.random_weights import RandomInt8
+from q8core.engines.choice.random_weights import RandomInt8
 from q8core.errors import CheckpointError
 from q8core.evaluate import engine_logits as evaluated
 from q8core.quant import Plan, Scheme, preset

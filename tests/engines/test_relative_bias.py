@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from q8core.engines.attention import FloatProducts, QuantizedProducts, packed_attention
-from q8core.engines.native_float import float_variants
+from q8core.engines.layers.attention import FloatProducts, QuantizedProducts, packed_attention
+from q8core.engines.loaders.native_float import float_variants
 from q8core.model import EncoderSpec
 from q8core.native import variants
 from tests.engines.agreement import KINDS, SIZES, assert_engines_agree, assert_part_matters, spec_of

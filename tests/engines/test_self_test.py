@@ -10,10 +10,11 @@ from transformers import BertForSequenceClassification
 
 from q8core.checkpoint import Checkpoint, GoldenExample, write_checkpoint
 from q8core.engines import TokenBatch, load_engine, self_test
+from q8core.engines.choice.fp32_kernels import FP32_KERNEL_NAMES
 from q8core.engines.engine import Model
-from q8core.engines.fp32_kernels import FP32_KERNEL_NAMES
 from q8core.errors import CheckpointError, EngineError
-from q8core.quant import calibrate, convert, prepare, preset
+from q8core.quant import calibrate, preset
+from q8core.quant.qat import convert, prepare
 from tests.engines.conftest import KERNELS, padded, random_sequences
 from tests.models import config_of, network_of, plan_of
 

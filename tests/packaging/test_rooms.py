@@ -40,12 +40,29 @@ Q8CORE_ROOMS = (
     ("model", "special_tokens", "text_file", "words"),
     ("cache", "cpus", "errors", "once_per_tokenizer", "say_once", "waiting"),
 )
+ENGINE_ROOMS = (
+    ("__init__",),
+    ("load",),
+    ("choice",),
+    ("loaders",),
+    ("engine", "self_test"),
+    ("memory", "protocol"),
+    ("layers",),
+    ("kernels", "packing", "tensors"),
+)
+QUANT_ROOMS = (
+    ("__init__",),
+    ("qat",),
+    ("plan", "rules"),
+    ("codes", "ops", "schemes"),
+    ("quantizer",),
+)
 NOT_FOR_Q8CORE = {"service", "fastapi", "starlette", "uvicorn", "prometheus_client"}
 
 
-def imports(file: Path, package: Path) -> Iterator[tuple[int, str]]:
+def imports(file: Path, package: Path, name: str) -> Iterator[tuple[int, str]]:
     """Line and dotted name of whatever a file of the package imports, in functions and for type checkers, too."""
-    here = (package.name, *file.relative_to(package).parent.parts)
+    here = (*name.split("."), *file.relative_to(package).parent.parts)
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
@@ -55,22 +72,24 @@ def imports(file: Path, package: Path) -> Iterator[tuple[int, str]]:
             yield from ((node.lineno, ".".join([*base, alias.name])) for alias in node.names)
 
 
-def wrong_arrows(package: Path, rows: Sequence[Sequence[str]]) -> list[str]:
+def wrong_arrows(package: Path, rows: Sequence[Sequence[str]], inside: str = "") -> list[str]:
     """Every import within a package that does not lead down, and every room that the rows have too few or too many.
 
-    The package's own ``__init__`` stands below all rooms.
+    The package's own ``__init__`` stands below all rooms where no row has it. `inside` is the package's parent, for a
+    package in another.
     """
-    height = {room: place for place, row in enumerate(reversed(rows)) for room in row} | {"__init__": -1}
+    whole = f"{inside}.{package.name}" if inside else package.name
+    height = {"__init__": -1} | {room: place for place, row in enumerate(reversed(rows)) for room in row}
     found_rooms = {_room(file, package) for file in package.rglob("*.py")}
     wrong = [f"{package.name}/{room}: in no row" for room in sorted(found_rooms - height.keys())]
     wrong += [f"{package.name}/{room}: in a row, and not there" for room in sorted(height.keys() - found_rooms)]
     for file in sorted(package.rglob("*.py")):
         own = _room(file, package)
-        for line, name in imports(file, package):
-            top, _, rest = name.partition(".")
-            first = rest.partition(".")[0]
+        for line, name in imports(file, package, whole):
+            within = f"{name}.".startswith(f"{whole}.")
+            first = name.removeprefix(f"{whole}.").partition(".")[0]
             other = first if first in found_rooms else "__init__"
-            if top != package.name or other == own or not {own, other} <= height.keys():
+            if not within or other == own or not {own, other} <= height.keys():
                 continue
             if height[other] >= height[own]:
                 place = f"{package.name}/{file.relative_to(package)}:{line}"
@@ -90,12 +109,20 @@ def test_every_room_of_q8core_imports_rooms_below_it(root: Path) -> None:
     assert wrong_arrows(root / "q8core", Q8CORE_ROOMS) == []
 
 
+def test_every_room_of_the_engines_imports_rooms_below_it(root: Path) -> None:
+    assert wrong_arrows(root / "q8core" / "engines", ENGINE_ROOMS, "q8core") == []
+
+
+def test_every_room_of_quant_imports_rooms_below_it(root: Path) -> None:
+    assert wrong_arrows(root / "q8core" / "quant", QUANT_ROOMS, "q8core") == []
+
+
 def test_q8core_knows_no_service(root: Path) -> None:
     package = root / "q8core"
     wrong = [
         f"{file.relative_to(root)}:{line}: {name}"
         for file in sorted(package.rglob("*.py"))
-        for line, name in imports(file, package)
+        for line, name in imports(file, package, package.name)
         if name.partition(".")[0] in NOT_FOR_Q8CORE
     ]
     assert wrong == []

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from q8core.errors import SchemeError
 from q8core.quant import QATLinear, Scheme, SiteScheme, calibrate, convert, prepare, preset, quantize
-from q8core.quant.arithmetic import asymmetric_grid
-from q8core.quant.context import ForwardContext
-from q8core.quant.passes import to_grid
+from q8core.quant.ops.arithmetic import asymmetric_grid
+from q8core.quant.ops.passes import to_grid
+from q8core.quant.qat.context import ForwardContext
 from q8core.quant.quantizer import PER_CHANNEL, Grid, Quantizer
-from q8core.quant.ranges import Histogram, mse_sides, side_maxima
+from q8core.quant.rules.ranges import Histogram, mse_sides, side_maxima
 from q8core.quant.schemes.scheme import LINEAR_SLOTS
 from tests.quant.conftest import hidden_states, make_batch, make_classifier, plan_for, prepared, site_plan
 from tests.quant.integer_reference import IntegerBert

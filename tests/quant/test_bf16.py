@@ -10,7 +10,7 @@ from torch import Tensor
 
 from q8core.model.attention import AttentionProducts
 from q8core.quant import SiteScheme, dequantize, quantize
-from q8core.quant.layers import weight_scale
+from q8core.quant.qat.layers import weight_scale
 from q8core.training.losses import task_loss
 from tests.quant.conftest import make_batch, make_classifier, prepared
 from tests.quant.test_asymmetric import symmetric

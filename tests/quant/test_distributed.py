@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from q8core.quant.ranges import largest_of_processes
+from q8core.quant.rules.ranges import largest_of_processes
 
 WORKER = """
 import sys
@@ -15,7 +15,7 @@ from torch import distributed, nn
 from q8core.errors import CalibrationError
 from q8core.model.sites import Site
 from q8core.quant import QATLinear, SiteScheme, preset
-from q8core.quant.context import ForwardContext
+from q8core.quant.qat.context import ForwardContext
 from q8core.quant.plan import SitePlan
 from q8core.quant.quantizer import PER_CHANNEL, STATIC
 

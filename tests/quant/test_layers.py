@@ -21,9 +21,9 @@ from q8core.quant import (
     quantize,
     scale_from_threshold,
 )
-from q8core.quant import layers as layers_module
-from q8core.quant.context import ForwardContext
-from q8core.quant.layers import weight_scale
+from q8core.quant.qat import layers as layers_module
+from q8core.quant.qat.context import ForwardContext
+from q8core.quant.qat.layers import weight_scale
 from q8core.quant.quantizer import PER_CHANNEL, PER_TOKEN, STATIC, Granularity
 from tests.quant.conftest import site_plan
 

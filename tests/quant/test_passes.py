@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from q8core.native import load_library, variants
-from q8core.quant import passes, quantize
-from q8core.quant.passes import column_sums, on_grid, rescale_, row_magnitudes, row_sides, scaled, to_grid
+from q8core.quant import quantize
+from q8core.quant.ops import passes
+from q8core.quant.ops.passes import column_sums, on_grid, rescale_, row_magnitudes, row_sides, scaled, to_grid
 
 SHAPES = [(3, 5), (1, 1), (2, 16), (4, 7, 33), (9, 384), (70, 1536)]
 """Lanes filled in part, exactly, several times; more elements than one thread takes, and than torch takes at once."""

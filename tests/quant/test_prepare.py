@@ -27,8 +27,8 @@ from q8core.quant import (
     preset,
     quantized_layers,
 )
-from q8core.quant import layers as layers_module
-from q8core.quant.attention import QATAttentionProducts
+from q8core.quant.qat import layers as layers_module
+from q8core.quant.qat.attention import QATAttentionProducts
 from q8core.training.losses import task_loss
 from tests.quant.conftest import Batch, make_batch, make_classifier, make_qa, plan_for, prepared
 from tests.quant.test_asymmetric import symmetric

@@ -14,8 +14,7 @@ from torch.nn.functional import cosine_similarity
 
 from q8core.errors import InputError
 from q8core.quant import dequantize
-from q8core.quant.fake_attention import ProductScales, quantized_attention
-from q8core.quant.products import (
+from q8core.quant.ops.products import (
     exponentials,
     integer_scores,
     probability_sums,
@@ -24,6 +23,7 @@ from q8core.quant.products import (
     score_factor,
     weighted_sums,
 )
+from q8core.quant.qat.fake_attention import ProductScales, quantized_attention
 
 SCALES = ProductScales(torch.tensor([0.031]), torch.tensor([0.027]), torch.tensor([0.011]))
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from q8core.errors import CalibrationError, InputError
-from q8core.quant.ranges import Histogram, MseCollector, abs_max, create_collector, ema_update, rows_of
+from q8core.quant.rules.ranges import Histogram, MseCollector, abs_max, create_collector, ema_update, rows_of
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

@@ -41,7 +41,7 @@ class SiteScheme:
         weight: of a table or a linear.
         input: of a linear: it has one where, and only where, its weight is quantized.
         output: of query, key and value: puts them on a grid for the attention's products.
-        arithmetic: of attention products: "float", or "relative_u8", both in integers (`q8core.quant.products`).
+        arithmetic: of attention products: "float", or "relative_u8", both in integers (`q8core.quant.ops.products`).
         start_step: training steps that only observe ranges and compute in float32.
     """
 

@@ -13,7 +13,7 @@ from tests.service.conftest import open_registry
 def test_a_slow_cpu_is_said_in_one_line(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, classify_folder: Path, qa_folder: Path
 ) -> None:
-    monkeypatch.setattr("q8core.engines.autoselect.speed_note", lambda *_: "no VNNI on this CPU")
+    monkeypatch.setattr("q8core.engines.choice.autoselect.speed_note", lambda *_: "no VNNI on this CPU")
     with caplog.at_level(logging.INFO, "service"):
         open_registry(classify_folder, qa_folder).load()
     assert [record.message for record in caplog.records if record.levelno == logging.WARNING] == ["no VNNI on this CPU"]

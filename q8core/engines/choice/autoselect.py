@@ -1,0 +1,159 @@
+"""Choosing the int8 kernel by measuring those that work on this CPU, on a layer of the model's own sizes.
+
+What was measured is kept in the cache under everything that decides it; a later load reads it instead.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Literal
+
+import torch
+
+from q8core.cache import Key, code_digest, read_record, tell_unusable, write_record
+from q8core.engines.choice.int8_kernels import KERNEL_NAMES, Int8Kernel, proven_kernel
+from q8core.engines.choice.random_weights import RandomInt8
+from q8core.engines.choice.speed_note import speed_note
+from q8core.engines.packing import TokenBatch
+from q8core.engines.tensors.source import TensorSource
+from q8core.errors import EngineError
+from q8core.machine import cpu, usable_cpus, variables
+from q8core.model.head import HeadSpec
+from q8core.model.sites import HEAD_OUTPUT, LAYER_LINEARS, PRODUCTS
+from q8core.native import load_library
+from q8core.quant import Scheme
+from q8core.quant.plan import Plan
+
+ROWS = (16, 128)
+"""Token counts that are timed: a short sentence, and a small batch."""
+
+Microseconds = dict[str, dict[int, float]]
+"""Kernel -> token count -> median time."""
+
+_ROUNDS = 5
+_BUDGET_SECONDS = 1.5
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The kernel to use, and why.
+
+    Attributes:
+        kernel: proven on this CPU.
+        how: given by the user, the only one that can be used, measured now, or by an earlier load (cached).
+        microseconds: kernel -> token count -> median time of a model of one layer; empty if there was no choice.
+        refused: kernel -> why it cannot be used here.
+    """
+
+    kernel: Int8Kernel
+    how: Literal["given", "only", "measured", "cached"]
+    microseconds: Microseconds = field(default_factory=dict[str, dict[int, float]])
+    refused: dict[str, str] = field(default_factory=dict[str, str])
+
+    def facts(self) -> dict[str, object]:
+        """Return the choice as plain values for `describe`."""
+        return {
+            **self.kernel.facts,
+            "kernel_choice": self.how,
+            "speed_note": speed_note(self.kernel.name, str(self.kernel.facts["isa"]), cpu()[1]),
+            "kernel_microseconds": {k: {str(rows): t for rows, t in v.items()} for k, v in self.microseconds.items()},
+            "kernels_refused": self.refused,
+        }
+
+
+def choose_kernel(name: str, plan: Plan) -> Choice:
+    """Return the kernel `name`, or for "auto" the fastest of those that work here and compute this plan.
+
+    Raises:
+        EngineError: if the kernel, or for "auto" every kernel, cannot be used; says why.
+    """
+    sizes = {columns for _, columns in plan.spec.linear_shapes}
+    if name != "auto":
+        return Choice(proven_kernel(name, sizes), "given")
+    usable: dict[str, Int8Kernel] = {}
+    refused: dict[str, str] = {}
+    for each in KERNEL_NAMES:
+        try:
+            kernel = proven_kernel(each, sizes)
+        except (EngineError, RuntimeError, AttributeError) as error:  # an operator that this build of torch lacks
+            refused[each] = str(error)
+            continue
+        refusal = kernel.refused(plan)
+        if refusal is None:
+            usable[each] = kernel
+        else:
+            refused[each] = refusal
+    if not usable:
+        raise EngineError("no int8 kernel works on this machine: " + "; ".join(f"{k}: {v}" for k, v in refused.items()))
+    if len(usable) == 1:
+        return Choice(next(iter(usable.values())), "only", refused=refused)
+    how, times = _times(usable, one_layer(plan))
+    best = min(usable, key=lambda each: math.prod(times[each].values()))
+    return Choice(usable[best], how, times, refused)
+
+
+def one_layer(plan: Plan) -> Plan:
+    """Return the plan of a model with one layer like a plan's own first one, and a small table."""
+    assert plan.scheme is not None
+    spec = replace(plan.spec, layers=1, vocabulary=16, positions=max(ROWS))
+    slots = {slot: plan.of_layer(0, slot).scheme for slot in (*LAYER_LINEARS, PRODUCTS)}
+    slots["head_output"] = plan.sites[HEAD_OUTPUT].scheme
+    scheme = Scheme("layer", {**plan.scheme.slots, **slots})
+    return Plan.of(spec, HeadSpec("every", 2), scheme)
+
+
+def _times(kernels: Mapping[str, Int8Kernel], plan: Plan) -> tuple[Literal["measured", "cached"], Microseconds]:
+    """Return the times of an earlier load under the same conditions, or measure, and keep them for later ones."""
+    key = _conditions(kernels, plan)
+    try:
+        kept = read_record("kernels", key)
+        if kept is not None:
+            return "cached", {name: {int(rows): float(t) for rows, t in by.items()} for name, by in kept.items()}
+        times = measure_layer(kernels, plan)
+        write_record("kernels", key, {name: {str(rows): t for rows, t in by.items()} for name, by in times.items()})
+    except OSError as error:
+        tell_unusable(error)
+        times = measure_layer(kernels, plan)
+    return "measured", times
+
+
+def _conditions(kernels: Mapping[str, Int8Kernel], plan: Plan) -> Key:
+    """Return everything that decides the times."""
+    name, flags = cpu()
+    return {
+        "cpu": name,
+        "flags": sorted(flags),
+        "cpus": usable_cpus(),
+        "threads": torch.get_num_threads(),
+        "variables": variables(),
+        "torch": torch.__version__,
+        "library": load_library().q8_digest().decode() if "native" in kernels else None,
+        "code": code_digest(),
+        "kernels": {each: kernel.facts for each, kernel in kernels.items()},
+        "spec": asdict(plan.spec),
+        "layer": {path: asdict(site.scheme) for path, site in plan.sites.items()},
+        "rows": list(ROWS),
+    }
+
+
+def measure_layer(kernels: Mapping[str, Int8Kernel], plan: Plan) -> Microseconds:
+    """Return kernel -> tokens -> median microseconds of a model of one layer, the kernels taking turns."""
+    models = {name: kernel.load(plan, TensorSource(RandomInt8(plan))) for name, kernel in kernels.items()}
+    times: dict[str, dict[int, list[float]]] = {name: {rows: [] for rows in ROWS} for name in kernels}
+    deadline = time.monotonic() + _BUDGET_SECONDS
+    zeros = torch.zeros(max(ROWS), dtype=torch.int64)
+    batches = {rows: TokenBatch(zeros[:rows], zeros[:rows], (rows,)) for rows in ROWS}
+    with torch.inference_mode():
+        for turn in range(1 + _ROUNDS):  # the first turn warms up
+            for rows, batch in batches.items():
+                for name, model in models.items():
+                    begin = time.perf_counter()
+                    model.logits(batch)
+                    if turn:
+                        times[name][rows].append((time.perf_counter() - begin) * 1e6)
+            if turn and time.monotonic() > deadline:
+                break
+    return {name: {rows: round(sorted(t)[len(t) // 2], 1) for rows, t in by.items()} for name, by in times.items()}

@@ -1,0 +1,73 @@
+"""The float32 kernels by name, and which one runs: the native library's where it can, else oneDNN's.
+
+`native` computes the whole forward pass in one call of our own library; `onednn` computes the linear layers with
+torch's prepacked operators and everything between with torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from q8core.engines.engine import Forward
+from q8core.engines.loaders.fp32 import load_fp32
+from q8core.engines.loaders.native_float import float_variants, load_native_float
+from q8core.engines.tensors.source import TensorSource
+from q8core.errors import EngineError, InputError
+from q8core.quant.plan import Plan
+
+FP32_KERNEL_NAMES = ("native", "onednn")
+
+
+@dataclass(frozen=True)
+class Fp32Choice:
+    """The float32 kernel to use, and why not another.
+
+    Attributes:
+        name: native or onednn.
+        isa: the instruction set that it uses.
+        variant: the native library's.
+        refused: kernel -> why it cannot be used here.
+    """
+
+    name: Literal["native", "onednn"]
+    isa: str
+    refused: dict[str, str] = field(default_factory=dict[str, str])
+    variant: str | None = None
+
+    def facts(self) -> dict[str, object]:
+        """Return the choice as plain values for `describe`."""
+        return {"isa": self.isa, "kernels_refused": self.refused}
+
+    def load(self, plan: Plan, source: TensorSource) -> Forward:
+        """Pack a model's float tensors.
+
+        Raises:
+            CheckpointError: if a tensor is missing or does not fit.
+        """
+        if self.name == "native":
+            return load_native_float(plan, source, self.variant)
+        return load_fp32(plan, source)
+
+
+def choose_fp32_kernel(name: str) -> Fp32Choice:
+    """Return the kernel `name`, or for "auto" the first of `FP32_KERNEL_NAMES` that works here.
+
+    Raises:
+        InputError: if no float32 kernel has this name.
+        EngineError: if the kernel cannot be used; says why.
+    """
+    if name not in ("auto", *FP32_KERNEL_NAMES):
+        raise InputError(f"kernel is {name!r}; allowed for fp32: auto, {', '.join(FP32_KERNEL_NAMES)}")
+    onednn = torch.backends.cpu.get_cpu_capability()
+    if name == "onednn":
+        return Fp32Choice("onednn", onednn)
+    try:
+        variant = next(iter(float_variants()))
+        return Fp32Choice("native", "avx2" if variant == "avx2" else "avx512", variant=variant)  # AMX has no float32
+    except EngineError as error:
+        if name == "native":
+            raise
+        return Fp32Choice("onednn", onednn, {"native": str(error)})

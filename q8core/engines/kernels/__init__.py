@@ -1,0 +1,1 @@
+"""int8 linear layers through torch's kernels."""

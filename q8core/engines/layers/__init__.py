@@ -1,0 +1,1 @@
+"""The parts of an encoder that is computed layer by layer."""

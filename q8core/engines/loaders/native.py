@@ -1,0 +1,274 @@
+"""The int8 forward pass as one call into the native library: quantized weights in, logits out.
+
+Computes what `int8.py` does with torch's kernels: the integer sums are the same to the bit; float steps (GELU, softmax,
+layer norms, attention's weighted sums) round in another order, so now and then an activation lands on the neighbouring
+step of its grid. Every variant of the library gives the same bits as the others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from q8core.engines.memory.packed_file import PackedModel, Store, packed_key, place
+from q8core.engines.memory.residence import Residence
+from q8core.engines.packing import TokenBatch
+from q8core.engines.tensors.site_tensors import LinearTensors, take_linear, take_norm, take_relative_bias, take_table
+from q8core.engines.tensors.source import TensorSource
+from q8core.errors import EngineError
+from q8core.model.head import Reads
+from q8core.model.sites import EMBEDDING_PROJECTION, HEAD_DENSE, HEAD_OUTPUT, PRODUCTS, PROJECTIONS, layer_path
+from q8core.model.spec import EncoderSpec
+from q8core.native import load_library, structs, variants
+from q8core.quant.ops.arithmetic import dequantize_bias, integer_limits, rescale_factor
+from q8core.quant.ops.products import score_factor
+from q8core.quant.plan import Plan
+
+_LANES, _PANEL, _DEPTH = 16, 32, 64
+_SIGNED = 128
+"""The zero point of symmetric activations."""
+_ROUND = 1.5 * 2**23
+"""Added to a small float32 it rounds it, and leaves the integer in the lowest bits."""
+
+
+@dataclass(frozen=True)
+class NativeLinear:
+    """A static int8 layer in the library's layout.
+
+    Attributes:
+        weight: uint8 (out rounded up to 32, in rounded up to 64).
+        comp: int32 (2, ...), what takes the activations' zero point out of the sums, and where they are signed.
+        r, bias: float32; all of `weight`'s rows.
+        view: the structure that points to them.
+    """
+
+    weight: Tensor
+    comp: Tensor
+    r: Tensor
+    bias: Tensor
+    view: structs.Linear
+
+    @classmethod
+    def pack(cls, tensors: LinearTensors) -> NativeLinear:
+        """Copy a layer into the library's layout.
+
+        Raises:
+            EngineError: if it is not static int8.
+        """
+        if tensors.weight_scale is None or tensors.input_scale is None:
+            raise EngineError(f"the native kernel computes static int8 layers; found a {tensors.kind} one")
+        out, columns = tensors.weight.shape
+        rows, depth = _up(out, _PANEL), _up(columns, _DEPTH)
+        weight, comp = torch.zeros(rows, depth, dtype=torch.uint8), torch.zeros(2, rows, dtype=torch.int32)
+        source = tensors.weight.contiguous()
+        zero_point = _SIGNED if tensors.zero_point is None else tensors.zero_point
+        load_library().q8_pack(
+            source.data_ptr(), out, columns, zero_point, weight.data_ptr(), comp[0].data_ptr(), comp[1].data_ptr()
+        )
+        r = rescale_factor(tensors.input_scale, tensors.weight_scale).expand(out)
+        bias = dequantize_bias(tensors.bias, tensors.input_scale, tensors.weight_scale)
+        r, bias = (F.pad(each, (0, rows - out)).contiguous() for each in (r, bias))
+        view = structs.Linear(
+            *(each.data_ptr() for each in (weight, comp[0], comp[1], r, bias)),
+            structs.Grid(
+                float(tensors.input_scale.reciprocal()), *integer_limits(tensors.zero_point), _ROUND + zero_point
+            ),
+            out,
+            rows,
+            depth // _DEPTH,
+        )
+        return cls(weight, comp, r, bias, view)
+
+
+class Workspace:
+    """Memory for activations, reused from batch to batch; it grows to what the largest needs."""
+
+    def __init__(self) -> None:
+        self._memory = torch.empty(0, dtype=torch.uint8)
+
+    @property
+    def nbytes(self) -> int:
+        """Its bytes."""
+        return len(self._memory)
+
+    def of(self, nbytes: int) -> Tensor:
+        """Return at least `nbytes` bytes of whatever was there."""
+        if nbytes > len(self._memory):
+            self._memory = torch.empty(0, dtype=torch.uint8)  # the old one goes first: never both
+            self._memory = torch.empty(nbytes, dtype=torch.uint8)
+        return self._memory
+
+
+@dataclass(frozen=True)
+class NativeModel:
+    """A model in the library's layout, ready to run.
+
+    Attributes:
+        spec: its encoder.
+        outputs: columns of the logits.
+        variant: the instruction set in use, and the library's address of it.
+        packed: what the library reads.
+        functions: the library's functions that size the workspace and run.
+    """
+
+    spec: EncoderSpec
+    outputs: int
+    variant: tuple[str, int]
+    packed: PackedModel
+    functions: tuple[str, str] = ("q8_workspace_bytes", "q8_forward")
+    workspace: Workspace = field(default_factory=lambda: Workspace())
+
+    def logits(self, batch: TokenBatch) -> Tensor:
+        """Return float32 logits: (B, outputs) where the head reads first tokens, else (T, outputs)."""
+        lengths = torch.tensor(batch.lengths, dtype=torch.int32)
+        ids, types = batch.input_ids.contiguous(), batch.token_type_ids.contiguous()
+        what = structs.Batch(batch.tokens, len(batch.lengths), ids.data_ptr(), types.data_ptr(), lengths.data_ptr())
+        size_of, forward = (getattr(load_library(), name) for name in self.functions)
+        threads, view = torch.get_num_threads(), self.packed.view
+        memory = self.workspace.of(size_of(view, what, threads))
+        logits = torch.empty(len(batch.lengths) if view.head_reads_first else batch.tokens, self.outputs)
+        forward(self.variant[1], view, what, memory.data_ptr(), logits.data_ptr(), threads)
+        return logits
+
+    def workspace_bytes(self, tokens: int) -> int:
+        """Return the bytes of the workspace, which has grown to what the largest batch needed."""
+        return self.workspace.nbytes
+
+    @property
+    def reads(self) -> Reads:
+        """Which tokens the head reads."""
+        return "first" if self.packed.view.head_reads_first else "every"
+
+    @property
+    def residence(self) -> Residence:
+        """Where the weights are."""
+        return self.packed.residence
+
+
+def load_native(plan: Plan, source: TensorSource, variant: str | None = None) -> NativeModel:
+    """Map the packed tensors of a quantized checkpoint, or pack them, one after the other.
+
+    Args:
+        plan: the model's.
+        source: its tensors.
+        variant: amx, avx512_vnni, avx2 or portable; None for the best that this CPU runs.
+
+    Raises:
+        CheckpointError: if a tensor is missing, or is not what the plan says.
+        EngineError: if the library is missing, cannot run here, or does not compute this plan.
+    """
+    usable = variants()
+    name = variant or next(iter(usable))
+    if name not in usable:
+        raise EngineError(f"the variant {name!r} cannot run here; usable: {', '.join(usable)}")
+    refusal = refused(plan)
+    if refusal is not None:
+        raise EngineError(refusal)
+    key = packed_key(source.sha256, plan) if source.sha256 else None
+    packed = place(key, lambda store: _pack_model(plan, source, store))
+    return NativeModel(plan.spec, plan.head.outputs, (name, usable[name]), packed)
+
+
+def _pack_model(plan: Plan, source: TensorSource, store: Store) -> structs.Model:
+    """Pack every tensor of the source into the store."""
+    loader, spec = Loader(source, plan, store), plan.spec
+    view = structs.Model(spec.hidden, spec.heads, spec.inner, spec.layers, spec.norm_epsilon)
+    view.head_reads_first = plan.head.reads == "first"
+    loader.embeddings(view)
+    layers = (structs.Layer * spec.layers)(*(loader.layer(number) for number in range(spec.layers)))
+    view.layer = layers
+    if plan.head.dense:
+        view.head_activation = structs.ACTIVATIONS[plan.head.dense]
+        view.head_dense = loader.linear(HEAD_DENSE)
+    view.head = loader.linear(HEAD_OUTPUT)
+    source.finish()
+    return view
+
+
+def refused(plan: Plan) -> str | None:
+    """Return why the library does not compute this plan, or None if it does."""
+    for path, site in plan.sites.items():
+        if site.site.kind != "linear":
+            continue
+        if site.kind != "static":
+            return f"the native kernel computes static int8 layers; {path} is {site.kind}"
+        if site.site.slot in ("query", "key") and site.output is None:
+            return f"the native kernel computes quantized queries and keys; the output of {path} is in float"
+    return None
+
+
+class Loader:
+    """Takes tensors from a source, packs them, and hands what the structures point to to a store."""
+
+    def __init__(self, source: TensorSource, plan: Plan, store: Store) -> None:
+        self.source, self.plan, self.store, self.keep = source, plan, store, store.keep
+
+    def embeddings(self, view: structs.Model | structs.FloatModel) -> None:
+        """Load the tables, their norm and, where there is one, the projection behind it."""
+        spec = self.plan.spec
+        view.words = self.table("word_embeddings")
+        view.positions = self.table("position_embeddings", spec.first_position)
+        if spec.token_types:
+            view.types = self.table("token_type_embeddings")
+        view.embedding_norm = self.norm("embedding_norm")
+        view.embedding = spec.table_columns
+        if spec.embedding:
+            view.projection = self.projection()
+        bias = take_relative_bias(self.source, self.plan)
+        if bias is not None:
+            view.relative_bias = structs.RelativeBias(self.keep(bias), spec.positions)
+
+    def projection(self) -> structs.Linear | structs.FloatLinear:
+        """Load what takes the tables' columns to those of the hidden state."""
+        return self.linear(EMBEDDING_PROJECTION)
+
+    def table(self, path: str, first: int = 0) -> structs.Table:
+        """Load an embedding table from its row `first` on."""
+        tensors, keep = take_table(self.source, self.plan.sites[path]).behind(first), self.store.keep_copy
+        if tensors.scale is None:
+            return structs.Table(None, keep(tensors.rows), None, 0)
+        return structs.Table(keep(tensors.rows), None, keep(tensors.scale), tensors.scale.numel() > 1)
+
+    def norm(self, path: str) -> structs.Norm:
+        """Load a layer norm, padded to whole vectors."""
+        weight, bias = take_norm(self.source, self.plan.sites[path])
+        padding = (0, _up(len(weight), _LANES) - len(weight))
+        return structs.Norm(*(self.keep(F.pad(each, padding)) for each in (weight, bias)))
+
+    def linear(self, path: str) -> structs.Linear:
+        """Load and pack a linear layer."""
+        return self._pack(take_linear(self.source, self.plan.sites[path]))
+
+    def layer(self, number: int) -> structs.Layer:
+        """Load an encoder layer."""
+        layer, scales = structs.Layer(), dict[str, Tensor]()
+        for slot in PROJECTIONS:
+            tensors = take_linear(self.source, self.plan.of_layer(number, slot))
+            setattr(layer, slot, self._pack(tensors))
+            if tensors.output_scale is not None:
+                scales[slot] = tensors.output_scale
+                setattr(layer, f"{slot}_inverse", float(tensors.output_scale.reciprocal()))
+        layer.score_scale = score_factor(self.plan.spec.head_size, scales["query"], scales["key"])
+        if self.plan.of_layer(number, PRODUCTS).arithmetic != "float":
+            layer.value_scale = float(scales["value"])
+        layer.output = self.linear(layer_path(number, "attention_output"))
+        layer.output_norm = self.norm(layer_path(number, "attention_norm"))
+        layer.inner = self.linear(layer_path(number, "ffn_in"))
+        layer.outer = self.linear(layer_path(number, "ffn_out"))
+        layer.final_norm = self.norm(layer_path(number, "ffn_norm"))
+        return layer
+
+    def _pack(self, tensors: LinearTensors) -> structs.Linear:
+        packed = NativeLinear.pack(tensors)
+        view = packed.view
+        view.w, view.comp = self.keep(packed.weight), self.keep(packed.comp)
+        view.signed_comp = view.comp + packed.comp[0].nbytes
+        view.r, view.bias = self.keep(packed.r), self.keep(packed.bias)
+        return view
+
+
+def _up(size: int, to: int) -> int:
+    return -(-size // to) * to

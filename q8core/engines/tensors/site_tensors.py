@@ -1,0 +1,130 @@
+"""The tensors of a site as a checkpoint holds them: those that its plan names, and no others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from q8core.engines.tensors.source import TensorSource
+from q8core.errors import CheckpointError
+from q8core.model.sites import RELATIVE_BIAS
+from q8core.quant.codes import decode
+from q8core.quant.ops.arithmetic import U8_MAX
+from q8core.quant.plan import Kind, Plan, SitePlan
+
+
+@dataclass(frozen=True)
+class LinearTensors:
+    """What a linear layer (in) -> (out) came with.
+
+    Attributes:
+        weight: (out, in), int8 or, where the scheme leaves the layer alone, float32.
+        bias: (out,), int32 of a static layer, else float32.
+        weight_scale: (1,) or (out,), if the weight is int8.
+        input_scale: (1,) of a static layer.
+        output_scale: (1,) where the output is quantized.
+        zero_point: of a static layer's input, where that is asymmetric.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    weight_scale: Tensor | None = None
+    input_scale: Tensor | None = None
+    output_scale: Tensor | None = None
+    zero_point: int | None = None
+
+    @property
+    def kind(self) -> Kind:
+        """How the layer computes."""
+        if self.weight_scale is None:
+            return "float"
+        return "dynamic" if self.input_scale is None else "static"
+
+
+@dataclass(frozen=True)
+class TableTensors:
+    """An embedding table: rows in float32, or in int8 with a scale (1,) or (rows,)."""
+
+    rows: Tensor
+    scale: Tensor | None = None
+
+    def behind(self, first: int) -> TableTensors:
+        """Return the table from a row on: before the first position, no row is ever read."""
+        if first == 0:
+            return self
+        each_row = self.scale is not None and len(self.scale) > 1
+        return TableTensors(
+            self.rows[first:], self.scale[first:] if each_row and self.scale is not None else self.scale
+        )
+
+
+def take_linear(source: TensorSource, plan: SitePlan) -> LinearTensors:
+    """Take the tensors of a linear layer.
+
+    Raises:
+        CheckpointError: if one is missing, or is not what the plan says.
+    """
+    weight, bias = _weight(source, plan), source.take(plan, "bias")
+    if plan.kind == "float":
+        return LinearTensors(weight, own(bias))
+    weight_scale = own(source.scale(plan, "weight_scale"))
+    if plan.kind == "dynamic":
+        return LinearTensors(weight, own(bias), weight_scale)
+    output_scale = None if plan.output is None else own(source.scale(plan, "output_scale"))
+    input_scale = own(source.scale(plan, "input_scale"))
+    return LinearTensors(weight, bias, weight_scale, input_scale, output_scale, _zero_point(source, plan))
+
+
+def take_table(source: TensorSource, plan: SitePlan) -> TableTensors:
+    """Take the tensors of an embedding table, which may be views of a mapped file.
+
+    Raises:
+        CheckpointError: if one is missing, or is not what the plan says.
+    """
+    rows = _weight(source, plan)
+    return TableTensors(rows) if plan.weight is None else TableTensors(rows, source.scale(plan, "weight_scale"))
+
+
+def take_norm(source: TensorSource, plan: SitePlan) -> tuple[Tensor, Tensor]:
+    """Take the weight and the bias of a layer norm.
+
+    Raises:
+        CheckpointError: if one is missing, or is not what the plan says.
+    """
+    return own(source.take(plan, "weight")), own(source.take(plan, "bias"))
+
+
+def take_relative_bias(source: TensorSource, plan: Plan) -> Tensor | None:
+    """Take the biases of attention by the key's distance from the query: (heads, 2 * positions - 1); None without.
+
+    Raises:
+        CheckpointError: if the table is missing, or is not what the plan says.
+    """
+    if not plan.spec.relative_buckets:
+        return None
+    rows = source.take(plan.sites[RELATIVE_BIAS], "weight")
+    return rows[list(plan.spec.relative_buckets_by_distance)].T.contiguous()
+
+
+def own(tensor: Tensor) -> Tensor:
+    """Return a copy in memory of its own: a view would keep the whole mapped file resident."""
+    return tensor.clone(memory_format=torch.contiguous_format)
+
+
+def _weight(source: TensorSource, plan: SitePlan) -> Tensor:
+    """Return a weight in float32, or its integers in int8 whatever their code."""
+    weight = source.take(plan, "weight")
+    return weight if plan.weight is None else decode(weight, plan.weight.bits, plan.site.shape[-1])
+
+
+def _zero_point(source: TensorSource, plan: SitePlan) -> int | None:
+    if plan.input is None or plan.input.grid == "symmetric":
+        return None
+    zero_point = int(source.take(plan, "input_zero_point"))
+    if not 0 <= zero_point < U8_MAX or zero_point % 2:
+        raise CheckpointError(
+            f"{plan.path}.input_zero_point is {zero_point}; a zero point is an even number from 0 to 254"
+        )
+    return zero_point

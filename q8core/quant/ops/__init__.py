@@ -1,0 +1,1 @@
+"""One definition of each quantized operation, in float and on integers."""

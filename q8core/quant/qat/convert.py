@@ -1,0 +1,95 @@
+"""From a prepared network to the tensors of its plan, and back to float32 tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from q8core.errors import CalibrationError
+from q8core.quant.codes import decode, encode
+from q8core.quant.ops.arithmetic import dequantize, dequantize_bias, per_row, quantize_i8
+from q8core.quant.plan import Plan, SitePlan
+from q8core.quant.qat.layers import QATEmbedding, QATLinear
+from q8core.quant.qat.prepare import quantized_layers
+
+
+def convert(prepared: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors of a trained or calibrated network's plan (`SitePlan.tensors`), by the names of sites.
+
+    A static linear at M gives the codes of `M.weight` (out, in) with `M.weight_scale` float32 (1,) or (out,),
+    `M.input_scale` float32 (1,) and `M.bias` int32 (out,), and where the input is asymmetric `M.input_zero_point` int32
+    (1,); with one input scale a token there is none and the bias stays float32. Query, key and value may have
+    `M.output_scale` float32 (1,). A table gives the codes of `M.weight` (rows, columns) and `M.weight_scale` float32
+    (1,) or (rows,). All other parameters stay float32.
+
+    Raises:
+        CalibrationError: if a range was never observed, or a parameter is infinite or NaN; names the site.
+        SchemeError: if the network was not prepared.
+    """
+    linears, tables = quantized_layers(prepared)
+    tensors: dict[str, Tensor] = {}
+    for path, linear in linears.items():
+        tensors.update(_named(path, _linear_tensors(linear)))
+    for path, table in tables.items():
+        tensors.update(_named(path, _embedding_tensors(table)))
+    for name, parameter in prepared.named_parameters():
+        if name in tensors:
+            continue
+        if not bool(torch.isfinite(parameter).all()):
+            raise CalibrationError(f"{name} has infinite or NaN values")
+        tensors[name] = parameter.detach().to(torch.float32).clone()
+    return tensors
+
+
+def dequantized_tensors(plan: Plan, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the float32 tensors that the tensors of a plan stand for, by the names of sites.
+
+    Weights are `weight * weight_scale`, int32 biases `bias * (input_scale * weight_scale)` as the integer engine
+    adds them; everything else is copied. The scales themselves are left out.
+    """
+    floats: dict[str, Tensor] = {}
+    for site in plan.sites.values():
+        for name in site.site.float_tensors:
+            floats[name] = _dequantized(site, name, tensors)
+    return floats
+
+
+def _dequantized(site: SitePlan, name: str, tensors: Mapping[str, Tensor]) -> Tensor:
+    tensor = tensors[name]
+    if site.weight is None or (site.kind == "dynamic" and name.endswith(".bias")):
+        return tensor.to(torch.float32).clone()
+    scale = tensors[f"{site.path}.weight_scale"]
+    if name.endswith(".bias"):
+        return dequantize_bias(tensor, tensors[f"{site.path}.input_scale"], scale)
+    return dequantize(decode(tensor, site.weight.bits, site.site.shape[-1]), per_row(scale))
+
+
+def _linear_tensors(layer: QATLinear) -> dict[str, Tensor]:
+    scales = layer.scales()
+    w_i8 = quantize_i8(layer.weight.detach(), per_row(scales.weight))
+    tensors = {"weight": encode(w_i8, layer.weight_quantizer.bits), "weight_scale": scales.weight}
+    if scales.input is None:
+        if not bool(torch.isfinite(layer.bias).all()):
+            raise CalibrationError(f"{layer.path}.bias has infinite or NaN values")
+        tensors["bias"] = layer.bias.detach().clone()
+    else:
+        tensors["input_scale"] = scales.input
+        tensors["bias"] = layer.bias_i32(scales.input, scales.weight)
+        zero_point = layer.range_grid("input")[1]
+        if zero_point is not None:
+            tensors["input_zero_point"] = torch.tensor([zero_point], dtype=torch.int32)
+    if scales.output is not None:
+        tensors["output_scale"] = scales.output
+    return tensors
+
+
+def _embedding_tensors(table: QATEmbedding) -> dict[str, Tensor]:
+    scale = table.scale()
+    w_i8 = quantize_i8(table.weight.detach(), per_row(scale))
+    return {"weight": encode(w_i8, table.weight_quantizer.bits), "weight_scale": scale}
+
+
+def _named(path: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{path}.{leaf}": tensor.contiguous() for leaf, tensor in tensors.items()}

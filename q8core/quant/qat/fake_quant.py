@@ -1,0 +1,110 @@
+"""Straight-through simulation of the integer arithmetic, as autograd functions.
+
+The forward pass computes on integer-valued floats, exactly what the integer engine computes (in float32 as long
+as an accumulator stays below 2**24; in bfloat16 the operands are exact, products and sums are not). The backward
+pass is the straight-through estimator: the gradient of the float linear with the dequantized operands, identity
+through every rounding and clamping, clamped elements included (Q8BERT; harmless at 8 bits).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from q8core.quant.ops.arithmetic import per_row, rescale_factor
+from q8core.quant.ops.passes import column_sums, on_grid, rescale_, scaled
+
+
+class _QuantizedLinear(Function):
+    """y = (x_q . w_q) * scale_x * scale_w + bias, with straight-through gradients to x, weight and bias."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        x_q: Tensor,
+        w_q: Tensor,
+        scale_x: Tensor,
+        scale_w: Tensor,
+        bias_hat: Tensor,
+    ) -> Tensor:
+        ctx.save_for_backward(x_q, w_q, scale_x, scale_w)
+        ctx.dtypes = (x.dtype, weight.dtype, bias.dtype)
+        y = F.linear(x_q, w_q)  # (..., out), integers: exact in float32 below 2**24
+        if scale_x.numel() == 1:
+            rescale_(y, rescale_factor(scale_x, scale_w), bias_hat)
+            return y
+        # one scale per token: (..., 1) * (out,)
+        return y.to(torch.float32).mul_(scale_x).mul_(scale_w.reshape(-1)).add_(bias_hat).to(x_q.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride] - the decorator hides the name ctx
+        ctx: Any, *grads: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        x_q, w_q, scale_x, scale_w = ctx.saved_tensors
+        x_dtype, w_dtype, b_dtype = ctx.dtypes
+        grad_y = grads[0].to(w_q.dtype)
+        # rows of a matrix, not a batch of them: a gradient that comes transposed would be multiplied piece by piece
+        rows = grad_y.reshape(-1, grad_y.shape[-1])
+        grad_x = grad_w = grad_b = None
+        if ctx.needs_input_grad[0]:
+            # Scaling the small weight instead of the gradient saves two passes over the activations.
+            w_hat = scaled(w_q, per_row(scale_w), w_q.dtype)
+            grad_x = rows.mm(w_hat).view(x_q.shape).to(x_dtype)
+        if ctx.needs_input_grad[1]:
+            per_tensor = scale_x.numel() == 1
+            x_hat = x_q if per_tensor else (x_q * scale_x).to(x_q.dtype)
+            grad_w = rows.t().mm(x_hat.reshape(-1, x_hat.shape[-1]))
+            grad_w = scaled(grad_w, scale_x, w_dtype) if per_tensor else grad_w.to(w_dtype)
+        if ctx.needs_input_grad[2]:
+            grad_b = column_sums(rows).to(b_dtype)
+        return grad_x, grad_w, grad_b, None, None, None, None, None
+
+
+class _FakeQuantize(Function):
+    """x_hat = quantize(x) * scale; the gradient passes unchanged."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor) -> Tensor:
+        return on_grid(x, scale)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0], None
+
+
+def quantized_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    x_q: Tensor,
+    w_q: Tensor,
+    scale_x: Tensor,
+    scale_w: Tensor,
+    bias_hat: Tensor,
+) -> Tensor:
+    """Return the quantized linear layer's output (..., out) in the dtype of `x_q`.
+
+    `x` (..., in), `weight` (out, in) and `bias` (out,) only receive the gradients; the values come from the
+    integer-valued `x_q` and `w_q`, their scales (`scale_x` one element or one per row (..., 1); `scale_w` one
+    element or (out,)) and `bias_hat` (out,), the bias as deployed.
+    """
+    y = _QuantizedLinear.apply(x, weight, bias, x_q, w_q, scale_x, scale_w, bias_hat)
+    assert isinstance(y, Tensor)
+    return y
+
+
+def fake_quantize(x: Tensor, scale: Tensor) -> Tensor:
+    """Return `x` on its 8-bit grid, in its own shape and dtype; the gradient is the identity."""
+    x_hat = _FakeQuantize.apply(x, scale)
+    assert isinstance(x_hat, Tensor)
+    return x_hat

@@ -1,0 +1,290 @@
+"""The fake-quantized twins of `nn.Linear` and `nn.Embedding`.
+
+They keep the parameter names of the layer they replace, so a state dict keeps the names of sites. Ranges are
+buffers (`input_threshold`, or of an asymmetric input `input_low_threshold` and `input_high_threshold`;
+`output_threshold`; `observed_steps`): a training state resumes exactly.
+"""
+
+from __future__ import annotations
+
+from math import isfinite
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from q8core.errors import CalibrationError
+from q8core.quant.ops.arithmetic import (
+    asymmetric_grid,
+    dequantize_bias,
+    per_row,
+    quantize_bias,
+    row_scales,
+    scale_from_threshold,
+)
+from q8core.quant.ops.passes import row_magnitudes, to_grid
+from q8core.quant.plan import SitePlan
+from q8core.quant.qat.context import ForwardContext, compute_dtype
+from q8core.quant.qat.fake_quant import fake_quantize, quantized_linear
+from q8core.quant.quantizer import Quantizer
+from q8core.quant.rules.ranges import RangeCollector, abs_max, ema_update, largest_of_processes, rows_of, side_maxima
+from q8core.quant.schemes import Scheme
+
+RangeName = Literal["input", "input_low", "input_high", "output"]
+
+
+class LinearScales(NamedTuple):
+    """The frozen scales of a linear layer: (1,), (1,) or (out,), and (1,); None where nothing is static."""
+
+    input: Tensor | None
+    weight: Tensor
+    output: Tensor | None
+
+
+def weight_scale(weight: Tensor, quantizer: Quantizer, path: str) -> Tensor:
+    """Return the scale of a weight (rows, columns) by its largest magnitude: (1,) or, per channel, (rows,).
+
+    Raises:
+        CalibrationError: if the weight of the module at `path` has an infinite or NaN value.
+    """
+    threshold = row_magnitudes(weight) if quantizer.granularity == "channel" else abs_max(weight).reshape(1)
+    try:
+        return scale_from_threshold(threshold, quantizer.largest)
+    except CalibrationError:  # a magnitude is never negative
+        raise CalibrationError(f"{path}.weight has infinite or NaN values") from None
+
+
+class QATLinear(nn.Linear):
+    """A linear layer that computes on integers: x (..., in) -> (..., out).
+
+    In training mode it observes its ranges, then quantizes; in evaluation the ranges are frozen. Weights are
+    quantized anew in each forward pass from the float master `weight` (out, in), never cached.
+
+    Raises:
+        CalibrationError: in evaluation, if no batch was ever observed; in training, if an activation is infinite
+            or NaN.
+    """
+
+    observed_steps: Tensor
+
+    def __init__(
+        self,
+        linear: nn.Linear,
+        *,
+        plan: SitePlan,
+        scheme: Scheme,
+        context: ForwardContext,
+        shares_input_of: QATLinear | None = None,
+    ) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight, self.bias = linear.weight, linear.bias
+        assert plan.weight is not None
+        self.plan, self.path, self.context = plan, plan.path, context
+        self.weight_quantizer: Quantizer = plan.weight
+        self.ema_decay, self.ema_debias = scheme.ema_decay, scheme.ema_debias
+        self.collectors: dict[RangeName, RangeCollector] | None = None
+        # In a tuple, so that the layer that owns the shared range is not registered as a child.
+        self._input_owner = () if shares_input_of is None else (shares_input_of,)
+        self.shared = False
+        if shares_input_of is not None:
+            shares_input_of.shared = True
+        self.register_buffer("observed_steps", torch.zeros((), dtype=torch.int64))
+        for name in self.own_ranges:
+            self.register_buffer(f"{name}_threshold", torch.zeros(()))
+        self.train(linear.training)
+
+    @property
+    def input_owner(self) -> QATLinear:
+        """The layer whose buffers hold the input range: itself, or the query layer for shared Q/K/V inputs."""
+        return self._input_owner[0] if self._input_owner else self
+
+    @property
+    def asymmetric(self) -> bool:
+        """Whether the input has a zero point."""
+        return self.plan.input is not None and self.plan.input.grid == "asymmetric"
+
+    @property
+    def own_ranges(self) -> tuple[RangeName, ...]:
+        """The ranges whose buffers this layer holds."""
+        ranges: tuple[RangeName, ...] = ()
+        if self.plan.kind == "static" and not self._input_owner:
+            ranges = ("input_low", "input_high") if self.asymmetric else ("input",)
+        return ranges if self.plan.output is None else (*ranges, "output")
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the layer's output (..., out) for `input` (..., in)."""
+        if self.collectors is not None:
+            return self._collect(input, self.collectors)
+        step = int(self.observed_steps)
+        if self.training:
+            if self.plan.kind == "static" and not self._input_owner:
+                self._observe("input", input, step)
+            self.observed_steps += 1  # only now: a refused batch has set no range
+        if self.training and step < self.plan.scheme.start_step:
+            y = F.linear(input, self.weight, self.bias)
+            if self.plan.output is not None:
+                self._observe("output", y, step)
+            return y
+        y = self._quantized(input)
+        if self.plan.output is not None:
+            if self.training:
+                self._observe("output", y, step)
+            y = fake_quantize(y, self.range_scale("output"))
+        return y
+
+    def range_scale(self, name: Literal["input", "output"]) -> Tensor:
+        """Return the (1,) scale of the input or output range.
+
+        Raises:
+            CalibrationError: if the range was never observed.
+        """
+        return self.range_grid(name)[0]
+
+    def range_grid(self, name: Literal["input", "output"]) -> tuple[Tensor, int | None]:
+        """Return the (1,) scale of the input or output range, and the zero point of an asymmetric input.
+
+        Raises:
+            CalibrationError: if the range was never observed.
+        """
+        owner = self.input_owner if name == "input" else self
+        if int(owner.observed_steps) == 0:
+            raise CalibrationError(
+                f"{owner.path}: the {name} range was never observed; train or calibrate before evaluating"
+            )
+        if name == "input" and self.asymmetric:
+            return asymmetric_grid(*(owner.get_buffer(f"input_{side}_threshold") for side in ("low", "high")))
+        return scale_from_threshold(owner.get_buffer(f"{name}_threshold").reshape(1)), None
+
+    def scales(self) -> LinearScales:
+        """Return the layer's scales as they would be deployed now.
+
+        Raises:
+            CalibrationError: if a range was never observed or the weight is not finite.
+        """
+        scale_w = weight_scale(self.weight, self.weight_quantizer, self.path)
+        scale_x = self.range_scale("input") if self.plan.kind == "static" else None
+        scale_y = self.range_scale("output") if self.plan.output is not None else None
+        return LinearScales(scale_x, scale_w, scale_y)
+
+    def bias_i32(self, scale_x: Tensor, scale_w: Tensor) -> Tensor:
+        """Return the bias (out,) as int32 steps of the accumulator.
+
+        Raises:
+            CalibrationError: if it is infinite or NaN, or the scales leave no usable step.
+        """
+        try:
+            return quantize_bias(self.bias, scale_x, scale_w)
+        except CalibrationError as error:
+            raise CalibrationError(f"{self.path}: {error}") from None
+
+    def extra_repr(self) -> str:
+        """Describe shapes and scheme, so that printing a model documents its quantization."""
+        weight, read = self.weight_quantizer, self.plan.input
+        parts = [f"in_features={self.in_features}, out_features={self.out_features}"]
+        parts.append(f"weight: {weight.bits} bits per {weight.granularity}")
+        parts += [] if read is None else [f"input: {read.bits} bits, {read.grid}, {self.plan.kind}"]
+        parts += [] if self.plan.output is None else ["quantized output"]
+        parts += [f"input range of {self.input_owner.path}"] if self._input_owner else []
+        return ", ".join(parts)
+
+    def _quantized(self, x: Tensor) -> Tensor:
+        """Simulate the integer layer, without requantization."""
+        dtype = compute_dtype()
+        with torch.no_grad():
+            scale_w = weight_scale(self.weight, self.weight_quantizer, self.path)
+            w_q = to_grid(self.weight, per_row(scale_w), dtype)
+            x_q, scale_x = self._quantized_input(x, dtype)
+            if self.plan.kind == "static":
+                bias_hat = dequantize_bias(self.bias_i32(scale_x, scale_w), scale_x, scale_w)
+            else:
+                bias_hat = self.bias.detach()
+        return quantized_linear(
+            x, self.weight, self.bias, x_q=x_q, w_q=w_q, scale_x=scale_x, scale_w=scale_w, bias_hat=bias_hat
+        )
+
+    def _quantized_input(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return (x_q, scale_x); layers that share an input range also share the quantized tensor."""
+        if self.plan.kind == "dynamic":
+            scale_x = row_scales(x)
+            return to_grid(x, scale_x, dtype), scale_x
+        owner = self.input_owner
+        if owner is not self:
+            recalled = self.context.recall(owner, x)
+            if recalled is not None:
+                return recalled
+        scale_x, zero_point = self.range_grid("input")
+        x_q = to_grid(x, scale_x, dtype, zero_point)
+        if self.shared:
+            self.context.remember(self, x, x_q, scale_x)
+        return x_q, scale_x
+
+    def _observe(self, name: Literal["input", "output"], x: Tensor, step: int) -> None:
+        """Move a range towards max|x| of this batch, or its sides' maxima, before the batch is quantized."""
+        names = [each for each in self.own_ranges if each.startswith(name)]
+        mask = self.context.mask
+        found = [
+            largest_of_processes(each) for each in (side_maxima(x, mask) if len(names) == 2 else (abs_max(x, mask),))
+        ]
+        if not all(isfinite(float(observed)) for observed in found):
+            raise CalibrationError(f"{self.path}: the {name} of this layer is infinite or NaN at step {step}")
+        for each, observed in zip(names, found, strict=True):
+            threshold = self.get_buffer(f"{each}_threshold")
+            threshold.copy_(ema_update(threshold, observed, step, self.ema_decay, self.ema_debias))
+
+    def _collect(self, x: Tensor, collectors: dict[RangeName, RangeCollector]) -> Tensor:
+        """Calibration: hand input and output to the collectors and compute in float."""
+        y = F.linear(x, self.weight, self.bias)
+        for name, collector in collectors.items():
+            rows = rows_of((y if name == "output" else x).detach(), self.context.mask)
+            if name in ("input_low", "input_high"):
+                rows = (rows if name == "input_high" else -rows).clamp(min=0)
+            try:
+                collector.add(rows)
+            except CalibrationError as error:
+                raise CalibrationError(f"{self.path}, {name}: {error}") from None
+        return y
+
+
+class QATEmbedding(nn.Embedding):
+    """An embedding whose rows are on a grid: ids (...) -> (..., dim).
+
+    Only the rows that were looked up are quantized, which equals a lookup in the quantized table.
+    """
+
+    def __init__(self, embedding: nn.Embedding, *, plan: SitePlan) -> None:
+        nn.Module.__init__(self)
+        self.num_embeddings, self.embedding_dim = embedding.num_embeddings, embedding.embedding_dim
+        self.padding_idx = embedding.padding_idx
+        self.max_norm, self.norm_type = None, 2.0
+        self.scale_grad_by_freq, self.sparse = embedding.scale_grad_by_freq, embedding.sparse
+        self.weight = embedding.weight
+        assert plan.weight is not None
+        self.plan, self.path = plan, plan.path
+        self.weight_quantizer: Quantizer = plan.weight
+        self.train(embedding.training)
+        self.collecting = False
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the dequantized rows (..., dim) of the ids `input` (...)."""
+        rows = super().forward(input)
+        if self.collecting:
+            return rows
+        per_tensor = self.weight_quantizer.granularity == "tensor"
+        with torch.no_grad():
+            scale = self.scale() if per_tensor else row_scales(rows, self.weight_quantizer.largest)
+        return fake_quantize(rows, scale)
+
+    def scale(self) -> Tensor:
+        """Return the table's scale: (1,) or, per channel, (rows,).
+
+        Raises:
+            CalibrationError: if the table is not finite.
+        """
+        return weight_scale(self.weight, self.weight_quantizer, self.path)
+
+    def extra_repr(self) -> str:
+        """Describe shapes and scheme."""
+        weight = self.weight_quantizer
+        return f"{super().extra_repr()}, weight: {weight.bits} bits per {weight.granularity}"

@@ -1,0 +1,1 @@
+"""Where the range of a quantizer comes from."""
