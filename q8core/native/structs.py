@@ -14,7 +14,7 @@ ACTIVATIONS: dict[Activation | None, int] = {None: 0, "tanh": 1, "relu": 2, "gel
 class Grid(ctypes.Structure):
     """How floats become unsigned bytes."""
 
-    _fields_ = (("inverse", c_float), ("low", c_float), ("high", c_float), ("shift", c_float))
+    _fields_ = (("inverse", c_void_p), ("low", c_float), ("high", c_float), ("shift", c_float))
 
 
 class Linear(ctypes.Structure):

@@ -89,6 +89,11 @@ class SitePlan:
         return "dynamic" if self.input.granularity == "token" else "static"
 
     @property
+    def smooths(self) -> bool:
+        """Whether each column of the input has a step of its own."""
+        return self.input is not None and self.input.smoothing > 0
+
+    @property
     def tensors(self) -> Mapping[str, TensorPlan]:
         """The tensors that a quantized checkpoint holds of it, by name."""
         if self.weight is None:
@@ -103,6 +108,8 @@ class SitePlan:
             found[f"{path}.bias"] = TensorPlan("I32" if self.kind == "static" else "F32", shape[:1])
         if self.kind == "static":
             found[f"{path}.input_scale"] = TensorPlan("F32", (1,))
+        if self.smooths:
+            found[f"{path}.input_smoothing"] = TensorPlan("F32", shape[1:])
         if self.input is not None and self.input.grid == "asymmetric":
             found[f"{path}.input_zero_point"] = TensorPlan("I32", (1,))
         if self.output is not None:

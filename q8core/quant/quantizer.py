@@ -31,6 +31,9 @@ class Quantizer:
         rule: where the range comes from: "max", the largest magnitude of the tensor itself; "ema", a moving average of
             that over the batches of training, or what calibration finds.
         gradient: what the rounding passes back in training.
+        smoothing: of an input with one fixed scale: its columns are divided, and the weight's multiplied, by
+            max|x|^smoothing / max|w|^(1 - smoothing) of each column before both are quantized (SmoothQuant, Xiao et
+            al., 2023, where it is alpha); 0 leaves both as they are.
     """
 
     bits: int = 8
@@ -38,10 +41,13 @@ class Quantizer:
     granularity: Granularity = "tensor"
     rule: Rule = "max"
     gradient: Gradient = "straight_through"
+    smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         if not LEAST_BITS <= self.bits <= MOST_BITS:
             raise SchemeError(f"bits is {self.bits}; allowed: {LEAST_BITS} to {MOST_BITS}")
+        if not 0 <= self.smoothing <= 1:
+            raise SchemeError(f"smoothing is {self.smoothing}; allowed: 0 (none) to 1")
 
     @property
     def largest(self) -> int:

@@ -21,8 +21,7 @@ from q8core.errors import InputError
 from q8core.export.onnx_model import export_onnx
 from q8core.model.families import FAMILIES
 from q8core.model.head import TaskKind
-from q8core.quant import calibrate, preset
-from q8core.quant.qat import convert, prepare
+from q8core.quant import calibrate, convert, prepare, preset
 from q8core.tasks.classify import encode_text
 from q8core.tasks.examples import ClassifyData, TextExample
 from q8core.tasks.task import ClassifyTask

@@ -13,8 +13,7 @@ from q8core.engines import TokenBatch, load_engine, self_test
 from q8core.engines.choice.fp32_kernels import FP32_KERNEL_NAMES
 from q8core.engines.engine import Model
 from q8core.errors import CheckpointError, EngineError
-from q8core.quant import calibrate, preset
-from q8core.quant.qat import convert, prepare
+from q8core.quant import calibrate, convert, prepare, preset
 from tests.engines.conftest import KERNELS, padded, random_sequences
 from tests.models import config_of, network_of, plan_of
 

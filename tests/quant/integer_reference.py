@@ -52,6 +52,8 @@ class IntegerBert:
             y = acc * scale_x * scale_w + self.t[f"{path}.bias"]
         else:
             scale_x = self.t[f"{path}.input_scale"].astype(np.float64)
+            if site.input.smoothing:
+                x = x / self.t[f"{path}.input_smoothing"]
             zero_point = self.t[f"{path}.input_zero_point"] if site.input.grid == "asymmetric" else None
             x_q = self._quantize(x, scale_x, zero_point)
             acc = x_q @ w.T + self.t[f"{path}.bias"].astype(np.int64)

@@ -11,8 +11,7 @@ from q8core.checkpoint import Checkpoint
 from q8core.engines import load_engine
 from q8core.errors import InputError
 from q8core.evaluate import engine_logits, evaluate_engine
-from q8core.quant import calibrate, find_scheme
-from q8core.quant.qat import convert, prepare
+from q8core.quant import calibrate, convert, find_scheme, prepare
 from q8core.training.batches import collate
 from q8core.training.qat import quantize_trained, train_quantized
 from q8core.training.score import model_logits

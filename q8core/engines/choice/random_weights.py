@@ -18,7 +18,7 @@ from q8core.quant.quantizer import Quantizer
 
 LABELS = 2
 _WEIGHT_STD = 0.02  # BERT's initialisation, and about what training leaves
-_INPUT_SCALE, _INPUT_ZERO_POINT, _QKV_SCALE = 10 / 255, 128, 4 / 127
+_CONSTANTS = {"input_scale": 10 / 255, "input_smoothing": 1.0, "input_zero_point": 128, "output_scale": 4 / 127}
 
 Maker = Callable[[torch.Generator], Tensor]
 
@@ -65,7 +65,7 @@ def _quantized(site: SitePlan, name: str) -> Maker:
         return _constant(_WEIGHT_STD / (site.weight.largest / 3**0.5), size)  # integers are spread evenly
     if leaf == "bias":
         return _biases(size) if site.kind == "static" else _constant(0.01, size)
-    return _constant({"input_scale": _INPUT_SCALE, "output_scale": _QKV_SCALE}.get(leaf, _INPUT_ZERO_POINT), size)
+    return _constant(_CONSTANTS[leaf], size)
 
 
 def _float(site: SitePlan, name: str) -> Maker:

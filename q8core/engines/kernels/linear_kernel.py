@@ -30,7 +30,7 @@ class PackedLinear(Protocol):
         ...
 
     def linear_gelu_quantize(self, x_q: Tensor, scale: Tensor, zero_point: int | None = None) -> Tensor:
-        """Return the carrier of quantize(gelu(y), scale, zero_point), (T, out), for the next linear; scale is (1,)."""
+        """Return the carrier of quantize(gelu(y), scale, zero_point), for the next linear; scale as in `quantize`."""
         ...
 
 
@@ -48,7 +48,7 @@ class LinearKernel(Protocol):
         ...
 
     def quantize(self, x: Tensor, scale: Tensor, zero_point: int | None = None) -> Tensor:
-        """Turn x (T, in) into the carrier of its quantized values; scale is (1,) or, per row, (T, 1)."""
+        """Turn x (T, in) into the carrier of its quantized values; scale is (1,), (in,) or (T, 1)."""
         ...
 
     def pack(self, weight_i8: Tensor, r: Tensor, bias: Tensor | None, zero_point: int | None = None) -> PackedLinear:

@@ -157,7 +157,7 @@ class StaticFeedForward:
     def __call__(self, x: Tensor) -> Tensor:
         """Return x + outer(gelu(inner(x)))."""
         outer = self.outer
-        state_q = self.inner.packed.linear_gelu_quantize(self.inner.quantize(x), outer.input_scale, outer.zero_point)
+        state_q = self.inner.packed.linear_gelu_quantize(self.inner.quantize(x), outer.input_steps, outer.zero_point)
         return outer.packed.linear_add(state_q, x)
 
 

@@ -59,16 +59,23 @@ class FloatLinear:
 
 @dataclass(frozen=True)
 class StaticLinear:
-    """An int8 layer whose input scale (1,) and, if asymmetric, zero point were fixed in training or calibration."""
+    """An int8 layer whose input's steps and, if asymmetric, zero point were fixed in training or calibration.
+
+    Attributes:
+        kernel: what multiplies.
+        packed: the weight.
+        input_steps: (1,), or with smoothing (in,).
+        zero_point: of an asymmetric input.
+    """
 
     kernel: LinearKernel
     packed: PackedLinear
-    input_scale: Tensor
+    input_steps: Tensor
     zero_point: int | None = None
 
     def quantize(self, x: Tensor) -> Tensor:
         """Return x (T, in) as the kernel's carrier."""
-        return self.kernel.quantize(x, self.input_scale, self.zero_point)
+        return self.kernel.quantize(x, self.input_steps, self.zero_point)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return y (T, out)."""

@@ -120,7 +120,7 @@ def _fit_together(layers: Sequence[LinearTensors]) -> bool:
     requantized = [layer.output_scale is not None for layer in layers[:2]]
     return (
         len({layer.kind for layer in layers}) == 1
-        and len({float(layer.input_scale) for layer in layers if layer.input_scale is not None}) <= 1
+        and len({tuple(layer.input_steps.tolist()) for layer in layers if layer.kind == "static"}) <= 1
         and len({layer.zero_point for layer in layers}) == 1
         and (len(layers) < 3 or len(set(requantized)) == 1)
     )
@@ -154,7 +154,8 @@ def _pack(kernel: LinearKernel, layers: Sequence[LinearTensors]) -> StaticLinear
     bias = [dequantize_bias(layer.bias, input_scale, s) for layer, s in zip(layers, scales_w, strict=True)]
     factors = _side_by_side([(each, len(layer.weight)) for each, layer in zip(r, layers, strict=True)])
     zero_point = layers[0].zero_point
-    return StaticLinear(kernel, kernel.pack(weight, factors, torch.cat(bias), zero_point), input_scale, zero_point)
+    packed = kernel.pack(weight, factors, torch.cat(bias), zero_point)
+    return StaticLinear(kernel, packed, layers[0].input_steps, zero_point)
 
 
 def _side_by_side(factors: Sequence[tuple[Tensor, int]]) -> Tensor:

@@ -42,6 +42,7 @@ class NativeLinear:
         weight: uint8 (out rounded up to 32, in rounded up to 64).
         comp: int32 (2, ...), what takes the activations' zero point out of the sums, and where they are signed.
         r, bias: float32; all of `weight`'s rows.
+        inverse: float32, 1 / step of each input; zeros in the padding, which has a vector more than `weight`'s columns.
         view: the structure that points to them.
     """
 
@@ -49,6 +50,7 @@ class NativeLinear:
     comp: Tensor
     r: Tensor
     bias: Tensor
+    inverse: Tensor
     view: structs.Linear
 
     @classmethod
@@ -71,16 +73,15 @@ class NativeLinear:
         r = rescale_factor(tensors.input_scale, tensors.weight_scale).expand(out)
         bias = dequantize_bias(tensors.bias, tensors.input_scale, tensors.weight_scale)
         r, bias = (F.pad(each, (0, rows - out)).contiguous() for each in (r, bias))
+        inverse = F.pad(tensors.input_steps.reciprocal().expand(columns), (0, depth + _LANES - columns)).contiguous()
         view = structs.Linear(
             *(each.data_ptr() for each in (weight, comp[0], comp[1], r, bias)),
-            structs.Grid(
-                float(tensors.input_scale.reciprocal()), *integer_limits(tensors.zero_point), _ROUND + zero_point
-            ),
+            structs.Grid(inverse.data_ptr(), *integer_limits(tensors.zero_point), _ROUND + zero_point),
             out,
             rows,
             depth // _DEPTH,
         )
-        return cls(weight, comp, r, bias, view)
+        return cls(weight, comp, r, bias, inverse, view)
 
 
 class Workspace:
@@ -244,10 +245,10 @@ class Loader:
 
     def layer(self, number: int) -> structs.Layer:
         """Load an encoder layer."""
-        layer, scales = structs.Layer(), dict[str, Tensor]()
+        layer, scales, inverses = structs.Layer(), dict[str, Tensor](), dict[bytes, int]()
         for slot in PROJECTIONS:
             tensors = take_linear(self.source, self.plan.of_layer(number, slot))
-            setattr(layer, slot, self._pack(tensors))
+            setattr(layer, slot, self._pack(tensors, inverses))
             if tensors.output_scale is not None:
                 scales[slot] = tensors.output_scale
                 setattr(layer, f"{slot}_inverse", float(tensors.output_scale.reciprocal()))
@@ -261,9 +262,17 @@ class Loader:
         layer.final_norm = self.norm(layer_path(number, "ffn_norm"))
         return layer
 
-    def _pack(self, tensors: LinearTensors) -> structs.Linear:
+    def _pack(self, tensors: LinearTensors, inverses: dict[bytes, int] | None = None) -> structs.Linear:
+        """Pack a layer; `inverses` holds the addresses of those before it that may have the same inputs.
+
+        The library quantizes an input once for layers whose grids lie at the same address.
+        """
         packed = NativeLinear.pack(tensors)
-        view = packed.view
+        view, known = packed.view, {} if inverses is None else inverses
+        content = packed.inverse.numpy().tobytes()
+        if content not in known:
+            known[content] = self.keep(packed.inverse)
+        view.input.inverse = known[content]
         view.w, view.comp = self.keep(packed.weight), self.keep(packed.comp)
         view.signed_comp = view.comp + packed.comp[0].nbytes
         view.r, view.bias = self.keep(packed.r), self.keep(packed.bias)

@@ -11,7 +11,7 @@ from q8core.engines.tensors.source import TensorSource
 from q8core.errors import CheckpointError
 from q8core.model.sites import RELATIVE_BIAS
 from q8core.quant.codes import decode
-from q8core.quant.ops.arithmetic import U8_MAX
+from q8core.quant.ops.arithmetic import U8_MAX, input_steps
 from q8core.quant.plan import Kind, Plan, SitePlan
 
 
@@ -24,6 +24,7 @@ class LinearTensors:
         bias: (out,), int32 of a static layer, else float32.
         weight_scale: (1,) or (out,), if the weight is int8.
         input_scale: (1,) of a static layer.
+        input_smoothing: (in,), what its input is divided by before it is quantized, where the plan says so.
         output_scale: (1,) where the output is quantized.
         zero_point: of a static layer's input, where that is asymmetric.
     """
@@ -34,6 +35,18 @@ class LinearTensors:
     input_scale: Tensor | None = None
     output_scale: Tensor | None = None
     zero_point: int | None = None
+    input_smoothing: Tensor | None = None
+
+    @property
+    def input_steps(self) -> Tensor:
+        """The distance between neighbouring steps of a static layer's input: (1,), or (in,) with smoothing.
+
+        Raises:
+            CheckpointError: if the layer is not static.
+        """
+        if self.input_scale is None:
+            raise CheckpointError(f"a {self.kind} layer has no fixed steps of its input")
+        return input_steps(self.input_scale, self.input_smoothing)
 
     @property
     def kind(self) -> Kind:
@@ -74,7 +87,8 @@ def take_linear(source: TensorSource, plan: SitePlan) -> LinearTensors:
         return LinearTensors(weight, own(bias), weight_scale)
     output_scale = None if plan.output is None else own(source.scale(plan, "output_scale"))
     input_scale = own(source.scale(plan, "input_scale"))
-    return LinearTensors(weight, bias, weight_scale, input_scale, output_scale, _zero_point(source, plan))
+    smoothing = own(source.scale(plan, "input_smoothing")) if plan.smooths else None
+    return LinearTensors(weight, bias, weight_scale, input_scale, output_scale, _zero_point(source, plan), smoothing)
 
 
 def take_table(source: TensorSource, plan: SitePlan) -> TableTensors:

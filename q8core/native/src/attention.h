@@ -143,7 +143,7 @@ struct Attending {
       quantize(output, row, place, context);
       return;
     }
-    const Bytes bytes = to_bytes(context * output.grid.inverse, output.grid);
+    const Bytes bytes = to_bytes(context * load(output.grid.inverse + place), output.grid);
     for (int64_t j = 0; j < lesser(16, heads.size - column); j++) output.to[at(row, place + j, output.kb)] = bytes[j];
   }
 };

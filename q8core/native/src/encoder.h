@@ -210,7 +210,7 @@ inline Floats activate(Floats x, Activation activation) {
     case kRelu:
       return greatest(x, Floats{});
     case kGelu:
-      return gelu(x, 1.f);
+      return gelu(x, all(1.f));
     default:
       return x;
   }

@@ -81,7 +81,7 @@ inline auto added(const FloatLinear& layer, const Rows& to) {
 
 // to = gelu(y)
 inline auto activated(const FloatLinear& layer, const Rows& to) {
-  return into(layer, to, [](Floats y, const float*) { return gelu(y, 1.f); });
+  return into(layer, to, [](Floats y, const float*) { return gelu(y, all(1.f)); });
 }
 
 // to (rows, n) = y, without padding

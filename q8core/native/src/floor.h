@@ -47,13 +47,13 @@ inline void products(const Model& model, const Batch& batch, char* memory, int t
       const int64_t rows = n + 1 == model.layers && model.head_reads_first ? batch.sequences : batch.tokens;
       linear_bytes(layer.query, buffers.hidden, rows, layer.query_inverse, buffers.projected[0]);
       linear_bytes(layer.key, buffers.hidden, batch.tokens, layer.key_inverse, buffers.projected[1]);
-      linear_bytes(layer.value, buffers.hidden, batch.tokens, layer.output.input.inverse, buffers.projected[2]);
+      linear_bytes(layer.value, buffers.hidden, batch.tokens, *layer.output.input.inverse, buffers.projected[2]);
       team.wait();
-      linear_bytes(layer.output, buffers.projected[2], rows, layer.inner.input.inverse, buffers.attended);
+      linear_bytes(layer.output, buffers.projected[2], rows, *layer.inner.input.inverse, buffers.attended);
       team.wait();
-      linear_bytes(layer.inner, buffers.attended, rows, layer.outer.input.inverse, buffers.inner);
+      linear_bytes(layer.inner, buffers.attended, rows, *layer.outer.input.inverse, buffers.inner);
       team.wait();
-      linear_bytes(layer.outer, buffers.inner, rows, layer.query.input.inverse, buffers.hidden);
+      linear_bytes(layer.outer, buffers.inner, rows, *layer.query.input.inverse, buffers.hidden);
       team.wait();
     }
   }

@@ -82,7 +82,8 @@ inline void linear_gelu(const Linear& layer, const uint8_t* a, int64_t rows, uin
   linear(layer, a, rows, [=, &layer](const Block& block) {
     if (block.column >= kb * kDepth) return;
     uint8_t* place = to + at(block.row, block.column, kb);
-    block.outputs(layer, [=](int64_t m, Floats y) { store(place + m * kDepth, to_bytes(gelu(y, grid.inverse), grid)); });
+    const Floats inverse = load(grid.inverse + block.column);
+    block.outputs(layer, [=](int64_t m, Floats y) { store(place + m * kDepth, to_bytes(gelu(y, inverse), grid)); });
   });
 }
 
@@ -105,7 +106,7 @@ struct Target {
 };
 
 inline void quantize(const Target& target, int64_t row, int64_t column, Floats x) {
-  store(target.to + at(row, column, target.kb), to_bytes(x * target.grid.inverse, target.grid));
+  store(target.to + at(row, column, target.kb), to_bytes(x * load(target.grid.inverse + column), target.grid));
 }
 
 // to (rows, pitch) = y, zeros in the padding; also quantized for each target

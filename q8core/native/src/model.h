@@ -6,9 +6,9 @@
 
 // How floats become u8 activations: clamp(round_half_even(x * inverse), low, high) + zero point.
 struct Grid {
-  float inverse;    // 1 / scale
-  float low, high;  // -127 and 127 with zero point 128, else minus the zero point and 255 more
-  float shift;      // 1.5 * 2^23 + zero point, which is even
+  const float* inverse;  // 1 / scale of each column, zeros in the padding: whole vectors are read from any column on
+  float low, high;       // -127 and 127 with zero point 128, else minus the zero point and 255 more
+  float shift;           // 1.5 * 2^23 + zero point, which is even
 };
 
 // An int8 linear layer (k -> n): y = float(sum_k (a - zero point) * w) * r + bias, a being u8.

@@ -130,7 +130,7 @@ inline Floats exp2_negative(Floats x) {
 
 // scale * x * Phi(x) = scale * x / 2 * (1 + erf(x / sqrt(2))), the GELU of BERT (Hendrycks & Gimpel, 2016), off by at
 // most 5e-7 * scale for |x| < 4 and 3e-7 of itself beyond: erf(x / sqrt(2)) = x P(x^2), P fitted on [0, 5].
-inline Floats gelu(Floats x, float scale) {
+inline Floats gelu(Floats x, Floats scale) {
   constexpr float kEnd = 5.f;
   const Floats near = greatest(least(x, all(kEnd)), all(-kEnd)), half = x * (0.5f * scale);
   constexpr float kTerms[] = {-0x1.b3aa7ep-12f, 0x1.5fd018p-10f, -0x1.f8426p-10f, 0x1.94d594p-9f,  -0x1.c66ebcp-8f,

@@ -7,6 +7,10 @@ in [-z, 255 - z], and q + z an unsigned byte. The real number is `scale * q` all
     acc_i32[m, n] = sum_k x_q[m, k] * w_q[n, k]                       exact
     y[m, n]       = float32(acc_i32) * r + float32(b_i32) * r         r = float32(scale_x * scale_w)
 
+An input may be smoothed: a number c[k] > 0 of each input column k divides the input and multiplies the weight's
+column before both are quantized, so x_q has the step `scale_x * c[k]` in column k, w_q is that of `w * c`, and the sums
+and r are as above (SmoothQuant, Xiao et al., 2023).
+
 Source: Q8BERT (Zafrir et al., 2019); three choices the paper leaves open are fixed here: ties round to even,
 quantizing multiplies by the float32 reciprocal of the scale instead of dividing by the scale, and the bias is
 added after the accumulator was scaled. `float32(acc + b) * r` differs from that by at most an ulp.
@@ -101,6 +105,11 @@ def dequantize(q: Tensor, scale: Tensor) -> Tensor:
 def per_row(scale: Tensor) -> Tensor:
     """Reshape a scale () | (1,) | (rows,) to (1, 1) | (rows, 1), to broadcast against a (rows, columns) weight."""
     return scale.reshape(-1, 1)
+
+
+def input_steps(scale: Tensor, smoothing: Tensor | None) -> Tensor:
+    """Return the float32 steps of an input: `scale` (1,), or of each column `scale * smoothing` (in,)."""
+    return scale if smoothing is None else scale * smoothing
 
 
 def rescale_factor(scale_x: Tensor, scale_w: Tensor) -> Tensor:

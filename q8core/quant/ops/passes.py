@@ -58,14 +58,15 @@ def to_grid(x: Tensor, scale: Tensor, dtype: torch.dtype, zero_point: int | None
 
     Args:
         x: what is quantized.
-        scale: float32, one element or one for each row (..., 1).
+        scale: float32, one element, one for each row (..., 1), or one for each column (K,).
         dtype: of the result.
         zero_point: of an asymmetric grid.
     """
     x = x.detach()
-    if _is_native(x, dtype):
+    of_columns = scale.numel() > 1 and scale.dim() == 1
+    if _is_native(x, dtype) and not of_columns:
         return _rows_to(x, scale.reciprocal(), None, dtype, zero_point)
-    if x.numel() <= _BLOCK or scale.numel() != 1 or not x.is_contiguous():
+    if x.numel() <= _BLOCK or (scale.numel() != 1 and not of_columns) or not x.is_contiguous():
         return quantize(x, scale, zero_point).to(dtype)
     # block by block, so that the steps of one block meet in the cache: about half the time
     q = torch.empty(x.shape, dtype=dtype, device=x.device)

@@ -50,7 +50,7 @@ class QATAttentionProducts(AttentionProducts):
         return f"{super().extra_repr()}, {self.plan.arithmetic}"
 
     def _in_float(self) -> bool:
-        if any(linear.collectors is not None for linear in self._projections):
+        if any(linear.calibrating for linear in self._projections):
             return True
         start = max(each.plan.scheme.start_step for each in (self, *self._projections))
         # the projections have counted this step already

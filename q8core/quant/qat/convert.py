@@ -20,9 +20,9 @@ def convert(prepared: nn.Module) -> dict[str, Tensor]:
 
     A static linear at M gives the codes of `M.weight` (out, in) with `M.weight_scale` float32 (1,) or (out,),
     `M.input_scale` float32 (1,) and `M.bias` int32 (out,), and where the input is asymmetric `M.input_zero_point` int32
-    (1,); with one input scale a token there is none and the bias stays float32. Query, key and value may have
-    `M.output_scale` float32 (1,). A table gives the codes of `M.weight` (rows, columns) and `M.weight_scale` float32
-    (1,) or (rows,). All other parameters stay float32.
+    (1,), where it is smoothed `M.input_smoothing` float32 (in,). With one input scale a token there is none of these,
+    and the bias stays float32. Query, key and value may have `M.output_scale` float32 (1,). A table gives the codes of
+    `M.weight` (rows, columns) and `M.weight_scale` float32 (1,) or (rows,). All other parameters stay float32.
 
     Raises:
         CalibrationError: if a range was never observed, or a parameter is infinite or NaN; names the site.
@@ -46,8 +46,9 @@ def convert(prepared: nn.Module) -> dict[str, Tensor]:
 def dequantized_tensors(plan: Plan, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the float32 tensors that the tensors of a plan stand for, by the names of sites.
 
-    Weights are `weight * weight_scale`, int32 biases `bias * (input_scale * weight_scale)` as the integer engine
-    adds them; everything else is copied. The scales themselves are left out.
+    Weights are `weight * weight_scale`, over `input_smoothing` where there is one, int32 biases
+    `bias * (input_scale * weight_scale)` as the integer engine adds them; everything else is copied. The scales
+    themselves are left out.
     """
     floats: dict[str, Tensor] = {}
     for site in plan.sites.values():
@@ -63,12 +64,13 @@ def _dequantized(site: SitePlan, name: str, tensors: Mapping[str, Tensor]) -> Te
     scale = tensors[f"{site.path}.weight_scale"]
     if name.endswith(".bias"):
         return dequantize_bias(tensor, tensors[f"{site.path}.input_scale"], scale)
-    return dequantize(decode(tensor, site.weight.bits, site.site.shape[-1]), per_row(scale))
+    weight = dequantize(decode(tensor, site.weight.bits, site.site.shape[-1]), per_row(scale))
+    return weight / tensors[f"{site.path}.input_smoothing"] if site.smooths else weight
 
 
 def _linear_tensors(layer: QATLinear) -> dict[str, Tensor]:
     scales = layer.scales()
-    w_i8 = quantize_i8(layer.weight.detach(), per_row(scales.weight))
+    w_i8 = quantize_i8(layer.deployed_weight(), per_row(scales.weight))
     tensors = {"weight": encode(w_i8, layer.weight_quantizer.bits), "weight_scale": scales.weight}
     if scales.input is None:
         if not bool(torch.isfinite(layer.bias).all()):
@@ -77,6 +79,8 @@ def _linear_tensors(layer: QATLinear) -> dict[str, Tensor]:
     else:
         tensors["input_scale"] = scales.input
         tensors["bias"] = layer.bias_i32(scales.input, scales.weight)
+        if layer.smoothing is not None:
+            tensors["input_smoothing"] = layer.smoothing.clone()
         zero_point = layer.range_grid("input")[1]
         if zero_point is not None:
             tensors["input_zero_point"] = torch.tensor([zero_point], dtype=torch.int32)

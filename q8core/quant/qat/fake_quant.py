@@ -34,8 +34,9 @@ class _QuantizedLinear(Function):
         scale_x: Tensor,
         scale_w: Tensor,
         bias_hat: Tensor,
+        smoothing: Tensor | None,
     ) -> Tensor:
-        ctx.save_for_backward(x_q, w_q, scale_x, scale_w)
+        ctx.save_for_backward(x_q, w_q, scale_x, scale_w, smoothing)
         ctx.dtypes = (x.dtype, weight.dtype, bias.dtype)
         y = F.linear(x_q, w_q)  # (..., out), integers: exact in float32 below 2**24
         if scale_x.numel() == 1:
@@ -49,7 +50,7 @@ class _QuantizedLinear(Function):
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride] - the decorator hides the name ctx
         ctx: Any, *grads: Tensor
     ) -> tuple[Tensor | None, ...]:
-        x_q, w_q, scale_x, scale_w = ctx.saved_tensors
+        x_q, w_q, scale_x, scale_w, smoothing = ctx.saved_tensors
         x_dtype, w_dtype, b_dtype = ctx.dtypes
         grad_y = grads[0].to(w_q.dtype)
         # rows of a matrix, not a batch of them: a gradient that comes transposed would be multiplied piece by piece
@@ -58,15 +59,17 @@ class _QuantizedLinear(Function):
         if ctx.needs_input_grad[0]:
             # Scaling the small weight instead of the gradient saves two passes over the activations.
             w_hat = scaled(w_q, per_row(scale_w), w_q.dtype)
+            w_hat = w_hat if smoothing is None else w_hat.div_(smoothing)
             grad_x = rows.mm(w_hat).view(x_q.shape).to(x_dtype)
         if ctx.needs_input_grad[1]:
             per_tensor = scale_x.numel() == 1
             x_hat = x_q if per_tensor else (x_q * scale_x).to(x_q.dtype)
             grad_w = rows.t().mm(x_hat.reshape(-1, x_hat.shape[-1]))
             grad_w = scaled(grad_w, scale_x, w_dtype) if per_tensor else grad_w.to(w_dtype)
+            grad_w = grad_w if smoothing is None else grad_w.mul_(smoothing)
         if ctx.needs_input_grad[2]:
             grad_b = column_sums(rows).to(b_dtype)
-        return grad_x, grad_w, grad_b, None, None, None, None, None
+        return grad_x, grad_w, grad_b, None, None, None, None, None, None
 
 
 class _FakeQuantize(Function):
@@ -91,14 +94,16 @@ def quantized_linear(
     scale_x: Tensor,
     scale_w: Tensor,
     bias_hat: Tensor,
+    smoothing: Tensor | None = None,
 ) -> Tensor:
     """Return the quantized linear layer's output (..., out) in the dtype of `x_q`.
 
     `x` (..., in), `weight` (out, in) and `bias` (out,) only receive the gradients; the values come from the
     integer-valued `x_q` and `w_q`, their scales (`scale_x` one element or one per row (..., 1); `scale_w` one
-    element or (out,)) and `bias_hat` (out,), the bias as deployed.
+    element or (out,)) and `bias_hat` (out,), the bias as deployed. With `smoothing` (in,), `x_q` and `w_q` are of
+    `x / smoothing` and `weight * smoothing`.
     """
-    y = _QuantizedLinear.apply(x, weight, bias, x_q, w_q, scale_x, scale_w, bias_hat)
+    y = _QuantizedLinear.apply(x, weight, bias, x_q, w_q, scale_x, scale_w, bias_hat, smoothing)
     assert isinstance(y, Tensor)
     return y
 

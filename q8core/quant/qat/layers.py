@@ -2,7 +2,7 @@
 
 They keep the parameter names of the layer they replace, so a state dict keeps the names of sites. Ranges are
 buffers (`input_threshold`, or of an asymmetric input `input_low_threshold` and `input_high_threshold`;
-`output_threshold`; `observed_steps`): a training state resumes exactly.
+`output_threshold`; `observed_steps`; with smoothing `input_smoothing`): a training state resumes exactly.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from q8core.errors import CalibrationError
 from q8core.quant.ops.arithmetic import (
     asymmetric_grid,
     dequantize_bias,
+    input_steps,
     per_row,
     quantize_bias,
     row_scales,
@@ -93,12 +94,25 @@ class QATLinear(nn.Linear):
         self.register_buffer("observed_steps", torch.zeros((), dtype=torch.int64))
         for name in self.own_ranges:
             self.register_buffer(f"{name}_threshold", torch.zeros(()))
+        self.columns: Tensor | None = None
+        if plan.smooths and not self._input_owner:
+            self.register_buffer("input_smoothing", torch.ones(self.in_features))
         self.train(linear.training)
 
     @property
     def input_owner(self) -> QATLinear:
         """The layer whose buffers hold the input range: itself, or the query layer for shared Q/K/V inputs."""
         return self._input_owner[0] if self._input_owner else self
+
+    @property
+    def smoothing(self) -> Tensor | None:
+        """What divides the columns of the input and multiplies those of the weight, (in,); None without."""
+        return self.input_owner.get_buffer("input_smoothing") if self.plan.smooths else None
+
+    def deployed_weight(self) -> Tensor:
+        """Return the weight (out, in) that is quantized, detached: with smoothing its columns are multiplied."""
+        weight = self.weight.detach()
+        return weight if self.smoothing is None else weight * self.smoothing
 
     @property
     def asymmetric(self) -> bool:
@@ -113,8 +127,17 @@ class QATLinear(nn.Linear):
             ranges = ("input_low", "input_high") if self.asymmetric else ("input",)
         return ranges if self.plan.output is None else (*ranges, "output")
 
+    @property
+    def calibrating(self) -> bool:
+        """Whether it computes in float, and only looks at what goes through."""
+        return self.collectors is not None or self.columns is not None
+
     def forward(self, input: Tensor) -> Tensor:
         """Return the layer's output (..., out) for `input` (..., in)."""
+        if self.columns is not None:
+            rows = rows_of(input.detach(), self.context.mask)
+            self.columns = torch.maximum(self.columns, rows.abs().to(torch.float32).amax(dim=0))
+            return F.linear(input, self.weight, self.bias)
         if self.collectors is not None:
             return self._collect(input, self.collectors)
         step = int(self.observed_steps)
@@ -163,7 +186,7 @@ class QATLinear(nn.Linear):
         Raises:
             CalibrationError: if a range was never observed or the weight is not finite.
         """
-        scale_w = weight_scale(self.weight, self.weight_quantizer, self.path)
+        scale_w = weight_scale(self.deployed_weight(), self.weight_quantizer, self.path)
         scale_x = self.range_scale("input") if self.plan.kind == "static" else None
         scale_y = self.range_scale("output") if self.plan.output is not None else None
         return LinearScales(scale_x, scale_w, scale_y)
@@ -193,16 +216,18 @@ class QATLinear(nn.Linear):
         """Simulate the integer layer, without requantization."""
         dtype = compute_dtype()
         with torch.no_grad():
-            scale_w = weight_scale(self.weight, self.weight_quantizer, self.path)
-            w_q = to_grid(self.weight, per_row(scale_w), dtype)
+            weight = self.deployed_weight()
+            scale_w = weight_scale(weight, self.weight_quantizer, self.path)
+            w_q = to_grid(weight, per_row(scale_w), dtype)
             x_q, scale_x = self._quantized_input(x, dtype)
             if self.plan.kind == "static":
                 bias_hat = dequantize_bias(self.bias_i32(scale_x, scale_w), scale_x, scale_w)
             else:
                 bias_hat = self.bias.detach()
         return quantized_linear(
-            x, self.weight, self.bias, x_q=x_q, w_q=w_q, scale_x=scale_x, scale_w=scale_w, bias_hat=bias_hat
-        )
+            x, self.weight, self.bias,
+            x_q=x_q, w_q=w_q, scale_x=scale_x, scale_w=scale_w, bias_hat=bias_hat, smoothing=self.smoothing,
+        )  # fmt: skip
 
     def _quantized_input(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return (x_q, scale_x); layers that share an input range also share the quantized tensor."""
@@ -215,13 +240,18 @@ class QATLinear(nn.Linear):
             if recalled is not None:
                 return recalled
         scale_x, zero_point = self.range_grid("input")
-        x_q = to_grid(x, scale_x, dtype, zero_point)
+        x_q = to_grid(x, input_steps(scale_x, self.smoothing), dtype, zero_point)
         if self.shared:
             self.context.remember(self, x, x_q, scale_x)
         return x_q, scale_x
 
+    def _smoothed(self, x: Tensor) -> Tensor:
+        """Return the input (..., in) as one scale for all its columns shall fit it."""
+        return x if self.smoothing is None else x / self.smoothing
+
     def _observe(self, name: Literal["input", "output"], x: Tensor, step: int) -> None:
         """Move a range towards max|x| of this batch, or its sides' maxima, before the batch is quantized."""
+        x = self._smoothed(x.detach()) if name == "input" else x
         names = [each for each in self.own_ranges if each.startswith(name)]
         mask = self.context.mask
         found = [
@@ -237,7 +267,7 @@ class QATLinear(nn.Linear):
         """Calibration: hand input and output to the collectors and compute in float."""
         y = F.linear(x, self.weight, self.bias)
         for name, collector in collectors.items():
-            rows = rows_of((y if name == "output" else x).detach(), self.context.mask)
+            rows = rows_of((y if name == "output" else self._smoothed(x)).detach(), self.context.mask)
             if name in ("input_low", "input_high"):
                 rows = (rows if name == "input_high" else -rows).clamp(min=0)
             try:

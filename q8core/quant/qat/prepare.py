@@ -5,7 +5,7 @@ network, plan -> ``prepare`` -> train or ``calibrate`` -> ``convert`` -> the ten
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from q8core.quant.plan import Plan, SitePlan
 from q8core.quant.qat.attention import QATAttentionProducts
 from q8core.quant.qat.context import ForwardContext
 from q8core.quant.qat.layers import QATEmbedding, QATLinear, RangeName
+from q8core.quant.qat.smoothing import smoothing_factors
 from q8core.quant.rules.ranges import CalibrationMethod, MseCollector, create_collector, mse_sides
 from q8core.quant.schemes import Scheme
 
@@ -65,7 +66,7 @@ def calibrate(
     method: CalibrationMethod = "max",
     percentile: float = 99.99,
 ) -> None:
-    """Set every activation range of a prepared model from `batches` of its keyword arguments.
+    """Set the smoothing of inputs and every activation range of a prepared model from `batches` of its arguments.
 
     The model runs in float, without dropout and without gradients. Ranges that were there before are replaced.
 
@@ -81,13 +82,17 @@ def calibrate(
         SchemeError: if the model was not prepared.
     """
     linears, embeddings = quantized_layers(prepared)
+    smoothed = [layer for layer in linears.values() if layer.plan.smooths and layer.input_owner is layer]
+    batches = list(batches) if smoothed else batches  # they are run twice
     training = prepared.training
     prepared.eval()
     try:
-        for layer in linears.values():
-            layer.collectors = {name: create_collector(method, percentile) for name in layer.own_ranges}
         for table in embeddings.values():
             table.collecting = True
+        if smoothed:
+            _smooth(prepared, smoothed, batches)
+        for layer in linears.values():
+            layer.collectors = {name: create_collector(method, percentile) for name in layer.own_ranges}
         count = 0
         with torch.no_grad():
             for batch in batches:
@@ -102,10 +107,30 @@ def calibrate(
             linears[path].observed_steps.fill_(count)
     finally:
         for layer in linears.values():
-            layer.collectors = None
+            layer.collectors = layer.columns = None
         for table in embeddings.values():
             table.collecting = False
         prepared.train(training)
+
+
+def _smooth(prepared: nn.Module, owners: Sequence[QATLinear], batches: Iterable[Mapping[str, Tensor]]) -> None:
+    """Set the smoothing of inputs, each by all layers that read it."""
+    linears = quantized_layers(prepared)[0].values()
+    for layer in linears:
+        layer.columns = torch.zeros(layer.in_features)
+    with torch.no_grad():
+        for batch in batches:
+            prepared(**batch)
+    for owner in owners:
+        assert owner.columns is not None
+        assert owner.plan.input is not None
+        if not bool(torch.isfinite(owner.columns).all()):
+            raise CalibrationError(f"{owner.path}: the input of this layer is infinite or NaN on calibration data")
+        readers = [layer.weight for layer in linears if layer.input_owner is owner]
+        factors = smoothing_factors(owner.columns, readers, owner.plan.input.smoothing)
+        owner.get_buffer("input_smoothing").copy_(factors)
+    for layer in linears:
+        layer.columns = None
 
 
 def quantized_layers(prepared: nn.Module) -> tuple[dict[str, QATLinear], dict[str, QATEmbedding]]:

@@ -229,6 +229,7 @@ def _check_weight(weight: Quantizer | None, what: str) -> None:
     _check_one_of(f"{what}: weight.granularity", weight.granularity, ("tensor", "channel"))
     _check_one_of(f"{what}: weight.grid", weight.grid, ("symmetric",))
     _check_one_of(f"{what}: weight.rule", weight.rule, ("max",))
+    _check_one_of(f"{what}: weight.smoothing", weight.smoothing, (0,))
 
 
 def _check_input(quantizer: Quantizer | None, what: str) -> None:
@@ -238,6 +239,7 @@ def _check_input(quantizer: Quantizer | None, what: str) -> None:
     rule = "max" if quantizer.granularity == "token" else "ema"
     _check_one_of(f"{what}: input.rule of one scale a {quantizer.granularity}", quantizer.rule, (rule,))
     if quantizer.granularity == "token":
+        _check_one_of(f"{what}: input.smoothing of one scale a token", quantizer.smoothing, (0,))
         _check_one_of(f"{what}: input.grid of one scale a token", quantizer.grid, ("symmetric",))
     _check_one_of(f"{what}: input.bits", quantizer.bits, (8,))
 
@@ -255,6 +257,7 @@ def _check_output(slot: str, scheme: SiteScheme, what: str) -> None:
         ("rule", output.rule, "ema"),
         ("grid", output.grid, "symmetric"),
         ("bits", output.bits, 8),
+        ("smoothing", output.smoothing, 0),
     ):
         _check_one_of(f"{what}: output.{name}", value, (allowed,))
 
