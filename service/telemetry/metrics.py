@@ -136,7 +136,7 @@ class EngineMetrics:
 
 @dataclass(frozen=True)
 class ServiceMetrics:
-    """All families; names and labels are those of the README's table."""
+    """All families; names and labels are those of the table in service/README.md."""
 
     registry: CollectorRegistry
     requests: RequestMetrics

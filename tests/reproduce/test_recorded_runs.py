@@ -1,4 +1,4 @@
-"""The runs behind the README's table: of the recipes that are here, and saying what it says."""
+"""The recorded runs: made with the recipes that are here, and behind the table of q8core/reproduce/README.md."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_recorded_run_is_of_the_recipe_and_scheme_that_are_here(record: RunRec
 def test_the_readme_says_what_the_records_say(task: str) -> None:
     own = [record for record in RECORDS if record.task == task]
     [row, *_] = summarize(own)
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "q8core" / "reproduce" / "README.md").read_text(encoding="utf-8")
     line = next(line for line in text.splitlines() if re.match(rf"\| {TITLES[task]}[ ,].*%", line))
 
     def score(method: str) -> str:

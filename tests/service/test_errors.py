@@ -1,4 +1,4 @@
-"""The table of errors, and the README's copy of it."""
+"""The table of errors, and its copy in service/README.md."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fastapi.exceptions import RequestValidationError
 
 from service.errors import ERROR_KINDS, HTTP_KINDS, MOST_DETAILS, ClientClosed, describe_error
 
-README = Path(__file__).resolve().parents[2] / "README.md"
+README = Path(__file__).resolve().parents[2] / "service" / "README.md"
 ROW = re.compile(r"^\| (\d{3}) \| ((?:`\w+`(?:, )?)+) \|", re.MULTILINE)
 
 
