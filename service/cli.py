@@ -1,4 +1,4 @@
-"""`q8bert serve`: options to settings, checkpoints to a registry, and the server around them."""
+"""`q8bert serve`: reads options into settings, opens the checkpoints and runs the server."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def _option(name: str, *flags: str) -> Any:
-    """An option whose help is the setting's description, its variable and its default."""
+    """Return an option whose help is the setting's description, its variable and its default."""
     field = Settings.model_fields[name]
     default: Any = field.default
     shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
@@ -80,7 +80,7 @@ def serve(
 
 
 def _serve(settings: Settings) -> None:
-    # torch takes a second to import: `q8bert --help` shall not pay for it, nor the supervisor of several workers
+    # torch takes a second to import, which `q8bert --help` and the supervisor of several workers should not pay for
     if settings.workers > 1:
         _serve_with_workers(settings)
         return

@@ -36,8 +36,8 @@ class Service:
     Args:
         settings: limits and defaults.
         registry: opened checkpoints; their engines are loaded on the engine thread after `start`.
-        place: which of several worker processes this one is; None: the only one.
-        warmed: called on the engine thread once all is loaded, before the service is ready.
+        place: this process's number among several workers; None: it is the only one.
+        warmed: called on the engine thread when everything is loaded, before the service is ready.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Service:
         self._warmed = warmed
         own = self.metrics.registry
         self.exposed: Collector = own if place is None else MergedMetrics(own, place)
-        """What /metrics shows: of several worker processes, all of them."""
+        """What /metrics shows: with several worker processes, the metrics of all of them."""
         self.throughput = Throughput(registry.lanes)
         limits = QueueLimits(settings.max_batch_tokens, settings.max_queue_tokens, settings.max_queue_requests)
         self.queue = BatchQueue(registry.lanes, limits, self.throughput.drain_seconds)
@@ -87,7 +87,7 @@ class Service:
         self.metrics.requests.watch_limits(limits, lambda: self.lifecycle.state is State.READY)
 
     def start(self) -> None:
-        """Begin to load; `lifecycle` tells when it is over."""
+        """Begin to load; `lifecycle` says when loading is done."""
         self.worker.start()
 
     def drain(self) -> None:
@@ -97,7 +97,7 @@ class Service:
             log.info("draining: %d requests to answer", self.pipeline.in_flight.count())
 
     def stop(self, timeout: float | None = None) -> bool:
-        """Drain, let the engine thread finish its queue and end; False where it has not ended in time."""
+        """Drain, and let the engine thread finish its queue and stop; False if it has not stopped in time."""
         self.drain()
         self.worker.request_stop()
         self.queue.close(Draining("the server is shutting down"))
@@ -109,7 +109,7 @@ class Service:
         return not self.worker.is_alive()
 
     def engine_problem(self) -> str | None:
-        """Why the engine thread cannot work any more, or None."""
+        """Return why the engine thread cannot work any more, or None."""
         state = self.lifecycle.state
         if state is State.FAILED or (state is State.READY and not self.worker.is_alive()):
             return "the engine thread has died; restart the server"
@@ -119,7 +119,7 @@ class Service:
         return None
 
     def attach(self, model: Model, engines: Mapping[Lane, Infers]) -> None:
-        """Take requests for a model whose engines are loaded; it must be put in the registry in the same step."""
+        """Take requests for a model whose engines are loaded; put it in the registry in the same event-loop step."""
         lanes = tuple(engines)
         create_children(self.metrics, lanes, auto=self.settings.cascade is not None)
         self.throughput.add(lanes)
@@ -136,14 +136,14 @@ class Service:
         return engines
 
     def _detach(self, model: Model) -> None:
-        """Let go of a model that no request holds any more."""
+        """Release a model that no request holds any more."""
         lanes = tuple(model.lane(backend) for backend in model.engines)
         self.queue.remove_lanes(lanes)
         self.worker.remove_engines(lanes)
         self.throughput.remove(lanes)
         engines = [loaded.engine for loaded in model.engines.values()]
         model.engines.clear()
-        # unmapping hundreds of megabytes takes longer than the event loop shall pause
+        # unmapping hundreds of megabytes would block the event loop for too long
         threading.Thread(target=_free, args=(engines,), name="q8bert-free").start()
         log.info("%s (%s) is unloaded", model.name, model.revision)
 
@@ -162,7 +162,7 @@ class Service:
             metrics.up.labels(*labels).set_function(lambda: float(alive()))
 
     def hide(self, model: Model) -> None:
-        """Take a model's engines out of the metrics, and forget how well they agree."""
+        """Remove a model's engines from the metrics, and forget how well they agree."""
         self.shadow.end(model.loaded)
         metrics = self.metrics.engines
         for backend, loaded in model.engines.items():
@@ -175,17 +175,20 @@ class Service:
 
 
 def _free(engines: list[Engine]) -> None:
-    """Drop the last references to engines and give their memory back."""
+    """Drop the last references to engines and return their memory to the system."""
     engines.clear()
     release_freed_memory()
 
 
 def _workspace(engine: weakref.ref[Engine]) -> float:
-    """Read it from an engine that the metric must not keep alive: a gauge with a function ends up in a cycle."""
+    """Return an engine's workspace in bytes.
+
+    A gauge with a function becomes part of a reference cycle; the weak reference keeps the engine out of it.
+    """
     found = engine()
     return float(found.memory().workspace) if found is not None else 0.0
 
 
 def _build(model: Model, backend: str, engine: Engine) -> tuple[str, str, str, str]:
-    """Revision, dtype, kernel and instruction set, as model_info's labels say them."""
+    """Return revision, dtype, kernel and instruction set, the labels of model_info."""
     return model.revision, backend, engine.kernel, str(engine.describe().get("isa", "unknown"))

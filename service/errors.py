@@ -1,4 +1,4 @@
-"""What can go wrong with a request, and the one table that turns it into a status and an error_type.
+"""The errors of requests, and the one table that gives each a status and an error_type.
 
 Every error answer has the body ``{"error", "error_type", "request_id", "details"?}``: ``error`` is a sentence
 for a person (and what Hugging Face and Open Inference clients read), ``error_type`` is for programs.
@@ -14,12 +14,12 @@ ServiceError
  ├── EncodedBody        the body is compressed
  ├── PathNotAllowed     a model outside the folders that may be loaded from
  ├── ModelConflict      another model is being loaded, or the name belongs to another task
- ├── ModelRejected      the new checkpoint is damaged or fails its self-test; the old one goes on
+ ├── ModelRejected      the new checkpoint is damaged or fails its self-test; the old one keeps serving
  ├── BodyTooLarge       more bytes than the payload limit
  ├── TooManyTokens      one request alone exceeds the queue
  ├── QueueFull          the server has as much work as it can finish in time
  ├── DeadlineExceeded   the answer would come after the request's time limit
- ├── ClientClosed       the client left before its answer (never seen by anyone, counted as 499)
+ ├── ClientClosed       the client left before its answer (nobody receives it; counted as 499)
  ├── NotReady           still loading
  ├── Draining           shutting down
  ├── EngineDead         the engine thread has stopped
@@ -40,7 +40,7 @@ from q8core.errors import InputError
 
 
 class ServiceError(Exception):
-    """Base of the failures that a request can meet; the message is a sentence for the client."""
+    """Base of all errors of requests; the message is a sentence for the client."""
 
     retry_after_s: float | None = None
     headers: Mapping[str, str] = {}
@@ -52,7 +52,7 @@ class ServiceError(Exception):
 
 
 class BadInput(ServiceError):
-    """Raised when a well-formed body asks for something that cannot be."""
+    """Raised when a well-formed body asks for something impossible."""
 
 
 class EmptyInput(ServiceError):
@@ -64,41 +64,41 @@ class InputTooLong(ServiceError):
 
 
 class UnknownBackend(ServiceError):
-    """Raised when body or header name a backend that is not loaded for the task."""
+    """Raised when the body or the header names a backend that is not loaded for the task."""
 
 
 class UnknownModel(ServiceError):
-    """Raised when the server holds no checkpoint for the task."""
+    """Raised when no such model is loaded for the task."""
 
 
 class Unauthorized(ServiceError):
-    """Raised for a request that shows no valid key where one is needed."""
+    """Raised when a request has no valid key where one is needed."""
 
     headers: Mapping[str, str] = {"www-authenticate": 'Bearer realm="q8bert"'}
 
 
 class BodyTooSlow(ServiceError):
-    """Raised when a request body takes longer to arrive than it may; the connection is closed with the answer."""
+    """Raised when a request body takes too long to arrive; the connection is closed after the answer."""
 
     headers: Mapping[str, str] = {"connection": "close"}
 
 
 class EncodedBody(ServiceError):
-    """Raised when a request says that its body is compressed; the answer names what is taken (RFC 9110, 12.5.3)."""
+    """Raised for a compressed request body; the answer names the accepted encoding (RFC 9110, 12.5.3)."""
 
     headers: Mapping[str, str] = {"accept-encoding": "identity"}
 
 
 class PathNotAllowed(ServiceError):
-    """Raised when a model shall be loaded from outside the folders that the operator allowed."""
+    """Raised for a model path outside the folders that the operator allowed."""
 
 
 class ModelConflict(ServiceError):
-    """Raised when a model cannot be loaded beside what is loaded or being loaded."""
+    """Raised when a load conflicts with a loaded model or with another load."""
 
 
 class ModelRejected(ServiceError):
-    """Raised when a new checkpoint cannot serve; what served before goes on."""
+    """Raised when a new checkpoint cannot serve; the old one keeps serving."""
 
 
 class BodyTooLarge(ServiceError):
@@ -106,17 +106,17 @@ class BodyTooLarge(ServiceError):
 
 
 class TooManyTokens(ServiceError):
-    """Raised when one request alone holds more tokens than the queue."""
+    """Raised when one request alone has more tokens than the queue holds."""
 
 
 class QueueFull(ServiceError):
-    """Raised when the queue has no room, or could not be worked off before the request's deadline."""
+    """Raised when the queue has no room, or could not be computed before the request's deadline."""
 
     retry_after_s = 1.0
 
 
 class DeadlineExceeded(ServiceError):
-    """Raised when a request's time limit passes before its answer is there."""
+    """Raised when a request's time limit passes before its answer is ready."""
 
 
 class ClientClosed(ServiceError):
@@ -136,13 +136,13 @@ class Draining(ServiceError):
 
 
 class EngineDead(ServiceError):
-    """Raised when the engine thread is gone: only a restart helps."""
+    """Raised when the engine thread has stopped: only a restart helps."""
 
     retry_after_s = 10.0
 
 
 class InferenceFailed(ServiceError):
-    """Raised for every request of a batch whose computation failed."""
+    """Raised for each request of a batch whose computation failed."""
 
 
 @dataclass(frozen=True)
@@ -185,9 +185,9 @@ ADMIN_KINDS: Mapping[type[Exception], ErrorKind] = {
     ModelConflict: ErrorKind(409, "model_conflict", "another model is being loaded, or the name has another task"),
     ModelRejected: ErrorKind(422, "model_rejected", "the checkpoint is damaged or fails its self-test"),
 }
-"""Further rows, of the routes under /admin alone."""
+"""More rows, for the routes under /admin only."""
 
-# What the framework raises itself, by status.
+# Errors that the framework raises itself, by status.
 HTTP_KINDS: Mapping[int, ErrorKind] = {
     400: ErrorKind(400, "bad_json", "the body is not JSON"),
     404: ErrorKind(404, "not_found", "no such path"),
@@ -198,9 +198,9 @@ HTTP_KINDS: Mapping[int, ErrorKind] = {
 
 
 MOST_DETAILS = 20
-"""How many problems of a body are told one by one."""
+"""How many problems of a body are listed."""
 UNION_MARK = "|"
-"""Begins the names of union members in validation paths, which are nothing that a client sent."""
+"""Prefix of the names of union members in validation paths, which are not part of what the client sent."""
 
 
 @dataclass(frozen=True)
@@ -225,7 +225,7 @@ class ErrorAnswer:
 
 
 def describe_error(error: Exception) -> ErrorAnswer:
-    """Turn any exception into its answer; what the table does not know is an internal error without details."""
+    """Return the answer to an exception; one that the table does not have is an internal error without details."""
     if isinstance(error, RequestValidationError):
         return _describe_validation(error)
     if isinstance(error, HTTPException):
@@ -240,7 +240,7 @@ def describe_error(error: Exception) -> ErrorAnswer:
 
 
 def _retry_header(retry_after_s: float | None) -> dict[str, str]:
-    """Whole seconds, at least one: the header knows no fractions."""
+    """Return the header in whole seconds, at least one: it allows no fractions."""
     return {} if retry_after_s is None else {"retry-after": str(max(1, math.ceil(retry_after_s)))}
 
 
@@ -260,7 +260,7 @@ def _describe_http(error: HTTPException) -> ErrorAnswer:
 
 
 def _describe_validation(error: RequestValidationError) -> ErrorAnswer:
-    """Name the first problems in the sentence and more of them in details, never echoing the client's text."""
+    """Name the first problems in the message and more in the details, without repeating the client's text."""
     problems: Sequence[dict[str, Any]] = error.errors()
     first = problems[0]
     if first["type"] == "json_invalid":

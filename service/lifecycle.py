@@ -1,4 +1,4 @@
-"""Where the process is in its life, readable from every thread.
+"""The state of the process, readable from every thread.
 
 ``starting -> warming -> ready -> draining -> stopped``, and ``failed`` from any of them.
 """
@@ -24,7 +24,7 @@ _ORDER = [State.STARTING, State.WARMING, State.READY, State.DRAINING, State.STOP
 
 
 class Lifecycle:
-    """The state, and the failure that ended it."""
+    """The state, and the error behind ``failed``."""
 
     def __init__(self) -> None:
         self._state = State.STARTING
@@ -33,16 +33,16 @@ class Lifecycle:
 
     @property
     def state(self) -> State:
-        """The present state."""
+        """The current state."""
         return self._state
 
     @property
     def failure(self) -> BaseException | None:
-        """What led to ``failed``."""
+        """The error that led to ``failed``, or None."""
         return self._failure
 
     def advance(self, state: State) -> bool:
-        """Move forward; False, without effect, for a step back (a drain wins over a finished warm-up)."""
+        """Move forward; return False, without effect, for a step back (a drain wins over a finished warm-up)."""
         with self._changed:
             if self._state is State.FAILED or _ORDER.index(state) <= _ORDER.index(self._state):
                 return False
@@ -50,7 +50,7 @@ class Lifecycle:
             return True
 
     def fail(self, error: BaseException) -> None:
-        """Record why nothing will work any more; the first failure stays."""
+        """Record a fatal error; the first one is kept."""
         with self._changed:
             if self._state in (State.FAILED, State.STOPPED):
                 return
@@ -58,7 +58,7 @@ class Lifecycle:
             self._set(State.FAILED)
 
     def wait_until_settled(self, timeout: float | None = None) -> State:
-        """Wait until start-up is over, one way or the other."""
+        """Wait until start-up has succeeded or failed."""
         with self._changed:
             self._changed.wait_for(lambda: self._state not in (State.STARTING, State.WARMING), timeout)
             return self._state

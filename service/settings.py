@@ -23,10 +23,10 @@ ENV_PREFIX = "Q8BERT_"
 API_KEYS_VARIABLE = ENV_PREFIX + "API_KEYS"
 ADMIN_KEY_VARIABLE = ENV_PREFIX + "ADMIN_KEY"
 SECRET_VARIABLES = (API_KEYS_VARIABLE, ADMIN_KEY_VARIABLE)
-"""Read by `service.operations.keys`; no fields of the settings, which are options too and may be shown."""
+"""Read by `service.operations.keys`. Not fields of the settings, which are also options and may be shown."""
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-"""Names that an operator may give; they stand in URLs, headers, logs and metric labels."""
+"""Names that an operator may give; they appear in URLs, headers, logs and metric labels."""
 
 _ORIGIN = re.compile(r"https?://[^\s/?#,@]+")
 
@@ -153,7 +153,7 @@ class Settings(BaseSettings):
     @field_validator("checkpoint", "model", "backends", "model_root", "cors_allow_origin", mode="before")
     @classmethod
     def _split_commas(cls, value: Any) -> Any:
-        """Environment variables carry lists as ``a,b``."""
+        """Split a list in an environment variable: ``a,b``."""
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
     @field_validator("model")
@@ -202,7 +202,7 @@ class Settings(BaseSettings):
 
     @property
     def named_models(self) -> tuple[tuple[str, Path], ...]:
-        """Names and folders of `model`."""
+        """The names and folders in `model`."""
         parts = (given.partition("=") for given in self.model)
         return tuple((name, Path(path)) for name, _, path in parts)
 
@@ -218,7 +218,7 @@ def load_settings(options: Mapping[str, Any]) -> Settings:
     """Build settings from explicit options (None: not given), the environment and the defaults.
 
     Raises:
-        InputError: a value is wrong; says which option or variable, its value and what is allowed.
+        InputError: a value is wrong; names the option or variable, its value and what is allowed.
     """
     given = {name: value for name, value in options.items() if value is not None}
     try:
@@ -228,7 +228,7 @@ def load_settings(options: Mapping[str, Any]) -> Settings:
 
 
 def unknown_variables(environment: Mapping[str, str] = os.environ) -> list[str]:
-    """Names with our prefix that nothing reads: a typo, or variables that Kubernetes adds for a Service."""
+    """Return variables with our prefix that nothing reads: typos, or those that Kubernetes adds for a Service."""
     known = {
         CACHE_VARIABLE,
         ISA_VARIABLE,

@@ -1,4 +1,4 @@
-"""From a request's body to its answer: the model, the work and the policy that it asks for."""
+"""The pipeline from a request's body to its answer: chooses model and policy, and runs them."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Pipeline:
         self._both = BothBackends(self._steps)
 
     def check_ready(self) -> None:
-        """Raise NotReady, Draining or EngineDead unless requests are taken now."""
+        """Raise NotReady, Draining or EngineDead unless the service takes requests now."""
         state = self._lifecycle.state
         if state is State.READY:
             return
@@ -122,7 +122,7 @@ class Pipeline:
                 return compare_labels(model, answers, trace.by_backend())
             limit = self._settings.max_queue_tokens
             work = QAWork(model, [item], schemas.QAParameters(), listed=False, max_tokens=limit)
-            # one question with top_k 1 has one answer
+            # one question with top_k 1 gets one answer, not a list
             spans = cast("dict[str, schemas.AnswerSpan]", await self._both.answers(trace, work))
             return compare_spans(model, spans, trace.by_backend())
 

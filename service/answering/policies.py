@@ -23,11 +23,11 @@ T = TypeVar("T")
 
 
 class OneBackend:
-    """One backend answers; the shadow is offered what it has computed.
+    """One backend answers; its result is offered to the shadow comparison.
 
     Args:
-        steps: of each request.
-        registry: told how long a model is needed.
+        steps: the steps of each request.
+        registry: keeps a model loaded while a request needs it.
         shadow: samples the answered requests.
     """
 
@@ -50,19 +50,19 @@ class OneBackend:
     async def _reconsider(
         self, trace: RequestTrace, work: Work[T], encoded: EncodedRequest, logits: list[Tensor], deadline: float
     ) -> list[Tensor]:
-        """Return the logits that count: here, those of the one backend."""
+        """Return the logits to answer with: here, those of the one backend."""
         return logits
 
 
 class Cascaded(OneBackend):
-    """int8 answers, and fp32 again where int8 is not sure: ``backend=auto``.
+    """int8 answers first, and fp32 again where int8 is not sure: ``backend=auto``.
 
     Args:
         steps: as `OneBackend`.
         registry: as `OneBackend`.
         shadow: as `OneBackend`.
         cascade: says where int8 is not sure.
-        metrics: counts what came of asking again.
+        metrics: counts the results of asking fp32.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Cascaded(OneBackend):
     async def _reconsider(
         self, trace: RequestTrace, work: Work[T], encoded: EncodedRequest, logits: list[Tensor], deadline: float
     ) -> list[Tensor]:
-        """Ask fp32 again about the inputs of which int8 is not sure; return the logits that count, in order."""
+        """Ask fp32 about the inputs of which int8 is not sure; return the logits to answer with, in input order."""
         verdicts = await self._steps.in_threads(trace, work, partial(work.verdicts, logits))
         weak = self._cascade.weak(work.model, verdicts)
         trace.answered_by, trace.escalated = SECOND if weak else FIRST, len(weak)
@@ -99,10 +99,10 @@ class Cascaded(OneBackend):
 
 
 class BothBackends:
-    """One backend after the other answers the same token ids.
+    """Both backends answer the same token ids, one after the other.
 
     Args:
-        steps: of each request.
+        steps: the steps of each request.
     """
 
     def __init__(self, steps: Steps) -> None:
@@ -110,12 +110,12 @@ class BothBackends:
         self._comparisons = count()
 
     async def answers(self, trace: RequestTrace, work: Work[T]) -> dict[str, T]:
-        """Encode once and answer on one backend after the other, each waiting in the queue by itself.
+        """Encode once, then queue and answer on one backend after the other.
 
-        At the same time they would take the CPUs from each other, and their times would say nothing.
+        At the same time they would compete for the CPUs, and their times would mean nothing.
         """
         deadline = self._steps.deadline(trace)
-        # the first wakes threads and CPUs for the second; taking turns, neither is favoured on average
+        # the first wakes threads and CPUs for the second; alternating, neither is favoured on average
         order = BACKENDS if next(self._comparisons) % 2 == 0 else BACKENDS[::-1]
         with self._steps.in_flight.track(trace):
             encoded = await self._steps.encode(trace, work, work.model.lane(order[0]), deadline)

@@ -1,4 +1,4 @@
-"""Where a request goes: decided once, before anything of it is encoded."""
+"""Which model and backend answer a request: decided once, before encoding."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The steps of a request, the same for every policy: admit, encode, queue, wait, post-process.
 
-They run on the event loop; encoding and post-processing of all but short texts run in a small thread pool, inference on
-the engine thread.
+They run on the event loop, except that encoding and post-processing of longer texts run in a small thread pool, and
+inference on the engine thread.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ _SMALLEST_ITEM = 2  # a special token before the text, and one after it
 
 
 class Steps:
-    """What policies are made of; every way out of a request leads through `encode` and `compute`.
+    """The steps that policies are made of; every request passes through `encode` and `compute`.
 
     Args:
-        queue: of the engine thread.
+        queue: the engine thread's.
         metrics: counts tokens and windows.
-        timeout_s: from a request's arrival to its answer.
-        most_tokens: that may wait in the queue.
+        timeout_s: time limit from a request's arrival to its answer.
+        most_tokens: tokens that may wait in the queue.
     """
 
     def __init__(self, queue: BatchQueue, metrics: RequestMetrics, *, timeout_s: float, most_tokens: int) -> None:
@@ -55,11 +55,11 @@ class Steps:
         self._threads.close()
 
     def deadline(self, trace: RequestTrace) -> float:
-        """Return the time on the monotonic clock at which a request is given up."""
+        """Return the time on the monotonic clock at which the request times out."""
         return trace.started + self._timeout_s
 
     async def encode(self, trace: RequestTrace, work: Work[T], lane: Lane, deadline: float) -> EncodedRequest:
-        """Refuse what the queue has no room for, else encode."""
+        """Refuse a request that the queue has no room for, else encode it."""
         tokens = self._least_tokens(work)
         self._queue.check_room(lane, tokens, deadline, Reserved(self._encoding, self._encoding_tokens))
         self._encoding += 1
@@ -84,12 +84,12 @@ class Steps:
 
     async def finish(self, trace: RequestTrace, work: Work[T], logits: list[Tensor]) -> T:
         """Turn the logits into the answer."""
-        await self._turns.wait()  # a batch ends for many requests at once
+        await self._turns.wait()  # a batch completes many requests at once
         with trace.stage("postprocess"):
             return await self.in_threads(trace, work, partial(work.finish, logits))
 
     async def in_threads(self, trace: RequestTrace, work: Work[Any], step: Callable[[], T]) -> T:
-        """Run what depends on the length of a request's texts where that length says, unless the client has left."""
+        """Run a step on the event loop or a thread, by the length of the texts; raise if the client has left."""
 
         def unless_left() -> T:
             if trace.client_left:
@@ -99,7 +99,7 @@ class Steps:
         return await self._threads.run(unless_left, inputs=work.inputs, characters=work.characters)
 
     async def infer(self, lane: Lane, items: list[WorkItem], deadline: float, trace: RequestTrace) -> list[Tensor]:
-        """Queue the sequences and wait: for the engine, the deadline or the client's leaving, whichever is first."""
+        """Queue the sequences and wait for the logits, the deadline or a disconnect, whichever comes first."""
         ticket = Ticket(lane, items, deadline)
         self._queue.put(ticket)
         loop = asyncio.get_running_loop()
@@ -120,7 +120,7 @@ class Steps:
             trace.stages |= {"queue": started - ticket.submitted, "infer": done - started}
 
     def _least_tokens(self, work: Work[T]) -> int:
-        """Count tokens that are proven before tokenizing; words only where their number could matter."""
+        """Return a lower bound on the tokens without tokenizing; count words only where it could change the outcome."""
         least, room = work.inputs * _SMALLEST_ITEM, self._most_tokens
         if self._queue.waiting_tokens() + self._encoding_tokens + least + most_proven(work.characters) <= room:
             return least

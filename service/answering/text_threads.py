@@ -1,8 +1,8 @@
-"""Where texts become tokens and logits become answers.
+"""Where texts are tokenized and logits become answers: on the event loop or on a thread.
 
-A sentence does so on the event loop: it takes a fraction of a millisecond there, and a trip to a thread and back takes
-longer. Longer texts go to threads, so that the loop never waits for them; long ones have a thread of their own: cutting
-a book into windows takes a second, and a paragraph that came after it shall not wait for that.
+A sentence takes a fraction of a millisecond, less than a trip to a thread and back, so it stays on the event loop.
+Longer texts go to threads, so that the loop never blocks. Very long ones have a thread of their own: cutting a book
+into windows takes a second, and a paragraph should not wait for that.
 """
 
 from __future__ import annotations
@@ -15,22 +15,25 @@ from typing import TypeVar
 T = TypeVar("T")
 
 INPUT = 100
-"""Characters whose tokenizing takes as long as an input without any."""
+"""Fixed cost of one input, in characters of tokenizing time."""
 SHORT_TEXT = 600
-"""Characters of one request, with those for its inputs, up to which it stays on the event loop: half a millisecond."""
+"""Size of a request (characters plus `INPUT` each) up to which it stays on the event loop: about half a millisecond."""
 LONG_TEXT = 20_000
-"""The same from which on it goes to the thread for long texts: some milliseconds of tokenizing."""
+"""Size from which it goes to the thread for long texts: some milliseconds of tokenizing."""
 
 
 class TextThreads:
-    """Two threads for requests of some characters, one for those of many; none for those of few."""
+    """Runs short requests inline, medium ones on two threads and long ones on a third.
+
+    So a book never delays a paragraph.
+    """
 
     def __init__(self) -> None:
         self._short = ThreadPoolExecutor(max_workers=2, thread_name_prefix="q8bert-text")
         self._long = ThreadPoolExecutor(max_workers=1, thread_name_prefix="q8bert-long-text")
 
     async def run(self, work: Callable[[], T], *, inputs: int, characters: int) -> T:
-        """Run a function that takes no longer than this many inputs and characters make it take."""
+        """Run `work`, whose time grows with this many inputs and characters."""
         size = characters + INPUT * inputs
         if size <= SHORT_TEXT:
             return work()
@@ -38,6 +41,6 @@ class TextThreads:
         return await asyncio.get_running_loop().run_in_executor(pool, work)
 
     def close(self) -> None:
-        """Finish what runs, drop what waits, end the threads."""
+        """Finish running work, drop waiting work, stop the threads."""
         for pool in (self._short, self._long):
             pool.shutdown(wait=True, cancel_futures=True)

@@ -1,4 +1,4 @@
-"""Lets requests begin, and end, a few at a time, so that the event loop gets around to its sockets in between."""
+"""Lets requests start and finish a few at a time, so that the event loop polls its sockets in between."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import asyncio
 from collections import deque
 
 PER_ROUND = 4
-"""Requests that go on between two looks at the sockets: some milliseconds of work."""
+"""Requests that proceed between two polls of the sockets: some milliseconds of work."""
 
 
 class Turns:
-    """First come, first served, `PER_ROUND` in each round of the event loop; for one loop.
+    """Admits at most `PER_ROUND` requests per event-loop iteration, in order of arrival. Not shared between loops.
 
-    All requests that have arrived by the time of a round would otherwise begin in it, and all of a batch would be
-    answered in one: with hundreds of them those that are only refused would wait for that.
+    Without it, a burst of hundreds would all start in one iteration, or a whole batch be answered in one, and even
+    requests that only need a quick 429 would wait for them.
     """
 
     def __init__(self) -> None:
@@ -21,7 +21,7 @@ class Turns:
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     async def wait(self) -> None:
-        """Return when it is this caller's turn; at once where no more than a few others go on."""
+        """Return when it is this caller's turn, which is at once unless several others have just had theirs."""
         loop = asyncio.get_running_loop()
         if self._left == PER_ROUND:
             loop.call_soon(self._next_round)
@@ -36,7 +36,7 @@ class Turns:
         self._left = PER_ROUND
         while self._waiting and self._left > 0:
             turn = self._waiting.popleft()
-            if not turn.done():  # it is, if its request was cancelled
+            if not turn.done():  # done already if its request was cancelled
                 turn.set_result(None)
                 self._left -= 1
         if self._left < PER_ROUND:

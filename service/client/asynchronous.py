@@ -20,15 +20,15 @@ T = TypeVar("T")
 class AsyncClient:
     """Asks a q8bert service; keeps its connections open, and belongs to one event loop.
 
-    Every method raises `ClientError` where there is no usable answer in the end. ``model`` is the name of a loaded
-    model of the task, as `info` lists them; None: the server's default for the task.
+    Every method raises `ClientError` if all attempts fail. ``model`` is the name of a loaded model of the task, as
+    `info` lists them; None: the server's default for the task.
 
     Args:
         url: the service's address, such as ``http://127.0.0.1:8000``.
         api_key: sent as ``Authorization: Bearer``.
-        backend: of requests that name none; None: the server's default.
+        backend: for requests that name none; None: the server's default.
         timeout_s: longest time for one attempt, from connecting to the answer's last byte.
-        retry: how patient it is.
+        retry: when and how often to try again.
         transport: httpx's transport, for tests and proxies.
     """
 
@@ -101,11 +101,11 @@ class AsyncClient:
         return await self._call(calls.qa_batch(pairs, backend or self._backend, model, options))
 
     async def compare(self, text: str, *, model: str | None = None) -> Comparison[Classification]:
-        """Classify a text on fp32 and int8."""
+        """Classify a text on both fp32 and int8."""
         return await self._call(calls.compare(text, model))
 
     async def compare_qa(self, question: str, context: str, *, model: str | None = None) -> Comparison[Answer]:
-        """Answer a question on fp32 and int8."""
+        """Answer a question on both fp32 and int8."""
         return await self._call(calls.compare_qa(question, context, model))
 
     async def info(self) -> Info:
@@ -145,7 +145,7 @@ class AsyncClient:
         """
         timeout = operation_limits(limit_s)
         try:
-            async with asyncio.timeout(limit_s):  # httpx's limits begin anew with every byte
+            async with asyncio.timeout(limit_s):  # httpx's limits restart with every byte
                 return await self._http.request(call.method, call.path, json=call.body, timeout=timeout)
         except TimeoutError as error:
             raise too_slow(limit_s) from error

@@ -1,4 +1,4 @@
-"""Method calls to HTTP requests: what both clients send."""
+"""From method calls to HTTP requests, for both clients."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Text = str | tuple[str, str]
 
 
 class ClassifyOptions(TypedDict, total=False):
-    """How to classify; what is left out is the server's default."""
+    """How to classify; the server's defaults apply to whatever is left out."""
 
     top_k: int
     function_to_apply: Literal["softmax", "sigmoid", "none"]
@@ -24,7 +24,7 @@ class ClassifyOptions(TypedDict, total=False):
 
 
 class QAOptions(TypedDict, total=False):
-    """How to search an answer; what is left out is the server's default."""
+    """How to search for an answer; the server's defaults apply to whatever is left out."""
 
     doc_stride: int
     max_answer_len: int
@@ -36,7 +36,7 @@ class QAOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Call(Generic[T]):
-    """One request and how its answer is read; without a body it is a GET."""
+    """One request, and how to read its answer; without a body it is a GET."""
 
     path: str
     body: Mapping[str, Any] | None
@@ -67,7 +67,7 @@ def classify_batch(
     """Classify several texts or pairs.
 
     Raises:
-        TypeError: a single text, which would be taken for a list of letters, or one that is neither text nor pair.
+        TypeError: a single text, which would be read as a list of letters, or an element that is neither text nor pair.
     """
     if isinstance(texts, str):
         raise TypeError("classify_batch takes a list of texts; for one text call classify")
@@ -110,7 +110,7 @@ def info() -> Call[Info]:
 
 
 def headers(api_key: str | None) -> dict[str, str]:
-    """What every request carries."""
+    """Return the headers of every request."""
     return {} if api_key is None else {"authorization": f"Bearer {api_key}"}
 
 
@@ -129,7 +129,7 @@ def _pair(question: str, context: str) -> dict[str, str]:
 
 
 def _body(inputs: Any, backend: str | None, model: str | None, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out what is not asked for: the server's defaults are its own."""
+    """Leave out what the caller did not set, so that the server's defaults apply."""
     body: dict[str, Any] = {"inputs": inputs}
     if parameters:
         body["parameters"] = dict(parameters)

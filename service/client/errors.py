@@ -4,14 +4,14 @@ from __future__ import annotations
 
 
 class ClientError(Exception):
-    """Raised for every request that got no usable answer.
+    """Raised for a request that got no usable answer.
 
     Args:
         message: the server's sentence, or what went wrong on the way.
         status: the answer's status; None where there was no answer.
         error_type: the server's fixed word (such as ``queue_full``), or ``connection``, ``timeout`` or ``bad_answer``.
-        request_id: what finds the request in the server's log.
-        retry_after_s: when the server asked to come back.
+        request_id: identifies the request in the server's log.
+        retry_after_s: how long the server asked to wait.
         attempts: how often the request was sent.
     """
 

@@ -1,4 +1,4 @@
-"""What the client returns: answers as frozen dataclasses, each with what the headers said about its request."""
+"""Results of the client: answers as frozen dataclasses, each with what the headers said about its request."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Meta:
-    """One request as the server saw it; times in milliseconds, None where the answer had no such header."""
+    """Facts about one request from the answer's headers; times in milliseconds, None where a header is missing."""
 
     request_id: str | None
     backend: str | None
@@ -56,7 +56,7 @@ class Classification:
 
 @dataclass(frozen=True)
 class Answer:
-    """A piece of the context, ``context[start:end]``; empty: the context does not say."""
+    """A span of the context, ``context[start:end]``; empty if the context has no answer."""
 
     answer: str
     score: float
@@ -67,7 +67,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Share(Generic[T]):
-    """What one backend answered, and what it took; ``memory_bytes`` by kind."""
+    """One backend's answer, its times and its memory; ``memory_bytes`` by kind."""
 
     answer: T
     queue_ms: float
@@ -80,8 +80,8 @@ class Share(Generic[T]):
 class Comparison(Generic[T]):
     """Both backends' answers to the same tokens.
 
-    ``delta`` holds ``max_abs_prob`` of labels, ``span_f1`` of answers, or ``abs_diff`` of the numbers that a regression
-    predicts, where ``agree`` is None; ``speedup`` is fp32's inference time over int8's.
+    ``delta`` holds ``max_abs_prob`` for labels, ``span_f1`` for answers, or ``abs_diff`` for the numbers of a
+    regression, whose ``agree`` is None. ``speedup`` is fp32's inference time divided by int8's.
     """
 
     agree: bool | None
@@ -93,7 +93,7 @@ class Comparison(Generic[T]):
 
 @dataclass(frozen=True)
 class Info:
-    """What the service says of itself; ``raw`` is all of /info."""
+    """Facts about the service; ``raw`` is all of /info."""
 
     version: str
     state: str
@@ -105,7 +105,7 @@ def parse(response: httpx.Response, build: Callable[[Any, Meta], T]) -> T:
     """Build a result from a 2xx answer.
 
     Raises:
-        ClientError: the body is not what the service answers; something else stands at that address.
+        ClientError: the body is not one of this service's; something else answers at that address.
     """
     meta = _meta(response)
     try:
@@ -120,38 +120,38 @@ def parse(response: httpx.Response, build: Callable[[Any, Meta], T]) -> T:
 
 
 def classification(body: Any, meta: Meta) -> Classification:
-    """The answer to one text."""
+    """Build the answer to one text."""
     [row] = body
     return Classification(_labels(row), meta)
 
 
 def classifications(body: Any, meta: Meta) -> list[Classification]:
-    """The answer to several texts."""
+    """Build the answers to several texts."""
     return [Classification(_labels(row), meta) for row in body]
 
 
 def answer(body: Any, meta: Meta) -> Answer:
-    """The answer to one question."""
+    """Build the answer to one question."""
     return Answer(body["answer"], float(body["score"]), int(body["start"]), int(body["end"]), meta)
 
 
 def answers(body: Any, meta: Meta) -> list[Answer]:
-    """Several answers to one question, or one to each of several (or to one that has a single answer)."""
+    """Build several answers to one question, or one answer to each of several questions."""
     return [answer(row, meta) for row in (body if isinstance(body, list) else [body])]
 
 
 def text_comparison(body: Any, meta: Meta) -> Comparison[Classification]:
-    """Both backends' labels of one text."""
+    """Build the comparison of both backends' labels."""
     return _comparison(body, meta, classification)
 
 
 def question_comparison(body: Any, meta: Meta) -> Comparison[Answer]:
-    """Both backends' answers to one question."""
+    """Build the comparison of both backends' answers."""
     return _comparison(body, meta, answer)
 
 
 def info(body: Any, meta: Meta) -> Info:
-    """What the service says of itself."""
+    """Build the facts about the service."""
     return Info(body["version"], body["state"], body["default_backend"], body)
 
 

@@ -19,13 +19,13 @@ _RETRIED = (429, 503)
 
 @dataclass(frozen=True)
 class Retry:
-    """How patient a client is; 429, 503 and broken connections are tried again, nothing else.
+    """When a client tries again: after 429, 503 and broken connections, and nothing else.
 
     Args:
-        attempts: how often a request is sent at most; 1: never again.
-        deadline_s: no attempt begins, and no wait ends, later than this after the first.
-        base_s: mean of the first pause; each further one is twice as long.
-        cap_s: longest pause, where the server names none.
+        attempts: how often a request is sent at most; 1: no retry.
+        deadline_s: no attempt starts, and no pause ends, later than this after the first attempt.
+        base_s: mean of the first pause; each further pause is twice as long.
+        cap_s: longest pause where the server names none.
     """
 
     attempts: int = 4
@@ -42,10 +42,10 @@ class Retry:
 
 
 class Attempts:
-    """The attempts of one request: takes what came back, answers with the pause before the next or raises.
+    """The attempts of one request: given an outcome, returns the pause before the next attempt, or raises.
 
-    The pause is drawn evenly from 0 to twice the doubling base ("full jitter"), so that clients refused together do
-    not come back together; a Retry-After is waited for in full, and the draw comes on top.
+    The pause is drawn uniformly from 0 to twice the doubling base ("full jitter"), so that clients that were refused
+    together do not return together. A Retry-After is waited for in full, plus the drawn pause.
     """
 
     def __init__(
@@ -61,12 +61,12 @@ class Attempts:
         self._made = 0
 
     def begin(self, timeout_s: float) -> float:
-        """Count an attempt and return its time limit in seconds: none outlasts the deadline."""
+        """Count an attempt and return its time limit in seconds, which ends at the deadline at the latest."""
         self._made += 1
         return max(0.001, min(timeout_s, self._end - self._clock()))
 
     def after_failure(self, error: httpx.TransportError) -> float:
-        """Return the pause after a request without an answer.
+        """Return the pause after a failed attempt without an answer.
 
         Raises:
             ClientError: it is not tried again.
@@ -87,26 +87,27 @@ class Attempts:
             raise error
         longest = min(self._policy.cap_s, 2 * self._policy.base_s * 2 ** (self._made - 1))
         pause = (error.retry_after_s or 0.0) + self._draw(0.0, longest)
-        if self._clock() + pause >= self._end:  # would wait for nothing
+        if self._clock() + pause >= self._end:  # no time for another attempt
             raise error
         return pause
 
 
 def operation_limits(limit_s: float) -> httpx.Timeout:
-    """What one operation of an attempt may take.
+    """Return the time limits of the operations of an attempt.
 
-    Connecting gets less than the attempt has: only a connection that did not come is tried again, and it must be known.
+    Connecting gets less time than the attempt, so that a failed connection, which is tried again, can be told from a
+    slow answer, which is not.
     """
     return httpx.Timeout(limit_s, connect=0.95 * limit_s)
 
 
 def too_slow(limit_s: float) -> httpx.ReadTimeout:
-    """The error of an attempt that is not done within its limit."""
+    """Return the error of an attempt that exceeds its limit."""
     return httpx.ReadTimeout(f"not complete after {limit_s:.3g} s")
 
 
 def _is_timeout(error: httpx.TransportError) -> bool:
-    """Whether the server may still be at work; one that could not be connected to is not."""
+    """Whether the server may still be computing, which it cannot if the connection failed."""
     return isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout)
 
 
@@ -118,7 +119,7 @@ def _describe_failure(error: httpx.TransportError) -> ClientError:
 
 
 def _describe_answer(response: httpx.Response) -> ClientError:
-    """Read the error body; an answer from something else (a proxy) has none."""
+    """Read the error body; an answer from something else, such as a proxy, has none."""
     try:
         body: Any = response.json()
     except ValueError:
@@ -134,7 +135,7 @@ def _describe_answer(response: httpx.Response) -> ClientError:
 
 
 def parse_retry_after(value: str | None, now: datetime | None = None) -> float | None:
-    """Return the seconds that a Retry-After header asks for: a number or a date (RFC 9110, 10.2.3); None: neither."""
+    """Return the seconds that a Retry-After header asks for, as a number or a date (RFC 9110, 10.2.3), or None."""
     if value is None:
         return None
     if value.strip().isdecimal():

@@ -1,4 +1,4 @@
-"""The client for ordinary code."""
+"""The blocking client."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ T = TypeVar("T")
 class Client:
     """Asks a q8bert service; keeps its connections open, and may be shared by threads.
 
-    Every method raises `ClientError` where there is no usable answer in the end. ``model`` is the name of a loaded
-    model of the task, as `info` lists them; None: the server's default for the task.
+    Every method raises `ClientError` if all attempts fail. ``model`` is the name of a loaded model of the task, as
+    `info` lists them; None: the server's default for the task.
 
     Args:
         url: the service's address, such as ``http://127.0.0.1:8000``.
         api_key: sent as ``Authorization: Bearer``.
-        backend: of requests that name none; None: the server's default.
-        timeout_s: longest time for one attempt, looked at with each piece of the answer's body; before the body, and
+        backend: for requests that name none; None: the server's default.
+        timeout_s: longest time for one attempt, checked with each piece of the answer's body; before the body and
             between its pieces, longest time without a byte.
-        retry: how patient it is.
+        retry: when and how often to try again.
         transport: httpx's transport, for tests and proxies.
     """
 
@@ -102,11 +102,11 @@ class Client:
         return self._call(calls.qa_batch(pairs, backend or self._backend, model, options))
 
     def compare(self, text: str, *, model: str | None = None) -> Comparison[Classification]:
-        """Classify a text on fp32 and int8."""
+        """Classify a text on both fp32 and int8."""
         return self._call(calls.compare(text, model))
 
     def compare_qa(self, question: str, context: str, *, model: str | None = None) -> Comparison[Answer]:
-        """Answer a question on fp32 and int8."""
+        """Answer a question on both fp32 and int8."""
         return self._call(calls.compare_qa(question, context, model))
 
     def info(self) -> Info:
@@ -153,7 +153,7 @@ class Client:
 
 
 class _TimedStream(httpx.SyncByteStream):
-    """An answer's body, which must be there in time: httpx's limits begin anew with every byte."""
+    """The body of an answer, with a limit on its whole time: httpx's limits restart with every byte."""
 
     def __init__(self, stream: httpx.SyncByteStream, end: float, limit_s: float) -> None:
         self._stream = stream

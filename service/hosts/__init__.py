@@ -1,1 +1,1 @@
-"""What runs the application: one process, several workers behind one port, and what they set for their process."""
+"""Running the application: in one process or in several workers behind one port, and their process-wide settings."""

@@ -1,4 +1,4 @@
-"""The listening socket, taken before anything is loaded."""
+"""The listening socket."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from service.settings import Settings
 
 
 def bind(settings: Settings) -> socket.socket:
-    """Take the port before anything is loaded.
+    """Bind the port, before anything is loaded.
 
     Raises:
-        InputError: the address is in use or not ours.
+        InputError: the address is in use or not of this machine.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
@@ -24,7 +24,7 @@ def bind(settings: Settings) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        # listening waits for uvicorn, but a second process must learn of the conflict now
+        # uvicorn will listen again, but a second process must learn of the conflict now
         listener.listen(1)
     except OSError as error:
         listener.close()

@@ -1,4 +1,4 @@
-"""Runs the application under uvicorn in this process: drains on SIGTERM, exits with a meaning."""
+"""Runs the application under uvicorn in this process: drains on SIGTERM, and exits with a meaningful code."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from service.settings import Settings
 
 log = logging.getLogger(__name__)
 
-# How long the last answers may take to leave through slow connections, and requests that have begun to arrive.
+# How long slow connections may take, during shutdown, to read their answers or to finish sending a request.
 _CONNECTION_GRACE_S = 5
 
 
 class DrainingServer(uvicorn.Server):
-    """Keeps listening while accepted requests are answered, so that probes see the drain, and exits with code 0.
+    """Keeps listening while it answers accepted requests, so that probes see the drain, and exits with code 0.
 
-    uvicorn by itself closes its listeners at once and then dies of the signal it was sent.
+    uvicorn itself closes its listeners at once, and then raises the signal again, which kills the process.
 
     Args:
-        config: of `server_config`.
-        service: behind the application.
-        collections: the process's, which the service takes over once it is warm; given back at the end.
+        config: from `server_config`.
+        service: the service behind the application.
+        collections: controls garbage collection of this process from the end of warm-up until shutdown.
     """
 
     def __init__(self, config: uvicorn.Config, service: Service, collections: FullCollections) -> None:
@@ -49,12 +49,12 @@ class DrainingServer(uvicorn.Server):
 
     @property
     def drain_requested(self) -> bool:
-        """Whether the end has been asked for."""
+        """Whether a shutdown has been requested."""
         return self._drain_requested
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
-        """Handle SIGINT and SIGTERM without raising them again at the end."""
+        """Handle SIGINT and SIGTERM, without raising them again at the end."""
         if threading.current_thread() is not threading.main_thread():  # only the main thread gets signals
             yield
             return
@@ -67,13 +67,13 @@ class DrainingServer(uvicorn.Server):
                 signal.signal(number, handler)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to drain on the first signal, leave at once on the second."""
+        """Begin to drain on the first signal, exit at once on the second."""
         if self._drain_requested:
             self.should_exit = self.force_exit = True
         self._drain_requested = True
 
     async def on_tick(self, counter: int) -> bool:
-        """Ten times a second: advance the drain, and leave once nothing is in flight or the engine has failed."""
+        """Advance the drain, ten times a second; exit once nothing is in flight or the engine has failed."""
         service = self._service
         idle = service.pipeline.in_flight.count() == 0
         self._collections.tick(idle)
@@ -86,7 +86,7 @@ class DrainingServer(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Close the connections, the slow ones after their time, and leave the process as it was."""
+        """Close the connections, slow ones after their grace period, and restore the process's settings."""
         timer = asyncio.get_running_loop().call_later(_CONNECTION_GRACE_S, self._cut_connections)
         try:
             await super().shutdown(sockets)
@@ -99,7 +99,7 @@ class DrainingServer(uvicorn.Server):
         self._collections.give_back()
 
     def _cut_connections(self) -> None:
-        """End what is left of them: their tasks learn that the client has left, which uvicorn would cancel instead."""
+        """Close the remaining connections, so that their tasks see a disconnect; uvicorn would cancel the tasks."""
         left = [connection for connection in self.server_state.connections if isinstance(connection, GuardedProtocol)]
         if not left:
             return
@@ -113,13 +113,13 @@ class DrainingServer(uvicorn.Server):
 
 
 def server_config(app: FastAPI) -> uvicorn.Config:
-    """Configure uvicorn for the application: our own logging, no web sockets, no second queue."""
+    """Configure uvicorn for the application: own logging, no web sockets, no second queue."""
     service: Service = app.state.service
     settings = service.settings
     return uvicorn.Config(
         app,
         lifespan="on",
-        # uvloop accepts a connection per turn of the loop: under load, clients would wait for that by the second
+        # uvloop accepts one connection per iteration: under load, clients would wait for seconds to be accepted
         loop="asyncio",
         ws="none",
         http=guarded(
@@ -130,13 +130,13 @@ def server_config(app: FastAPI) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
-        # never reached: no connection outlives its own grace
+        # never reached: connections are closed after their own grace period
         timeout_graceful_shutdown=2 * _CONNECTION_GRACE_S,
     )
 
 
 def serve(settings: Settings, registry: ModelRegistry, listener: socket.socket) -> None:
-    """Serve as the one process of a service; raises as `run_server`."""
+    """Serve as the only process of a service; raises what `run_server` raises."""
     collections = tune_process()
     app = create_app(settings, registry, warmed=collections.take_over)
     run_server(app, listener, DrainingServer(server_config(app), app.state.service, collections))
@@ -146,16 +146,16 @@ def run_server(app: FastAPI, listener: socket.socket, server: DrainingServer) ->
     """Serve until a signal or a failure.
 
     Raises:
-        Q8Error: what the start-up failed with, or EngineError when the engine died later.
+        Q8Error: the error of the start-up, or EngineError if the engine died later.
     """
     service: Service = app.state.service
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     log.info("listening on http://%s:%d, loading %s", shown, port, ", ".join(service.registry.models))
     server.run([listener])
-    # both have ended already, unless a second signal cut the first short
+    # both have stopped already, unless a second signal cut the drain short
     if not (service.stop(_CONNECTION_GRACE_S) and app.state.admin.join(_CONNECTION_GRACE_S)):
-        # torch aborts when the interpreter ends under a computing thread
+        # torch aborts if the interpreter exits while a thread computes
         log.error("a computing thread did not stop in time")
         os._exit(EngineError.exit_code)
     failure = service.lifecycle.failure

@@ -78,10 +78,10 @@ def create_app(
 ) -> FastAPI:
     """Build the application; engines are loaded in the background once it starts.
 
-    ``app.state.service`` is the `Service` behind it, which the arguments are for.
+    ``app.state.service`` is the `Service` behind it, which gets the arguments.
 
     Raises:
-        InputError: traces are asked for and cannot be sent.
+        InputError: tracing is configured but not installed.
     """
     keys = load_keys(settings)
     service = Service(settings, registry, place=place, warmed=warmed)
@@ -98,7 +98,7 @@ def create_app(
             async with watching(admin, settings.watch_s):
                 yield
         except asyncio.CancelledError:
-            log.info("leaving at once")  # a second signal: uvicorn ends without asking the application to
+            log.info("leaving at once")  # a second signal: uvicorn exits without draining the application
         finally:
             service.drain()
             await run_in_threadpool(admin.join, settings.request_timeout_s)
@@ -142,7 +142,7 @@ def create_app(
 
 
 def _shows_lock(scheme: str) -> list[Any]:
-    """Let /docs ask for the key and send it; `AuthMiddleware` is what checks it."""
+    """Let /docs ask for the key and send it; `AuthMiddleware` checks it."""
     return [Depends(HTTPBearer(auto_error=False, scheme_name=scheme))]
 
 

@@ -1,4 +1,4 @@
-"""The middleware that asks requests for their keys."""
+"""The middleware that checks requests for their keys."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from service.operations.keys import KeyRing, Keys
 
 ADMIN_PATH = "/admin"
 
-# Whatever is not named here needs a key, so that a new route cannot be left open by mistake.
+# All other paths need a key, so that a new route cannot be left open by mistake.
 _OPEN_PATHS = frozenset(
     {
-        # probes know no keys, and tell nothing
+        # probes have no keys, and their answers reveal nothing
         *("/livez", "/readyz", "/health", "/v2/health/live", "/v2/health/ready"),
-        # the page and the documentation are the same everywhere; what they ask for data needs the key
+        # the page and the documentation are static; the data routes that they call need the key
         *("/", "/favicon.ico", "/docs", "/docs/oauth2-redirect", "/openapi.json"),
     }
 )
@@ -28,7 +28,7 @@ _BEARER = re.compile(rb"bearer +(\S+) *", re.IGNORECASE)
 
 
 class AuthMiddleware:
-    """Asks for ``Authorization: Bearer KEY`` before a request's body is read.
+    """Requires ``Authorization: Bearer KEY``, before a request's body is read.
 
     Args:
         app: the application inside.
@@ -54,7 +54,7 @@ class AuthMiddleware:
         await self._app(scope, receive, send)
 
     def _needed(self, scope: Scope) -> KeyRing | None:
-        """The keys of which the request must show one, None where it need not."""
+        """Return the keys of which the request must have one, None if it needs none."""
         if scope["type"] != "http":
             return None
         path: str = scope["path"]
@@ -66,7 +66,7 @@ class AuthMiddleware:
 
 
 def _shown_key(scope: Scope) -> bytes | None:
-    """The key of the one Authorization header; None for none, several, or another scheme."""
+    """Return the key of the Authorization header; None if there is none, are several, or another scheme."""
     found = [value for name, value in scope["headers"] if name == b"authorization"]
     match = _BEARER.fullmatch(found[0]) if len(found) == 1 else None
     return match[1] if match else None

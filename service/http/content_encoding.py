@@ -1,4 +1,4 @@
-"""What a request says of how its body is encoded: bodies are taken as they are, none is decompressed."""
+"""The Content-Encoding of requests: no body is decompressed, so a compressed one is refused."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ _MOST_SHOWN = 60
 
 
 def check_encoding(method: str, headers: Iterable[tuple[bytes, bytes]]) -> None:
-    """Refuse a compressed body by its header, whatever the bytes are.
+    """Refuse a body whose header says that it is compressed, whatever its bytes are.
 
     Args:
-        method: only POST has a body here; of others it is not read.
-        headers: names in lower case, as ASGI has them.
+        method: only POST has a body here; other methods' bodies are not read.
+        headers: with names in lower case, as in ASGI.
 
     Raises:
         EncodedBody: Content-Encoding names anything but identity.
     """
     if method != "POST":
         return
-    # several lines are one list (RFC 9110, section 5.3), in which empty elements do not count
+    # several header lines form one list (RFC 9110, section 5.3), in which empty elements do not count
     given = ", ".join(value.decode("latin-1").strip() for name, value in headers if name == b"content-encoding")
     if any(coding.strip().lower() not in ("", _IDENTITY) for coding in given.split(",")):
         shown = given if len(given) <= _MOST_SHOWN else f"{given[:_MOST_SHOWN]}..."

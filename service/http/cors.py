@@ -1,4 +1,4 @@
-"""Pages of other origins: what they may send and read."""
+"""Cross-origin requests: which origins may read answers, and what they may send."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from service.telemetry.trace import EXPOSED_HEADERS
 
 
 class CrossOrigin:
-    """The rules as Starlette's middleware takes them, and their headers for answers that never pass it.
+    """The rules in the form of Starlette's middleware, and as headers for answers that do not pass through it.
 
-    No cookies, because nothing here reads any.
+    Cookies are not allowed, because nothing here reads them.
 
     Args:
-        origins: that may read answers; ``*`` among them for all.
+        origins: which may read answers; ``*`` among them allows all.
     """
 
     def __init__(self, origins: Collection[str]) -> None:
@@ -31,7 +31,7 @@ class CrossOrigin:
         }
 
     def headers(self, origin: str | None) -> dict[str, str]:
-        """Return the headers with which a page of `origin` may read an answer; None for a request that names none."""
+        """Return the headers that let a page of `origin` read an answer; `origin` is None if the request names none."""
         varies = {"vary": "Origin"}
         everyone = "*" in self._origins
         if origin is None or not (everyone or origin in self._origins):

@@ -6,9 +6,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class HeadMiddleware:
-    """Innermost: hands HEAD to the routes as GET, and keeps the body back.
+    """Innermost: passes HEAD to the routes as GET, and drops the body.
 
-    FastAPI's routes answer 405 instead, and named as a method of their own they would be documented twice.
+    FastAPI's routes would answer 405; listing HEAD as a method of each route would document the routes twice.
     """
 
     def __init__(self, app: ASGIApp) -> None:

@@ -1,4 +1,4 @@
-"""What every request passes on its way in and out, as plain ASGI: id, times, metrics, body limit, client watch."""
+"""The middleware of every request, as plain ASGI: id, times, metrics, body limit, watching for disconnects."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class RequestMiddleware:
-    """Outermost: gives each request an id, a trace and its turn, adds headers, counts the answer, catches all errors.
+    """Outermost: gives each request an id, a trace and a turn, adds headers, counts the answer, catches all errors.
 
     Args:
         app: the application inside.
@@ -62,10 +62,10 @@ class RequestMiddleware:
 
 
 class BodyMiddleware:
-    """Reads the whole body, limited in size and time, hands it on in one piece, then notes when the client leaves.
+    """Reads the whole body within limits of size and time, passes it on in one piece, then watches for a disconnect.
 
-    Everything behind it needs the whole body anyway; reading it here means one place that limits it, declared or
-    chunked, and one reader of the connection. A compressed body is refused unread.
+    The routes need the whole body anyway. Reading it here limits every body, declared or chunked, in one function, and
+    gives the connection a single reader. A compressed body is refused unread.
     """
 
     def __init__(self, app: ASGIApp, *, limit: int, timeout_s: float) -> None:
@@ -91,7 +91,7 @@ class BodyMiddleware:
             await send_error(error, trace, send)
             return
         if body is None:
-            trace.error_type = "client_closed"  # while sending: there is nobody to answer
+            trace.error_type = "client_closed"  # while sending: nobody is left to answer
             return
         left: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         trace.left = left
@@ -132,7 +132,7 @@ class BodyMiddleware:
 
 
 async def send_error(error: Exception, trace: RequestTrace, send: Send) -> None:
-    """Answer with the error's JSON body from outside the framework."""
+    """Send the error's JSON body from outside the framework."""
     answer = describe_error(error)
     trace.error_type = answer.kind.error_type
     body = json.dumps(answer.body(trace.request_id), ensure_ascii=False).encode()

@@ -1,8 +1,8 @@
-"""Refusals that cost little, for when requests come faster than the application could refuse them.
+"""Cheap refusals, for when requests come faster than the application could refuse them.
 
-A request that goes through the whole application only to be told that the queue is full takes as much of the event loop
-as one that is answered. With enough of them nobody would be answered in time, the refused ones included. So requests
-beyond a bound are answered where their bytes arrive.
+A request that passes through the whole application only to learn that the queue is full takes as much time of the event
+loop as one that is answered. With enough of them nobody would be answered in time, not even with a refusal. So beyond a
+number of requests in flight, further ones are refused by the connection's protocol.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from service.telemetry.recorder import RequestRecorder
 from service.telemetry.trace import RequestTrace, request_id
 
 BEING_SERVED = 64
-"""Requests under way besides those that wait in the queue: being read, encoded, computed or answered."""
+"""Requests in flight besides those that wait in the queue: being read, encoded, computed or answered."""
 
-_ESTIMATE_S = 0.1  # how long an estimate of the queue's time is good for
+_ESTIMATE_S = 0.1  # how long an estimate of the queue's time stays valid
 
 
 class Overload:
-    """Decides whether too many requests are under way already, and answers for the application.
+    """Decides whether too many requests are in flight, and refuses in place of the application.
 
     Args:
-        limit: requests under way from which on those of `tasks` are refused.
-        tasks: path -> task, of the inference routes; all others are always let in.
-        queue: knows when there will be room.
-        recorder: is told of the refused.
-        cross_origin: which pages may read the refusal, as they may every other answer.
+        limit: with this many requests in flight, further ones for `tasks` are refused.
+        tasks: path -> task, of the inference routes; other routes are never refused.
+        queue: estimates when there will be room.
+        recorder: counts the refused requests.
+        cross_origin: which pages may read the refusal, as for every other answer.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Overload:
         cross_origin: CrossOrigin | None = None,
     ) -> None:
         self._limit = limit
-        # with and without the slash of `service.http.paths`: every request is looked up as it was sent
+        # with and without a trailing slash (see `service.http.paths`): requests are looked up as they were sent
         self._tasks = {sent.encode(): (path, task) for path, task in tasks.items() for sent in (path, f"{path}/")}
         self._queue = queue
         self._recorder = recorder
@@ -52,17 +52,17 @@ class Overload:
         self._good_until = 0.0
 
     def refuses(self, method: bytes, target: bytes, under_way: int) -> bool:
-        """Whether to refuse a request for this target (path and query as sent), with so many others under way.
+        """Whether to refuse a request for this target (path and query as sent), with `under_way` others in flight.
 
-        A browser's question whether it may ask costs next to nothing, and without its answer a page would not see
-        the refusal that follows.
+        A browser's preflight request costs next to nothing, and without its answer a page could not read the refusal
+        that follows.
         """
         return under_way >= self._limit and method != b"OPTIONS" and target.partition(b"?")[0] in self._tasks
 
     def answer(
         self, method: str, target: bytes, headers: list[tuple[bytes, bytes]]
     ) -> tuple[bytes, list[tuple[bytes, bytes]]]:
-        """Record a refused request and return its answer's body and headers; the status is 429."""
+        """Record a refused request and return body and headers of its answer; the status is 429."""
         path, task = self._tasks[target.partition(b"?")[0]]
         answer = self._current()
         trace = RequestTrace(request_id(headers), task=task, error_type=answer.kind.error_type)

@@ -1,11 +1,11 @@
-"""Paths as the routes know them, for what compares paths before or beside the router."""
+"""Paths in the form of the routes, for code that compares paths outside of the router."""
 
 from __future__ import annotations
 
 
 def without_slash(path: str) -> str:
-    """Return the path of the same route without the one slash that clients and proxies add to its end.
+    """Return the path without one trailing slash, which clients and proxies add.
 
-    Nobody is redirected: many clients drop the body on the way.
+    Such requests are not redirected, because many clients drop the body when they follow a redirect.
     """
     return path[:-1] if path.endswith("/") and not path.endswith("//") and path != "/" else path

@@ -1,16 +1,16 @@
-"""HTTP connections that cannot be held open for nothing: uvicorn's protocol with limits that it lacks.
+"""uvicorn's HTTP protocol with limits that it lacks, so that clients cannot hold connections open for nothing.
 
-Its keep-alive time-out begins with the first answer. Before that, and between the bytes of a request, a client could
-take any time, and headers could have any size. An answer that nobody reads is given up as well.
+uvicorn's keep-alive time-out starts with the first answer. Before that, and between the bytes of a request, a client
+could take any time, and headers could have any size. An answer that the client does not read is given up as well.
 
-uvicorn promises nothing about the inside of its protocol class, so `pyproject.toml` takes no release that is not known
-here, and a test holds this list against the installed one. Of `HttpToolsProtocol` this file uses
+uvicorn promises nothing about the internals of its protocol class, so `pyproject.toml` allows only releases that were
+checked, and a test compares this list with the installed one. Of `HttpToolsProtocol` this file uses
 
 - the attributes ``parser``, ``cycle`` (with ``response_started`` and ``response_complete``), ``tasks``, ``transport``,
   ``loop``, ``url``, ``headers``, ``expect_100_continue``, ``timeout_keep_alive_task``, and ``server_state`` (with
   ``default_headers``);
 - the callbacks ``on_message_begin``, ``on_header``, ``on_headers_complete``, ``on_body``, ``on_message_complete``,
-  ``on_response_complete`` and ``send_400_response``, beside those of asyncio's protocols.
+  ``on_response_complete`` and ``send_400_response``, besides those of asyncio's protocols.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from service.http.request_parser import RequestParser
 
 log = logging.getLogger(__name__)
 
-# The body's own time-out is BodyMiddleware's, which can answer; this one only ends what was answered without reading.
+# BodyMiddleware has the body's own time-out, and can answer; this one closes connections answered without reading.
 _BODY_GRACE_S = 1.0
 _TOO_MANY_REQUESTS = b"HTTP/1.1 429 Too Many Requests\r\n"
 
 
 @dataclass(frozen=True)
 class ConnectionLimits:
-    """What one connection may take.
+    """Limits of one connection.
 
     Attributes:
-        header_bytes: of the request line and all headers, and of all trailers.
-        header_s: until they have arrived, from the connection or the first byte of a further request.
-        body_s: until the body has arrived.
-        write_s: how long a client may read nothing while an answer waits for it.
+        header_bytes: size of the request line and all headers, and of all trailers.
+        header_s: time for them to arrive, from the connection or from the first byte of a further request.
+        body_s: time for the body to arrive.
+        write_s: how long a client may read nothing while an answer is waiting.
     """
 
     header_bytes: int
@@ -55,7 +55,7 @@ class ConnectionLimits:
 
 
 class _Part(Enum):
-    """What a connection waits for."""
+    """The part of a request that a connection is waiting for."""
 
     REQUEST = auto()
     HEADERS = auto()
@@ -69,51 +69,51 @@ class GuardedProtocol(HttpToolsProtocol):
     overload: Overload | None = None
 
     _timer: TimerHandle | None = None
-    _timed: _Part | None = None  # what the timer is for
+    _timed: _Part | None = None  # the part that the timer is for
     _write_timer: TimerHandle | None = None
-    _part: _Part | None = None  # what is arriving
-    _header_bytes = 0  # of what has arrived of headers or trailers, with what came in one piece with them
-    _trailer_bytes = 0  # of whole trailers
-    _trailing = False  # whether what arrives may be trailers: it stands behind a chunk's size, and is no body so far
+    _part: _Part | None = None  # the part that is arriving
+    _header_bytes = 0  # bytes of headers or trailers so far, including anything that arrived in one piece with them
+    _trailer_bytes = 0  # bytes of complete trailers
+    _trailing = False  # whether trailers may be arriving: after a chunk's size, with no body bytes so far
     _chunk_began = False
     _too_large = False
     _refusing = False
 
     @property
     def request_arrives(self) -> bool:
-        """Whether a request has begun to arrive, and not ended."""
+        """Whether a request has begun to arrive but is not complete."""
         return self._part is not None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to wait for a request."""
+        """Start waiting for a request."""
         super().connection_made(transport)
         self.parser = RequestParser(self)  # type: ignore[assignment]
         self._time_the_rest()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the timers."""
+        """Cancel the timers."""
         self._disarm()
         self.resume_writing()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse, and refuse headers and trailers that have no end."""
+        """Parse, and refuse headers and trailers over the limit."""
         self._chunk_began = False
         super().data_received(data)
         self._time_the_rest()
-        # a piece with a chunk's size may hold anything before it
+        # a piece with a chunk's size in it may have anything before that
         if self._part is _Part.HEADERS or (self._trailing and not self._chunk_began):
             self._header_bytes += len(data)
             if self._header_bytes > self.limits.header_bytes and not self.transport.is_closing():
                 self._refuse(431, "headers_too_large", self._size_message())
 
     def on_message_begin(self) -> None:
-        """Begin to count the headers and their time."""
+        """Start counting the bytes of the headers, and their time."""
         super().on_message_begin()
         self._part, self._timed, self._header_bytes = _Part.HEADERS, None, 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Keep a header; of a trailer, which is none (RFC 9110, section 6.5.1), keep the size alone."""
+        """Keep a header; of a trailer, which is not one (RFC 9110, section 6.5.1), only count the size."""
         if self._part is _Part.HEADERS:
             super().on_header(name, value)
             return
@@ -123,16 +123,16 @@ class GuardedProtocol(HttpToolsProtocol):
             raise ValueError("trailers too large")
 
     def on_headers_complete(self) -> None:
-        """Hand the request on if its headers are within the limit."""
+        """Pass the request on if its headers are within the limit."""
         if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > self.limits.header_bytes:
             self._too_large = True
-            raise ValueError("headers too large")  # the parser stops, and send_400_response answers
+            raise ValueError("headers too large")  # stops the parser, and send_400_response answers
         assert self.parser is not None
         if self.parser.should_upgrade():
             if self.parser.get_method() == b"CONNECT":
-                raise ValueError("no tunnels")  # nothing that follows is HTTP
-            return  # it comes again, without the offer
-        # behind an unfinished answer, or with a client that waits to be asked for its body, it takes the usual way
+                raise ValueError("no tunnels")  # what follows is not HTTP
+            return  # the parser calls again, without the Upgrade header
+        # pipelined after an unfinished answer, or with Expect: 100-continue, it goes through the application
         self._refusing = (
             self.overload is not None
             and not self._answering
@@ -144,7 +144,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._part = _Part.BODY
 
     def on_chunk_header(self) -> None:
-        """Expect trailers, which come instead of a body behind the size of the last chunk."""
+        """Expect trailers, which follow the size of the last chunk in place of a body."""
         self._trailing = self._chunk_began = True
         self._header_bytes = self._trailer_bytes = 0
 
@@ -153,13 +153,13 @@ class GuardedProtocol(HttpToolsProtocol):
         self._trailing = False
 
     def on_body(self, body: bytes) -> None:
-        """Hand the body on, unless the request is refused anyway."""
+        """Pass the body on, unless the request is refused anyway."""
         self._trailing = False
         if not self._refusing:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """Answer what is refused."""
+        """Answer a refused request."""
         assert self.parser is not None
         if self.parser.should_upgrade():
             return
@@ -170,27 +170,27 @@ class GuardedProtocol(HttpToolsProtocol):
             super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP, or too much of it, with the service's error body."""
+        """Answer invalid HTTP, or headers over the limit, with the service's error body."""
         if self._too_large:
             self._refuse(431, "headers_too_large", self._size_message())
         else:
             self._refuse(400, "bad_http", "this is no valid HTTP/1.1 request")
 
     def pause_writing(self) -> None:
-        """Give a client that reads nothing its time."""
+        """Start the timer of a client that does not read."""
         super().pause_writing()
         if self._write_timer is None:
             self._write_timer = self.loop.call_later(self.limits.write_s, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """Stop the clock of the reader."""
+        """Stop the timer of a client that does not read."""
         if self._write_timer is not None:
             self._write_timer.cancel()
             self._write_timer = None
         super().resume_writing()
 
     def _headers_overdue(self) -> None:
-        if self._answering:  # a pipelined request may begin late, not cut off the answer before it
+        if self._answering:  # a slow pipelined request must not cut off the answer before it
             self._arm(self.limits.header_s, self._headers_overdue)
         elif self._part is _Part.HEADERS:
             message = f"the headers did not arrive within {self.limits.header_s:g} s (--header-timeout-s)"
@@ -226,7 +226,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def _refuse(self, status: int, error_type: str, message: str) -> None:
-        """Answer from below the application, unless it has begun to, and close."""
+        """Send an error unless the application has begun to answer, and close the connection."""
         self._disarm()
         if self._part is _Part.BODY and not self._refusing and self.cycle.response_started:
             self.transport.close()
@@ -242,10 +242,10 @@ class GuardedProtocol(HttpToolsProtocol):
         self.transport.close()
 
     def _time_the_rest(self) -> None:
-        """Run a clock for what has not arrived yet; a request in one piece, which most are, needs none."""
+        """Start a timer for what has not arrived; a request in one piece, which most are, needs none."""
         awaited = self._part
         if awaited is None and not self._answering and self.timeout_keep_alive_task is None:
-            awaited = _Part.REQUEST  # a new connection, or bytes that begin no request and ended the keep-alive time
+            awaited = _Part.REQUEST  # a new connection, or bytes that start no request but stopped the keep-alive timer
         if awaited is None or self.transport.is_closing():
             self._disarm()
         elif self._timed is not awaited:
@@ -266,5 +266,5 @@ class GuardedProtocol(HttpToolsProtocol):
 
 
 def guarded(limits: ConnectionLimits, overload: Overload | None = None) -> type[GuardedProtocol]:
-    """Return the protocol class with these limits, as uvicorn's ``http`` option takes it."""
+    """Return the protocol class with these limits, for uvicorn's ``http`` option."""
     return type("BoundProtocol", (GuardedProtocol,), {"limits": limits, "overload": overload})

@@ -1,1 +1,1 @@
-"""`q8bert loadtest`: asks a running service at a fixed rate, or as fast as it answers, and says how it did."""
+"""`q8bert loadtest`: sends requests to a service at a fixed rate, or as fast as it answers, and reports how it did."""

@@ -1,4 +1,4 @@
-"""What is asked: request bodies from a file, or built-in texts of the lengths of real ones."""
+"""The requests to send: bodies from a file, or built-in texts with the lengths of real ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from service.loadtest.target import Target
 
 TASKS = ("classify", "qa", "compare")
 
-# Each is one token of BERT's uncased vocabulary, so that a text has the length that was asked for.
+# Each is one token of BERT's uncased vocabulary, so that a text has exactly the wanted length.
 _WORDS = (
     "the", "a", "of", "and", "in", "to", "was", "is", "for", "as", "on", "with", "by", "he", "that", "at",
     "from", "his", "it", "an", "were", "are", "which", "this", "be", "had", "first", "not", "also", "one",
@@ -38,17 +38,17 @@ class Ask:
 def load_asks(
     target: Target, tasks: Sequence[str], file: Path | None, backend: str | None, api_key: str | None
 ) -> list[Ask]:
-    """Build the requests that are drawn from.
+    """Build the requests that a load test draws from.
 
     Args:
-        target: where they go.
-        tasks: of TASKS; with a file exactly one.
+        target: the service.
+        tasks: names from TASKS; with a file exactly one.
         file: JSON Lines of request bodies, sent as they are.
-        backend: asked for in a header; None: the server's default.
+        backend: sent in a header; None: the server's default.
         api_key: sent as ``Authorization: Bearer``.
 
     Raises:
-        InputError: an unknown task, a file that is no JSON Lines, or options that exclude each other.
+        InputError: an unknown task, a file that is not JSON Lines, or options that exclude each other.
     """
     unknown = [task for task in tasks if task not in TASKS]
     if unknown:
@@ -66,7 +66,7 @@ def load_asks(
 
 
 def sample_bodies(task: str) -> list[bytes]:
-    """Bodies with as many tokens as real SST-2 sentences, or SQuAD questions with contexts, have."""
+    """Return bodies with as many tokens as real SST-2 sentences, or SQuAD questions with contexts."""
     draw = random.Random(0)
     lengths = sample_lengths.SQUAD if task == "qa" else sample_lengths.SST2
     return [json.dumps(_sample_body(task, length, draw)).encode() for length in lengths]

@@ -1,4 +1,4 @@
-"""``q8bert loadtest``: its options; what it does is in `service.loadtest.run`."""
+"""``q8bert loadtest``: its options; the work is done in `service.loadtest.run`."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ def loadtest(
     ] = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Ask a running service at a fixed rate and say how it did: percentiles, throughput, refusals, failures.
+    """Send requests to a running service at a fixed rate and report latencies, throughput, refusals and failures.
 
-    Latency counts from when a request was meant to be sent, so that a stall is felt by all who would have come.
+    Latency is measured from when a request should have been sent, so that a stall counts for every request it delays.
     Exit code 1: nothing was answered.
     """
     if rate is not None and concurrency is not None:

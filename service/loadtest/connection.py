@@ -1,4 +1,4 @@
-"""HTTP/1.1 connections that cost little, because the service under test needs the same CPUs.
+"""HTTP/1.1 connections that take little CPU time, because the service under test needs the same CPUs.
 
 A general client takes about a millisecond of CPU for a request; a small model answers in less.
 """
@@ -14,15 +14,15 @@ import httptools
 
 from service.loadtest.target import Target
 
-# uvicorn closes connections that were silent for 5 s: what is older may be closing already
+# uvicorn closes connections that were idle for 5 s: an older one may be closing already
 _IDLE_S = 3.0
 _KEPT_BYTES = 2048
-"""Of an answer's body; enough for an error."""
+"""Bytes kept of an answer's body; enough for an error."""
 
 
 @dataclass
 class Reply:
-    """An answer as it comes in; ``finished`` is when its last byte was read."""
+    """An answer as it arrives; ``finished`` is when its last byte was read."""
 
     status: int = 0
     headers: dict[str, str] = field(default_factory=lambda: dict[str, str]())
@@ -68,7 +68,7 @@ class Connection(asyncio.Protocol):
             self.idle_since = time.perf_counter()
 
     def close(self) -> None:
-        """Close at once, whatever is under way."""
+        """Close at once, even with a request in flight."""
         if self._transport is not None:
             self._transport.abort()
 
@@ -80,7 +80,7 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Parse."""
         if self._parser is None:
-            self.close()  # it speaks without being asked
+            self.close()  # data without a request
             return
         try:
             self._parser.feed_data(data)
@@ -89,20 +89,20 @@ class Connection(asyncio.Protocol):
             self.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Fail the request under way."""
+        """Fail the request in flight."""
         self._transport = None
         self._fail(exc if isinstance(exc, OSError) else ConnectionResetError("closed before the answer"))
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header from the parser."""
+        """Receive a header from the parser."""
         self._reply.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_body(self, body: bytes) -> None:
-        """Take a piece of the body from the parser."""
+        """Receive a piece of the body from the parser."""
         self._reply.body += body[: _KEPT_BYTES - len(self._reply.body)]
 
     def on_message_complete(self) -> None:
-        """Take the end of the answer from the parser."""
+        """Receive the end of the answer from the parser."""
         assert self._parser is not None
         reply, reply.finished = self._reply, time.perf_counter()
         reply.status, reply.keep_alive = self._parser.get_status_code(), self._parser.should_keep_alive()
@@ -115,7 +115,7 @@ class Connection(asyncio.Protocol):
 
 
 class Pool:
-    """Connections to one target: as many as requests under way, up to a limit; further requests wait."""
+    """Connections to one target: as many as requests in flight, up to a limit; further requests wait."""
 
     def __init__(self, target: Target, limit: int) -> None:
         self._target = target
@@ -124,10 +124,10 @@ class Pool:
         self._tls = ssl.create_default_context() if target.scheme == "https" else None
 
     async def connect(self) -> None:
-        """Open a first connection, to learn whether there is anything.
+        """Open a first connection, to learn whether anything listens.
 
         Raises:
-            OSError: there is not.
+            OSError: nothing does.
         """
         self._idle.append(await self._connect())
 
@@ -137,7 +137,7 @@ class Pool:
         Args:
             payload: the whole request.
             timeout_s: longest time from sending to the last byte of the answer, connecting included.
-            sent: its first element becomes the time of the sending, known to the caller even if this raises.
+            sent: its first element is set to the time of sending, so that the caller has it even if this raises.
 
         Raises:
             TimeoutError: no whole answer in time.

@@ -1,9 +1,10 @@
 """Sends requests and notes when each was meant to be sent, was sent, and was answered.
 
-Open loop: requests leave at random times drawn beforehand (a Poisson process), whether or not earlier ones were
-answered, and a latency counts from the time drawn. A generator that waits for answers instead would stop asking while
-the service stalls, and leave out of its percentiles just those that had to wait ("coordinated omission").
-Closed loop: so many clients, each of which asks again as soon as it is answered: finds the highest throughput.
+Open loop: requests are sent at random times drawn beforehand (a Poisson process), whether or not earlier ones were
+answered, and latency is measured from the drawn time. A generator that waits for answers would stop sending while the
+service stalls, and its percentiles would omit exactly the requests that had to wait ("coordinated omission").
+Closed loop: a number of clients, each of which sends its next request as soon as it is answered; finds the highest
+throughput.
 """
 
 from __future__ import annotations
@@ -21,21 +22,21 @@ from service.loadtest.connection import Pool, Reply
 from service.loadtest.target import Target
 
 TIMEOUT, CONNECTION, UNSENT, UNFINISHED = "timeout", "connection", "unsent", "unfinished"
-"""Outcomes of requests without an answer; those with one are told by status and error_type."""
+"""Outcomes of requests without an answer; the outcome of an answered one is its status and error_type."""
 OK = "200"
 
 
 @dataclass(frozen=True)
 class Load:
-    """What is sent: ``rate`` requests per second, or ``concurrency`` clients; exactly one of them.
+    """The load: ``rate`` requests per second, or ``concurrency`` clients; exactly one of them.
 
     Args:
         rate: requests per second of the open loop.
         concurrency: clients of the closed loop.
-        duration_s: how long it counts.
-        warmup_s: how long it runs before.
+        duration_s: how long requests are measured.
+        warmup_s: how long it runs before that.
         timeout_s: longest time from sending to answer.
-        connections: requests under way at most; more wait, and are counted as late.
+        connections: most requests in flight; further ones wait, and count as late.
         seed: of arrival times and of the choice of requests.
     """
 
@@ -49,15 +50,15 @@ class Load:
 
     @property
     def total_s(self) -> float:
-        """How long requests are sent."""
+        """How long requests are sent, in seconds."""
         return self.warmup_s + self.duration_s
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One request; times in seconds since the start of the load.
+    """One request; times are in seconds since the start of the load.
 
-    ``inference_s`` and ``tokens`` are what the service said in its headers, ``retry_after_s`` what it asked for.
+    ``inference_s``, ``tokens`` and ``retry_after_s`` are from the headers of the answer.
     """
 
     task: str
@@ -72,7 +73,7 @@ class Sample:
 
 @dataclass
 class Record:
-    """Everything that was measured; ``seconds`` is less than the load's where it was stopped."""
+    """Everything that was measured; ``seconds`` is less than the load's if the test was stopped early."""
 
     samples: list[Sample] = field(default_factory=lambda: list[Sample]())
     seconds: float = 0.0
@@ -89,7 +90,7 @@ def arrivals(rate: float, seconds: float, draw: random.Random) -> Iterator[float
 
 
 def run_load(target: Target, asks: Sequence[Ask], load: Load) -> Record:
-    """Send it all; Ctrl-C ends it early, with what was measured until then.
+    """Send the load; Ctrl-C stops it early and keeps what was measured until then.
 
     Raises:
         OSError: nothing listens there.
@@ -129,13 +130,13 @@ class _Generator:
         under_way: set[asyncio.Task[None]] = set()
         choose = random.Random(self._load.seed + 1)
         for intended in arrivals(rate, self._load.total_s, self._draw):
-            await asyncio.sleep(max(0.0, intended - self._now()))  # yields in any case
+            await asyncio.sleep(max(0.0, intended - self._now()))  # yields to the event loop in any case
             task = asyncio.create_task(self._one(choose.choice(self._asks), intended))
             under_way.add(task)
             task.add_done_callback(under_way.discard)
         if under_way:
             _, left = await asyncio.wait(under_way, timeout=self._load.timeout_s + 1)
-            for task in left:  # each notes itself
+            for task in left:  # each records its own outcome
                 task.cancel()
             await asyncio.gather(*left, return_exceptions=True)
 
@@ -156,7 +157,7 @@ class _Generator:
             self._note(ask, TIMEOUT, intended, sent[0])
         except OSError:
             self._note(ask, CONNECTION, intended, sent[0])
-            await asyncio.sleep(0.01)  # else a closed loop against a closed port would spin
+            await asyncio.sleep(0.01)  # else a closed loop against a port where nothing listens would spin
         except asyncio.CancelledError:
             self._note(ask, UNFINISHED if sent[0] else UNSENT, intended, sent[0])
             raise
@@ -187,7 +188,7 @@ def _sample(ask: Ask, reply: Reply, intended: float, sent: float, start: float) 
 
 
 def _error_outcome(reply: Reply) -> str:
-    """Status and error_type: ``429 queue_full``."""
+    """Return status and error_type, such as ``429 queue_full``."""
     try:
         body: Any = json.loads(reply.body)
         return f"{reply.status} {body['error_type']}"

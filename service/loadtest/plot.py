@@ -23,7 +23,7 @@ _STYLES = {
     "failed": {"color": "#b3261e", "marker": "v"},
 }
 _DOTS = 20_000
-"""Drawn at most of each kind; more would only be black."""
+"""Most dots of each outcome; more would only overlap."""
 _NINES = (50.0, 90.0, 99.0, 99.9, 99.99)
 
 
@@ -33,7 +33,7 @@ def plot_load(samples: Sequence[Sample], summary: Summary, load: Load, title: st
 
 
 def draw_load(samples: Sequence[Sample], summary: Summary, load: Load, title: str) -> Any:
-    """Return matplotlib's figure of what `plot_load` writes."""
+    """Return the matplotlib figure that `plot_load` writes."""
     figure = import_module("matplotlib.figure").Figure(figsize=_SIZE, dpi=_DPI, layout="constrained")
     figure.suptitle(title, fontsize=11, fontweight="bold", x=0.01, ha="left")
     over_time, by_rank = figure.subplots(2, 1, height_ratios=(3, 2))
@@ -65,7 +65,7 @@ def _kind(outcome: str) -> str:
 
 
 def _draw_course(axes: Any, groups: dict[str, list[Sample]], summary: Summary, load: Load) -> None:
-    """Draw a dot for each request at the time it was meant to be sent, and a line through each second's median."""
+    """Draw a dot for each request at its intended time, and a line through each second's median."""
     for kind, own in groups.items():
         shown = own[:: len(own) // _DOTS + 1]
         label = f"{kind} ({len(own)})"
@@ -81,7 +81,7 @@ def _draw_course(axes: Any, groups: dict[str, list[Sample]], summary: Summary, l
 
 
 def _draw_percentiles(axes: Any, groups: dict[str, list[Sample]], load: Load) -> None:
-    """Draw latency over rank, on an axis on which each nine takes the same room."""
+    """Draw latency over rank, on an axis where each nine of a percentile has the same width."""
     longest = 1
     for kind, own in groups.items():
         values = sorted(_ms(sample) for sample in own if sample.intended >= load.warmup_s)
@@ -98,7 +98,7 @@ def _draw_percentiles(axes: Any, groups: dict[str, list[Sample]], load: Load) ->
 
 
 def _milliseconds(value: float, _: int) -> str:
-    """Label 1, 2 and 5 of each decade."""
+    """Return a label for 1, 2 and 5 of each decade, and nothing for other ticks."""
     return f"{value:g}" if f"{value:e}"[0] in "125" else ""
 
 

@@ -1,4 +1,4 @@
-"""What `q8bert loadtest` does once its options are read: check, send, print, write."""
+"""The work of `q8bert loadtest`: check the options, send, print, write."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def run(
     plot: Path | None,
     json_file: Path | None,
 ) -> bool:
-    """Run a load test; False if no request was answered.
+    """Run a load test; return False if no request was answered.
 
     Raises:
-        InputError: the target is refused or not there, or an option is wrong.
+        InputError: the target is not allowed or does not answer, or an option is wrong.
     """
     target = parse_target(url, allow_remote=allow_remote)
     asks = load_asks(target, tasks, file, backend, _read_key(api_key_file))
@@ -69,7 +69,7 @@ def _how(load: Load) -> str:
 
 
 def _read_key(file: Path | None) -> str | None:
-    """Return the key in a file: on the command line, every user of the machine would see it."""
+    """Return the key in a file; on the command line, every user of the machine could see it."""
     if file is None:
         return None
     key = read_text(file).strip()
@@ -79,7 +79,7 @@ def _read_key(file: Path | None) -> str | None:
 
 
 def _allow_connections(wanted: int) -> None:
-    """Raise this process's limit of open files, as far as it may, so that the connections fit.
+    """Raise this process's limit of open files, as far as allowed, so that the connections fit.
 
     Raises:
         InputError: they do not fit.

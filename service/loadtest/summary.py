@@ -1,4 +1,4 @@
-"""From samples to what is reported: percentiles by outcome, throughput, refusals, and the generator's own lateness."""
+"""From samples to the report: percentiles by outcome, throughput, refusals, and the generator's own lateness."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PERCENTILES = (50.0, 90.0, 99.0, 99.9)
 
 @dataclass(frozen=True)
 class Spread:
-    """Percentiles in milliseconds; one that fewer than one of the values lies above is left out (None)."""
+    """Percentiles in milliseconds; None for a percentile with no value above it."""
 
     count: int
     p50: float | None
@@ -25,7 +25,7 @@ class Spread:
 
     @classmethod
     def of(cls, seconds: Iterable[float]) -> Spread:
-        """Describe durations in seconds."""
+        """Return the percentiles of durations in seconds."""
         values = sorted(seconds)
         p50, p90, p99, p99_9 = (_ms(percentile(values, p)) for p in PERCENTILES)
         return cls(len(values), p50, p90, p99, p99_9, _ms(values[-1] if values else None))
@@ -43,7 +43,7 @@ class RetryAfter:
 
 @dataclass(frozen=True)
 class Second:
-    """The requests that were meant to be sent in one second of the load, warm-up included."""
+    """The requests that should have been sent in one second of the load, warm-up included."""
 
     second: int
     asked: int
@@ -55,20 +55,20 @@ class Second:
 
 @dataclass(frozen=True)
 class Summary:
-    """A load test's result; warm-up is in ``per_second`` and nowhere else.
+    """The result of a load test; warm-up is only in ``per_second``.
 
     Args:
-        requests: counted.
-        asked_per_s: the rate at which they were meant to be sent.
-        answered_per_s: answers with status 200 that came in while it counted, per second.
-        tokens_per_s: their tokens.
-        latency: by task and outcome, from the intended time to the last byte, or to giving up.
-        from_sending: the good answers' time from the actual sending.
-        outside_inference: the same, less the inference time that the service names.
-        retry_after: what refusals asked for.
-        lateness: from intended to actual sending: the generator's own, and the wait for a free connection.
+        requests: number of measured requests.
+        asked_per_s: the rate at which they should have been sent.
+        answered_per_s: answers with status 200 within the measured time, per second.
+        tokens_per_s: tokens of these answers per second.
+        latency: by task and outcome, from the intended time to the last byte or to the time-out.
+        from_sending: latency of status 200 from the actual sending.
+        outside_inference: the same, without the inference time that the service reports.
+        retry_after: the Retry-After headers of refusals.
+        lateness: from intended to actual sending: the generator's own, and waiting for a free connection.
         generator_cpus: CPUs that the generator used.
-        per_second: the course of it.
+        per_second: the course of the test.
     """
 
     requests: int
@@ -85,9 +85,9 @@ class Summary:
 
 
 def percentile(values: Sequence[float], p: float) -> float | None:
-    """The smallest of the sorted values that at least ``p`` percent do not exceed (nearest rank).
+    """Return the smallest of the sorted values that at least ``p`` percent do not exceed (nearest rank).
 
-    None where there are too few values to have one above it.
+    None if there are too few values for one to lie above it.
     """
     if p > 50 and len(values) * (100 - p) / 100 < 1 - 1e-9:
         return None
@@ -95,7 +95,7 @@ def percentile(values: Sequence[float], p: float) -> float | None:
 
 
 def summarize(record: Record, load: Load) -> Summary:
-    """Summarize what was measured."""
+    """Summarize a load test."""
     end = record.seconds
     counted = [sample for sample in record.samples if sample.intended >= load.warmup_s]
     seconds = max(end - load.warmup_s, 1e-9)

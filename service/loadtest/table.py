@@ -1,4 +1,4 @@
-"""What a load test prints."""
+"""The printed report of a load test."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def summary_table(summary: Summary) -> Table:
 
 
 def summary_lines(summary: Summary, load: Load) -> str:
-    """Return throughput, refusals and what the generator took, in sentences."""
+    """Return throughput, refusals and the generator's own CPU use, in sentences."""
     lines = [
         f"asked {summary.asked_per_s:.1f}/s, answered {summary.answered_per_s:.1f}/s "
         f"({summary.tokens_per_s:,.0f} tokens/s); the generator used {summary.generator_cpus:.2f} CPUs"

@@ -1,4 +1,4 @@
-"""Where the load goes: an address that was checked to be this machine, unless another one was asked for."""
+"""The target of a load test: an address checked to be this machine, unless remote ones are allowed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PORTS = {"http": 80, "https": 443}
 
 @dataclass(frozen=True)
 class Target:
-    """A service: ``address`` is what is connected to, ``host`` what the requests name."""
+    """A service: ``address`` to connect to, ``host`` for the Host header."""
 
     scheme: str
     host: str
@@ -30,12 +30,12 @@ class Target:
 
 
 def parse_target(url: str, *, allow_remote: bool) -> Target:
-    """Read and resolve a service's URL.
+    """Parse and resolve a service's URL.
 
-    The resolved address is what is connected to later, so that a name cannot change its meaning in between.
+    Later connections go to the resolved address, so that the name cannot resolve to another machine in between.
 
     Raises:
-        InputError: no such URL or host, or another machine without ``allow_remote``.
+        InputError: the URL is malformed, the host unknown, or another machine without ``allow_remote``.
     """
     try:
         parts = urlsplit(url)
@@ -60,7 +60,7 @@ def _resolve(host: str, port: int) -> str:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError as error:
         raise InputError(f"no host {host!r}: {error.strerror or error}") from error
-    # a service listens on IPv4 unless told otherwise
+    # IPv4 first: a service listens there unless told otherwise
     family, _, _, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
     assert family in (socket.AF_INET, socket.AF_INET6)
     return str(address[0])

@@ -1,1 +1,1 @@
-"""The checkpoints that are served: opened, loaded, and which one a request means."""
+"""The served checkpoints: opening, loading, and choosing the one that a request asks for."""

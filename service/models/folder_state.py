@@ -1,4 +1,4 @@
-"""What a checkpoint's folder looks like from outside: cheap to ask for, and different once its files are."""
+"""A fingerprint of a checkpoint's folder: cheap to take, and different once its files have changed."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import os
 from pathlib import Path
 
 FolderState = tuple[tuple[str, int, int, int, int, int], ...]
-"""For each file its name, device, inode, size, and times of the last write and of the last change (ns)."""
+"""For each file its name, device, inode, size, mtime and ctime (ns)."""
 
 
 def folder_state(folder: Path) -> FolderState:
-    """Look at the files of a folder, links followed; empty where there is no such folder.
+    """Return the state of a folder's files, symbolic links followed; empty if there is no such folder.
 
-    The time of the change tells of files that were rewritten with the old ones' size and time of writing.
+    The ctime reveals files that were rewritten with the old size and mtime.
     """
     found: list[tuple[str, int, int, int, int, int]] = []
     try:
@@ -23,7 +23,7 @@ def folder_state(folder: Path) -> FolderState:
                     found.append(
                         (entry.name, facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
                     )
-    except OSError:  # gone, or not to be read: opening it says which
+    except OSError:  # missing or unreadable: opening it will say which
         return ()
     return tuple(sorted(found))
 
@@ -31,5 +31,5 @@ def folder_state(folder: Path) -> FolderState:
 def _facts(entry: os.DirEntry[str]) -> os.stat_result | None:
     try:
         return entry.stat()
-    except OSError:  # it left meanwhile, or is a link that leads nowhere
+    except OSError:  # deleted meanwhile, or a dangling link
         return None

@@ -26,7 +26,7 @@ _loads = count()
 
 @dataclass(frozen=True)
 class LoadedEngine:
-    """An engine that has passed its self-test, with what was measured on the way."""
+    """An engine that has passed its self-test, with its measurements."""
 
     engine: Engine
     selftest_max_abs_diff: float
@@ -34,19 +34,19 @@ class LoadedEngine:
 
     @property
     def memory_bytes(self) -> dict[str, int]:
-        """Resident bytes by kind, as in the metric's label."""
+        """Resident bytes by kind, the label of the metric."""
         memory = self.engine.memory()
         return {"weights": memory.weights, "scales": memory.scales, "workspace": memory.workspace}
 
 
 @dataclass(eq=False)
 class Model:
-    """A verified checkpoint under the name that requests use; ``engines`` fills up while it is loaded.
+    """A verified checkpoint under the name that requests use; ``engines`` is filled while it loads.
 
     Attributes:
-        folder_state: the checkpoint's folder before it was read.
-        max_length: tokens of the longest input that is read; longer ones are cut.
-        load: counts every opened checkpoint of the process, so that a name's next checkpoint has lanes of its own.
+        folder_state: state of the checkpoint's folder before it was read.
+        max_length: tokens of the longest input; longer ones are cut.
+        load: number of this load in the process, so that the next checkpoint of a name has lanes of its own.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Model:
 
     @property
     def task(self) -> str:
-        """The task it answers."""
+        """The task of the model."""
         return self.checkpoint.task
 
     @property
@@ -70,36 +70,36 @@ class Model:
 
     @property
     def loaded(self) -> LoadedModel:
-        """What tells it from the name's other checkpoints."""
+        """The identity of this load, different from other checkpoints of the same name."""
         return LoadedModel(self.task, self.name, self.load)
 
     @property
     def limit_text(self) -> str:
-        """How many tokens are read, and who says so."""
+        """The longest input in tokens, and where the limit comes from."""
         positions = self.checkpoint.config.spec.positions
         if self.max_length == positions:
             return f"the model takes at most {positions}"
         return f"at most {self.max_length} of the model's {positions} are read (--max-length)"
 
     def note_cut(self) -> None:
-        """Log the first time that a text is cut; every answer's header counts its own."""
+        """Log the first time that a text is cut; the header of every answer counts its own."""
         if not self._said_cut:
             self._said_cut = True
             what = "questions are" if self.task == "qa" else f"texts with more than {self.max_length} tokens are"
             log.warning("%s: %s cut; x-q8bert-truncated counts them in each answer", self.name, what)
 
     def lane(self, backend: str) -> Lane:
-        """Return the lane of its engine on this backend."""
+        """Return the lane of the model's engine on this backend."""
         return Lane(self.task, backend, self.name, self.load)
 
 
 def open_model(path: Path, name: str | None = None, max_length: int | None = None) -> Model:
-    """Verify a checkpoint and what every request would stumble over; its own name serves where none is given.
+    """Open a checkpoint and check everything that would fail each request.
 
     Args:
-        path: its folder.
-        name: to serve it under.
-        max_length: tokens of the longest input to read; None: as many as the checkpoint says.
+        path: the checkpoint's folder.
+        name: the name to serve it under; None: the checkpoint's own.
+        max_length: tokens of the longest input; None: as the checkpoint says.
 
     Raises:
         CheckpointError: the folder is missing, damaged or cannot serve.
@@ -126,7 +126,7 @@ def load_engines(
     threads: int,
     check_stop: Callable[[], None] = lambda: None,
 ) -> dict[Lane, Engine]:
-    """Build, self-test and warm up a model's engines on the calling thread, and note them in the model.
+    """Build, self-test and warm up a model's engines on the calling thread, and store them in the model.
 
     Raises:
         EngineError: an engine computes something else than the checkpoint's golden outputs.

@@ -1,7 +1,7 @@
-"""The checkpoints that are served: which one a request means, and until when a replaced one is needed.
+"""The registry of served models: chooses the one for a request, and keeps a replaced one until it is not needed.
 
-After start-up everything here happens on the event loop: choosing a model and taking hold of it are one step, with
-no other in between.
+After start-up everything here runs on the event loop: choosing a model and holding it happen in one step, with no other
+in between.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class ModelRegistry:
         backends: the backends to load for each.
         kernel: the int8 kernel, or auto.
         threads: CPU threads of the engines; None: all that the process may use.
-        max_length: tokens of the longest input to read; None: as many as each checkpoint says.
+        max_length: tokens of the longest input; None: as each checkpoint says.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class ModelRegistry:
         self.models = dict(models)
         self.backends = tuple(backends)
         self.on_release: Callable[[Model], None] = lambda model: model.engines.clear()
-        """Called when the last request of a replaced or removed model has ended."""
+        """Called when the last request of a replaced or removed model is done."""
         self._uses: Counter[Model] = Counter()
         self._retired: list[Model] = []
         self._kernel = kernel
@@ -69,16 +69,16 @@ class ModelRegistry:
         """Verify the checkpoints; engines come later, with `load`.
 
         Args:
-            paths: checkpoints that are served under their own names.
+            paths: checkpoints to serve under their own names.
             backends: as in the constructor.
             kernel: as in the constructor.
             threads: as in the constructor.
-            named: further checkpoints with the names to serve them under. Without any the bundled ones are served.
+            named: further checkpoints with the names to serve them under. Without any, the bundled ones are served.
             max_length: as in the constructor.
 
         Raises:
             CheckpointError: a folder is missing, damaged or cannot serve.
-            InputError: no checkpoint at all, two of one name, or one that cannot read inputs of that length.
+            InputError: no checkpoint at all, two with one name, or one that cannot read inputs of that length.
         """
         sources: list[tuple[str | None, Path]] = [*((None, path) for path in paths), *named]
         models: dict[str, Model] = {}
@@ -94,7 +94,7 @@ class ModelRegistry:
 
     @classmethod
     def from_settings(cls, settings: Settings) -> ModelRegistry:
-        """Open what the settings name; raises as `open`."""
+        """Open the checkpoints of the settings; raises what `open` raises."""
         return cls.open(
             settings.checkpoint,
             settings.backends,
@@ -106,7 +106,7 @@ class ModelRegistry:
 
     @property
     def lanes(self) -> tuple[Lane, ...]:
-        """Every model on every backend."""
+        """The lanes of all models on all backends."""
         return tuple(model.lane(backend) for model in self.models.values() for backend in self.backends)
 
     @property
@@ -121,19 +121,19 @@ class ModelRegistry:
 
     @property
     def defaults(self) -> dict[str, Model]:
-        """The model of each task that answers requests that name none."""
+        """For each task the model that answers requests that name none."""
         return {task: self.of_task(task)[0] for task in self.tasks}
 
     def uses(self, model: Model) -> int:
-        """How many requests hold this model."""
+        """Return how many requests hold this model."""
         return self._uses[model]
 
     def of_task(self, task: str) -> tuple[Model, ...]:
-        """The models of a task, its default first."""
+        """Return the models of a task, its default first."""
         return tuple(model for model in tuple(self.models.values()) if model.task == task)
 
     def choose(self, task: str, name: str | None = None) -> Model:
-        """The model that a request means; its task's default where it names none.
+        """Return the model that a request names, or its task's default.
 
         Raises:
             UnknownModel: no such model, or it has another task.
@@ -152,7 +152,7 @@ class ModelRegistry:
         return model
 
     def load(self, check_stop: Callable[[], None] = lambda: None) -> dict[Lane, Engine]:
-        """Load every model on the calling thread; raises as `load_model`."""
+        """Load every model on the calling thread; raises what `load_model` raises."""
         engines: dict[Lane, Engine] = {}
         for model in self.models.values():
             engines |= self.load_model(model, check_stop)
@@ -171,7 +171,7 @@ class ModelRegistry:
 
     @contextmanager
     def in_use(self, model: Model) -> Generator[None]:
-        """Keep a model's engines until the block ends, even if it is replaced meanwhile."""
+        """Keep a model's engines loaded until the block ends, even if the model is replaced meanwhile."""
         self._uses[model] += 1
         try:
             yield
@@ -182,18 +182,18 @@ class ModelRegistry:
                 self._release_if_unused(model)
 
     def put(self, model: Model) -> Model | None:
-        """Serve a loaded model from now on; returns the one it replaces, which ends with its last request."""
+        """Serve a loaded model from now on; return the replaced one, which is released after its last request."""
         old = self.models.get(model.name)
-        self.models[model.name] = model  # keeps the place of the old one: a default stays the default
+        self.models[model.name] = model  # keeps the position of the old one: a default stays the default
         if old is not None:
             self._retire(old)
         return old
 
     def remove(self, name: str) -> Model:
-        """Give a model no more requests; it ends with its last one.
+        """Give a model no more requests; it is released after its last one.
 
         Raises:
-            UnknownModel: there is none of this name.
+            UnknownModel: no model has this name.
         """
         model = self.models.pop(name, None)
         if model is None:
@@ -212,10 +212,10 @@ class ModelRegistry:
 
 
 def bundled_checkpoints() -> list[Path]:
-    """The checkpoints that come with the package.
+    """Return the folders of the checkpoints that come with the package.
 
     Raises:
-        InputError: the installation holds none.
+        InputError: the installation has none.
     """
     found = sorted(path.parent for path in BUNDLED.glob("*/q8bert.json"))
     if not found:

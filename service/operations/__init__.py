@@ -1,1 +1,1 @@
-"""What whoever runs the service asks of it: its models changed, its folders watched, its facts, its keys."""
+"""For operators: loading and swapping models, watching folders, /info, keys."""

@@ -1,4 +1,4 @@
-"""What the service says about itself in /info and in the dry run."""
+"""The facts that /info and the dry run show."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from service.models.model import LoadedEngine, Model
 
 
 def describe_service(service: Service) -> dict[str, Any]:
-    """Everything an operator asks before trusting numbers: models, scores, kernels, memory, limits, versions."""
+    """Return what an operator needs to judge numbers: models, scores, kernels, memory, limits, versions."""
     settings = service.settings
     return {
         "service": "q8bert",
@@ -50,7 +50,7 @@ def describe_service(service: Service) -> dict[str, Any]:
 
 
 def describe_model(model: Model) -> dict[str, Any]:
-    """Everything about one model and its engines."""
+    """Return the facts about one model and its engines."""
     checkpoint, manifest = model.checkpoint, model.checkpoint.manifest
     return {
         "name": model.name,

@@ -15,9 +15,9 @@ def hash_key(
 ) -> None:
     """Print the hash that stands for a key in --api-key-file, --admin-key-file and Q8BERT_API_KEYS.
 
-    The key is asked for, or read from standard input; as an argument everybody on the machine could see it.
+    The key is prompted for, or read from standard input; as an argument everybody on the machine could see it.
     """
-    from service.operations.keys import hash_key as hashed  # pydantic takes its time to import
+    from service.operations.keys import hash_key as hashed  # pydantic is slow to import
 
     if new:
         key = secrets.token_urlsafe(32)

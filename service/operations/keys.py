@@ -1,8 +1,8 @@
-"""Keys that requests must show: where they come from, and which are valid.
+"""API keys and admin keys: reading and checking them.
 
 Keys come from files or the environment, never from the command line, which every user of the machine can read. Only
 their SHA-256 digests are kept. A plain digest is enough because keys are long and random (`q8bert hash-key --new`):
-there is nothing to guess, which is what salts and slow hashes are for.
+salts and slow hashes protect secrets that can be guessed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _HASH = re.compile(r"[0-9a-fA-F]{64}")
 
 
 class KeyRing:
-    """Valid keys, known by their digests alone."""
+    """Valid keys, of which only the digests are kept."""
 
     def __init__(self, digests: Iterable[bytes] = ()) -> None:
         self._digests = tuple(dict.fromkeys(digests))
@@ -38,7 +38,7 @@ class KeyRing:
         return f"KeyRing({len(self)} keys)"
 
     def accepts(self, key: bytes) -> bool:
-        """Whether this is one of the keys, in a time that depends on neither key nor match."""
+        """Whether this is one of the keys; takes the same time for any key."""
         digest = hashlib.sha256(key).digest()
         matches = [hmac.compare_digest(digest, known) for known in self._digests]
         return any(matches)
@@ -46,7 +46,7 @@ class KeyRing:
 
 @dataclass(frozen=True)
 class Keys:
-    """What opens the data routes, and what opens /admin; without keys the former are open, the latter not there."""
+    """The API keys, without which the data routes are open, and the admin keys, without which there is no /admin."""
 
     api: KeyRing
     admin: KeyRing
@@ -56,7 +56,7 @@ def hash_key(key: str) -> str:
     """Return the line that stands for a key in files and variables.
 
     Raises:
-        InputError: the key is too short, or has characters that a header cannot carry.
+        InputError: the key is too short, or has characters that are not allowed in a header.
     """
     return HASH_PREFIX + _digest_of_key(key, "the key").hex()
 
@@ -65,7 +65,7 @@ def load_keys(settings: Settings, environment: Mapping[str, str] = os.environ) -
     """Read the keys that settings and environment name.
 
     Raises:
-        InputError: a file cannot be read or holds no key, or a key is malformed. No message shows a key.
+        InputError: a file cannot be read or has no key, or a key is malformed. No message contains a key.
     """
     api = list(_from_file(settings.api_key_file))
     hashes = [part.strip() for part in environment.get(API_KEYS_VARIABLE, "").split(",") if part.strip()]
@@ -81,7 +81,7 @@ def load_keys(settings: Settings, environment: Mapping[str, str] = os.environ) -
 
 
 def _from_file(path: Path | None) -> Iterable[bytes]:
-    """Digests of a file's lines: keys or their hashes; empty lines and those that begin with # are left out."""
+    """Return the digests of a file's lines, which are keys or hashes; empty lines and comments (#) are skipped."""
     if path is None:
         return
     numbered = [(number, line.strip()) for number, line in enumerate(lines_of(read_text(path)), 1)]

@@ -1,7 +1,7 @@
-"""Models loaded, swapped and unloaded while the service runs, without a request noticing.
+"""Loads, swaps and unloads models while the service runs, without disturbing requests.
 
 A new model is verified, loaded, self-tested and warmed up on a thread of its own while the old one serves. Then, in one
-step on the event loop, new requests go to it; requests that began on the old one end on it.
+step on the event loop, new requests are routed to it; requests that began on the old one finish there.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Swap:
-    """A model that serves now, and the one it has replaced."""
+    """A model that serves now, and the one that it replaced."""
 
     model: Model
     replaced: Model | None
@@ -43,8 +43,8 @@ class ModelAdmin:
     """Changes the models of a running service, one at a time.
 
     Args:
-        service: whose models they are.
-        roots: folders below which checkpoints may be loaded; an admin key shall not read the whole disk.
+        service: the service whose models change.
+        roots: folders below which checkpoints may be loaded; an admin key must not give access to the whole disk.
     """
 
     def __init__(self, service: Service, roots: Sequence[Path]) -> None:
@@ -64,7 +64,7 @@ class ModelAdmin:
         return self._loading is not None
 
     async def load(self, path: str, name: str | None) -> Swap:
-        """Serve the checkpoint at ``path``, in place of the model of this name where there is one.
+        """Serve the checkpoint at ``path``, in place of the model of this name if there is one.
 
         Args:
             path: a folder, absolute or relative to one of the roots.
@@ -73,18 +73,18 @@ class ModelAdmin:
         Raises:
             PathNotAllowed: the folder is outside the roots.
             ModelConflict: another model is being loaded, or the name belongs to a model of another task.
-            ModelRejected: the checkpoint cannot serve here; says why. What served before still does.
+            ModelRejected: the checkpoint cannot serve; says why. The old model keeps serving.
             ServiceError: the service is not ready.
         """
         self._service.pipeline.check_ready()
         return await self._load(path, self._allowed(path), name)
 
     async def reload(self, model: Model) -> Swap:
-        """Serve what a served model's folder holds by now in place of the model, wherever the folder is.
+        """Reload a served model from its folder, which need not be below a root.
 
         Raises:
-            ModelConflict: as `load`, or the model has been swapped or unloaded meanwhile.
-            ModelRejected: as `load`.
+            ModelConflict: as in `load`, or the model has been swapped or unloaded meanwhile.
+            ModelRejected: as in `load`.
             ServiceError: the service is not ready.
         """
         self._service.pipeline.check_ready()
@@ -102,7 +102,7 @@ class ModelAdmin:
                 raise ModelConflict(f"{replaces.name} has been swapped or unloaded meanwhile")
             return Swap(model, self._commit(model, engines))
         except Exception as error:
-            # they hold what was loaded so far, and the error lives on in a cycle with the thread's own
+            # the frames refer to what was loaded so far, and the error is in a reference cycle with the thread's own
             traceback.clear_frames(error.__traceback__)
             log.warning("%s is not loaded: %s", path, error)
             if isinstance(error, Q8Error | OSError):
@@ -112,10 +112,10 @@ class ModelAdmin:
             self._loading = None
 
     def unload(self, name: str) -> Model:
-        """Give a model no more requests, and its memory back after its last one.
+        """Give a model no more requests, and free its memory after its last one.
 
         Raises:
-            UnknownModel: there is none of this name.
+            UnknownModel: no model has this name.
         """
         registry = self._service.registry
         known = registry.models.get(name)
@@ -124,16 +124,16 @@ class ModelAdmin:
         return registry.remove(name)
 
     def join(self, timeout: float | None = None) -> bool:
-        """Wait for a load, which a drain ends at its next step; False where it goes on.
+        """Wait for a running load, which a drain stops at its next step; return False if it is still running.
 
-        An interpreter must not end under a computing thread.
+        The interpreter must not exit while a thread computes.
         """
         if self._thread is not None:
             self._thread.join(timeout)
         return self._thread is None or not self._thread.is_alive()
 
     def _allowed(self, path: str) -> Path:
-        """Return the folder that a path means, its links resolved."""
+        """Return the folder at a path below a root, with symbolic links resolved."""
         if not self._roots:
             raise PathNotAllowed("no folder is allowed; name those that models may be loaded from with --model-root")
         inside = [
@@ -161,7 +161,7 @@ class ModelAdmin:
         return model, engines
 
     def _commit(self, model: Model, engines: dict[Lane, Engine]) -> Model | None:
-        """Turn new requests to a loaded model; runs on the event loop without a pause."""
+        """Route new requests to a loaded model; runs on the event loop without awaiting anything."""
         service = self._service
         old = service.registry.models.get(model.name)
         if old is not None:
@@ -173,9 +173,9 @@ class ModelAdmin:
         return old
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
-        """Run on a new thread: its team of computing threads ends with it."""
+        """Run on a new thread, whose OpenMP threads end with it."""
         future: Future[T] = Future()
-        future.set_running_or_notify_cancel()  # who waits may leave, the thread goes on
+        future.set_running_or_notify_cancel()  # the caller may be cancelled; the thread goes on
 
         def run() -> None:
             try:

@@ -1,7 +1,8 @@
-"""Watches the folders of the served models: a new version that is put there is swapped in as the admin route would.
+"""Watches the folders of the served models, and swaps in new versions as the admin route does.
 
-It polls, because files on network volumes and behind links send no events. A folder is read once it has looked the same
-twice, so that one that is being copied is left alone. What cannot serve is refused and left alone until it changes.
+It polls, because files on network volumes and behind symbolic links send no events. A changed folder is read once two
+polls in a row found it the same, so that one that is still being copied is left alone. A checkpoint that cannot serve
+is refused, and not read again until it changes.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 class Watcher:
-    """Looks at every served model's folder.
+    """Polls the folder of every served model.
 
     Args:
         admin: swaps the models.
@@ -32,18 +33,18 @@ class Watcher:
     def __init__(self, admin: ModelAdmin) -> None:
         self._admin = admin
         self._seen: dict[str, FolderState] = {}
-        """By model's name, at the last look."""
+        """State of the folders at the last poll, by model's name."""
         self._refused: set[str] = set()
-        """Names whose folders could not serve as they were seen."""
+        """Names of models whose folders, in that state, could not serve."""
 
     async def run(self, interval_s: float) -> None:
-        """Look every so many seconds, for ever."""
+        """Poll at this interval, for ever."""
         while True:
             await asyncio.sleep(interval_s)
             await self.look()
 
     async def look(self) -> None:
-        """Look at each folder once; load those that have changed since they were read, but not since the last look."""
+        """Poll each folder once; load those that have changed since they were read, but not since the last poll."""
         for model in tuple(self._admin.registry.models.values()):
             await self._look_at(model)
 
@@ -54,7 +55,7 @@ class Watcher:
             self._refused.discard(model.name)
             return
         new = now != model.folder_state and model.name not in self._refused
-        # an admin's load goes first, and may have given the name another folder
+        # a load by the admin has priority, and may have given the name another folder
         if new and not self._admin.busy and self._serves(model):
             await self._reload(model)
 
@@ -66,10 +67,10 @@ class Watcher:
         try:
             await self._admin.reload(model)
             return
-        except (ModelRejected, ModelConflict):  # why has been logged
+        except (ModelRejected, ModelConflict):  # the reason has been logged
             if not self._serves(model):
                 return
-        except ServiceError:  # starting or ending: there will be another look, or none is needed
+        except ServiceError:  # starting or shutting down: the next poll tries again, if there is one
             return
         except Exception:
             log.exception("%s: the new files could not be loaded", model.name)

@@ -1,1 +1,1 @@
-"""Between requests and engines: the queue, its lanes, the thread that computes, and how fast it is."""
+"""Between requests and engines: the queue, its lanes, the engine thread, and its measured speed."""

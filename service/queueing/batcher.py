@@ -1,9 +1,9 @@
-"""The queue between requests and the engine thread: bounded, fair, batches by token budget.
+"""The queue between requests and the engine thread: bounded, fair, with batches by token budget.
 
-A request becomes a `Ticket` with one `WorkItem` per text or window. Items wait in lanes, one lane per engine; the
-lane whose next has waited longest is served next, so no backend or task starves another. Within a lane short requests
-and long ones share a batch by the rules of `service.queueing.lane_queue`; an item larger than the budget goes alone.
-Nothing waits for a batch to fill: an idle engine takes what is there.
+A request becomes a `Ticket` with one `WorkItem` per text or window. Items wait in lanes, one lane per engine; the lane
+whose next item has waited longest is served next, so no backend or task starves another. Within a lane short requests
+and long ones share a batch by the rules of `service.queueing.lane_queue`; an item larger than the budget gets a batch
+of its own. No batch waits to be filled: an idle engine takes what is there.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from service.queueing.lane_queue import LaneQueue, long_share
 
 
 class LoadedModel(NamedTuple):
-    """A model as it was loaded: a name's next checkpoint is another one."""
+    """One load of a model: the next checkpoint of the same name is another one."""
 
     task: str
     name: str
@@ -33,7 +33,7 @@ class LoadedModel(NamedTuple):
 class Lane(NamedTuple):
     """One engine: a loaded model on a backend; batches never mix lanes.
 
-    Two loads of one model's name are two lanes, so that requests of a replaced model end on its own engine.
+    Two loads under one name are two lanes, so that requests of a replaced model finish on its own engine.
     """
 
     task: str
@@ -43,30 +43,30 @@ class Lane(NamedTuple):
 
     @property
     def labels(self) -> tuple[str, str]:
-        """Task and backend: what most metrics tell apart."""
+        """Task and backend, the labels of most metrics."""
         return self.task, self.backend
 
     @property
     def loaded(self) -> LoadedModel:
-        """The model, whatever the backend."""
+        """The load of the model, without the backend."""
         return LoadedModel(self.task, self.model, self.load)
 
 
 @dataclass(frozen=True)
 class QueueLimits:
-    """Bounds of the queue; what is being computed does not count."""
+    """Limits of the queue; sequences being computed do not count."""
 
     max_batch_tokens: int
     max_queue_tokens: int
     max_queue_requests: int
 
     def is_long(self, tokens: int) -> bool:
-        """Whether a request of this many tokens is long: see `service.queueing.lane_queue`."""
+        """Whether a request of this many tokens is long; see `service.queueing.lane_queue`."""
         return tokens > long_share(self.max_batch_tokens)
 
     @property
     def long_queue_tokens(self) -> int:
-        """Tokens up to which long requests may fill the queue; the rest is kept for short ones."""
+        """Tokens that long requests may fill the queue to; the rest is kept for short ones."""
         return self.max_queue_tokens - self.max_queue_tokens // 8
 
 
@@ -85,7 +85,7 @@ class WorkItem:
 
 @dataclass(eq=False)
 class Ticket:
-    """One request's sequences and the single outcome they lead to: all logits in order, or the first error."""
+    """The sequences of one request, and a future of all their logits in order, or of the first error."""
 
     lane: Lane
     items: Sequence[WorkItem]
@@ -94,7 +94,7 @@ class Ticket:
     future: Future[list[Tensor]] = field(default_factory=lambda: Future[list["Tensor"]]())
     submitted: float = 0.0
     started: float | None = None
-    """When the first of its batches began; None while all of it waits."""
+    """When the first of its batches started; None while all of it waits."""
     _logits: dict[int, Tensor] = field(default_factory=lambda: dict[int, "Tensor"]())
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -118,7 +118,7 @@ class Ticket:
 
 
 class Entry(NamedTuple):
-    """A ticket's item in a lane."""
+    """One item of a ticket, in a lane."""
 
     ticket: Ticket
     place: int
@@ -136,7 +136,7 @@ class Batch:
     lane: Lane
     entries: tuple[Entry, ...]
     spare: bool = False
-    """Nobody waits for it: a shadow comparison."""
+    """Whether no request waits for it: a shadow comparison."""
 
     @property
     def tokens(self) -> int:
@@ -145,7 +145,7 @@ class Batch:
 
 
 class Reserved(NamedTuple):
-    """Accepted requests that are still on their way to the queue, and the tokens that they have at least."""
+    """Accepted requests that are not in the queue yet, and a lower bound on their tokens."""
 
     requests: int
     tokens: int
@@ -155,13 +155,13 @@ NOTHING_RESERVED = Reserved(0, 0)
 
 
 class BatchQueue:
-    """Thread-safe: requests put and abandon on the event loop, one engine thread takes.
+    """The queue. Thread-safe: requests put and abandon on the event loop, one engine thread takes.
 
     Args:
         lanes: the engines that exist; a ticket's lane must be one of them.
-        limits: bounds of batch and queue.
-        drain_seconds: estimate of the time to compute the given tokens per lane, for early refusal and
-            Retry-After (see `service.queueing.throughput`).
+        limits: limits of batch and queue.
+        drain_seconds: estimates the time to compute the given tokens per lane, for early refusal and Retry-After
+            (see `service.queueing.throughput`).
         clock: a monotonic clock in seconds.
     """
 
@@ -175,7 +175,7 @@ class BatchQueue:
         self._limits = limits
         self._drain_seconds = drain_seconds
         self._clock = clock
-        # the key is a global arrival number, so lanes can be compared by how long their next has waited
+        # keys are global arrival numbers, so that lanes can be compared by how long their next item has waited
         self._lanes: dict[Lane, LaneQueue[Entry]] = {lane: LaneQueue(limits.max_batch_tokens) for lane in lanes}
         self._keys: dict[Ticket, deque[int]] = {}
         self._arrivals = 0
@@ -186,7 +186,7 @@ class BatchQueue:
         """Queue all items of a ticket, or none.
 
         Raises:
-            UnknownModel: its engine is not there (any more).
+            UnknownModel: its engine is not loaded, or not any more.
             TooManyTokens: the ticket alone is larger than the queue.
             QueueFull: no room now, or the work ahead would outlast the ticket's deadline.
             ServiceError: the queue was closed with this error.
@@ -203,13 +203,13 @@ class BatchQueue:
             self._changed.notify()
 
     def add_lanes(self, lanes: Sequence[Lane]) -> None:
-        """Take tickets of further engines from now on."""
+        """Accept tickets of further engines from now on."""
         with self._changed:
             for lane in lanes:
                 self._lanes.setdefault(lane, LaneQueue(self._limits.max_batch_tokens))
 
     def remove_lanes(self, lanes: Sequence[Lane]) -> None:
-        """Take no more tickets of these engines; those that wait, if any, fail."""
+        """Accept no more tickets of these engines; waiting ones fail."""
         with self._changed:
             stranded = [ticket for ticket in self._keys if ticket.lane in lanes]
             for ticket in stranded:
@@ -220,13 +220,13 @@ class BatchQueue:
             ticket.fail(UnknownModel(f"the model {ticket.lane.model!r} was unloaded"))
 
     def check_room(self, lane: Lane, tokens: int, deadline: float, reserved: Reserved = NOTHING_RESERVED) -> None:
-        """Raise what `put` would raise for a ticket of this many tokens; the caller need not have it yet.
+        """Raise what `put` would raise for a ticket of this many tokens, before there is a ticket.
 
         Args:
-            lane: where it would wait.
-            tokens: its tokens, or a number that they cannot be below.
-            deadline: when its answer is no use any more, on the queue's clock.
-            reserved: what the queue has to keep room for besides.
+            lane: the lane it would wait in.
+            tokens: its tokens, or a lower bound on them.
+            deadline: when its answer is of no use any more, on the queue's clock.
+            reserved: other requests that the queue has to keep room for.
         """
         with self._changed:
             if self._closed is not None:
@@ -244,7 +244,7 @@ class BatchQueue:
             requests = len(self._keys) + reserved.requests
             if requests >= limits.max_queue_requests:
                 raise QueueFull(f"{requests} requests are waiting already; try later", retry_after_s=drain)
-            # alone, a long request may fill the queue: it could never come in otherwise
+            # if nothing else waits, a long request may fill the queue: it could never enter otherwise
             if waiting + tokens > (limits.long_queue_tokens if long and waiting else limits.max_queue_tokens):
                 raise QueueFull(
                     f"{waiting} tokens are waiting, no room for {tokens} more; try later", retry_after_s=drain
@@ -255,7 +255,7 @@ class BatchQueue:
                 raise QueueFull("the work ahead would outlast the request's time limit; try later", retry_after_s=drain)
 
     def drain_seconds(self) -> float | None:
-        """Estimate the time until all that waits is computed; None where a speed is not known yet."""
+        """Estimate the time until everything waiting is computed; None if a speed is not known yet."""
         with self._changed:
             return self._drain_seconds({name: queue.tokens for name, queue in self._lanes.items()})
 
@@ -274,18 +274,18 @@ class BatchQueue:
 
     @property
     def finished(self) -> bool:
-        """Whether it is closed and empty, so that nothing will ever come out of it."""
+        """Whether the queue is closed and empty, so that `take` will never return a batch again."""
         with self._changed:
             return self._closed is not None and not self._keys
 
     def abandon(self, ticket: Ticket, error: Exception) -> None:
-        """Remove what still waits of a ticket and fail it; without effect on a completed ticket."""
+        """Remove the waiting items of a ticket and fail it; without effect on a completed ticket."""
         with self._changed:
             self._remove(ticket)
         ticket.fail(error)
 
     def close(self, error: ServiceError, *, drop_waiting: bool = False) -> None:
-        """Refuse new tickets with ``error`` from now on; optionally fail the waiting ones with it, too."""
+        """Refuse new tickets with ``error`` from now on; optionally fail the waiting ones with it too."""
         with self._changed:
             self._closed = error
             dropped = list(self._keys) if drop_waiting else []
@@ -296,23 +296,23 @@ class BatchQueue:
             ticket.fail(error)
 
     def waiting_tokens(self, backend: str | None = None) -> int:
-        """Tokens that wait, of one backend or of all."""
+        """Return the waiting tokens, of one backend or of all."""
         with self._changed:
             return sum(queue.tokens for lane, queue in self._lanes.items() if backend in (None, lane.backend))
 
     def waiting_requests(self, backend: str | None = None) -> int:
-        """Requests of which something waits, of one backend or of all."""
+        """Return the number of requests with waiting items, of one backend or of all."""
         with self._changed:
             return sum(backend in (None, ticket.lane.backend) for ticket in self._keys)
 
     def _next_batch(self) -> Batch | None:
-        """Evict overdue tickets, then take a batch of the lane whose next has waited longest."""
+        """Evict overdue tickets, then take a batch from the lane whose next item has waited longest."""
         now = self._clock()
         for ticket in [ticket for ticket in self._keys if ticket.deadline <= now]:
             self._remove(ticket)
             ticket.fail(DeadlineExceeded("the request's time limit passed while it waited"))
         ranks = {lane: queue.rank(self._arrivals) for lane, queue in self._lanes.items()}
-        self._arrivals += 1  # no later arrival shares its number with those that line up again
+        self._arrivals += 1  # so that no later arrival shares its number with long items that line up again
         waiting = [(rank, lane) for lane, rank in ranks.items() if rank is not None]
         if not waiting:
             return None
@@ -324,7 +324,7 @@ class BatchQueue:
         return Batch(lane, tuple(taken))
 
     def _leave(self, ticket: Ticket, now: float) -> None:
-        """Note that the next of a ticket's items has left the queue, in the order in which they came."""
+        """Record that a ticket's next item has left the queue; items leave in order of arrival."""
         ticket.started = ticket.started or now
         keys = self._keys[ticket]
         keys.popleft()
@@ -332,6 +332,6 @@ class BatchQueue:
             del self._keys[ticket]
 
     def _remove(self, ticket: Ticket) -> None:
-        # what does not wait may be of a lane that is gone
+        # a ticket without waiting items may be of a removed lane
         for key in self._keys.pop(ticket, ()):
             self._lanes[ticket.lane].discard(key)

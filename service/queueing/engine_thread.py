@@ -1,8 +1,8 @@
-"""The engine thread: loads the engines, then computes one batch after the other.
+"""The engine thread: loads the engines, then computes one batch after another.
 
 There is one per process. Every engine uses all of the process's CPUs for a batch, so two engines at once would only
-take turns at a higher price; and torch keeps one team of worker threads per calling thread, so loading, warm-up and
-inference all happen here.
+compete for them. torch keeps one team of OpenMP threads per calling thread, so loading, warm-up and inference all
+happen here.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _DEAD = "the engine has stopped; restart the server"
 
 
 class Infers(Protocol):
-    """What the thread needs of an engine."""
+    """The part of an engine that the thread uses."""
 
     @property
     def reads(self) -> Reads:
-        """Which tokens its head reads."""
+        """The tokens that its head reads."""
         ...
 
     def infer(self, batch: TokenBatch) -> Tensor:
@@ -43,19 +43,19 @@ class Infers(Protocol):
 
 
 class SpareWork(Protocol):
-    """What the thread does while no request waits: see `service.second_opinion.shadow`."""
+    """Work for the thread while no request waits; see `service.second_opinion.shadow`."""
 
     def pause(self) -> float | None:
-        """For how long to wait for requests before asking; None: for ever."""
+        """Return how long to wait for requests before calling `take`; None: for ever."""
         ...
 
     def take(self) -> Batch | None:
-        """One small batch to compute now, or None."""
+        """Return one small batch to compute now, or None."""
         ...
 
 
 class CountsBatches(Protocol):
-    """What the thread tells of each batch: see `service.telemetry.metrics`."""
+    """Counts computed batches; see `service.telemetry.metrics`."""
 
     def observe_batch(self, batch: Batch, busy_seconds: float, cpu_seconds: float, now: float) -> None:
         """Account for one computed batch."""
@@ -63,27 +63,27 @@ class CountsBatches(Protocol):
 
 
 class _Computed(NamedTuple):
-    """Tokens that were computed, and the seconds that this took."""
+    """The number of computed tokens, and the time that they took."""
 
     tokens: int
     seconds: float
 
 
 class StartupStopped(Exception):
-    """Raised inside start-up to leave it early when the process shall stop."""
+    """Raised inside start-up to leave it early when the process should stop."""
 
 
 class EngineThread(threading.Thread):
     """Runs ``start_up`` and then serves the queue until it is closed and empty.
 
     Args:
-        start_up: loads, self-tests and warms up; returns the engine of each lane. It is given a function that
-            raises StartupStopped when the process shall stop, to be called between its steps.
-        queue: where the batches come from.
-        throughput: learns how fast each lane is.
-        lifecycle: told when ready and when failed.
-        metrics: told of each computed batch.
-        spare: what to compute while the queue is empty.
+        start_up: loads, self-tests and warms up; returns the engine of each lane. It is given a function to call
+            between its steps, which raises StartupStopped when the process should stop.
+        queue: the source of batches.
+        throughput: records how fast each lane is.
+        lifecycle: is set to ready or failed.
+        metrics: counts each computed batch.
+        spare: work for when the queue is empty.
     """
 
     def __init__(
@@ -108,25 +108,25 @@ class EngineThread(threading.Thread):
 
     @property
     def busy_seconds(self) -> float:
-        """How long the present batch has been computing; 0 when idle."""
+        """How long the current batch has been computing, in seconds; 0 when idle."""
         since = self._busy_since
         return 0.0 if since is None else time.monotonic() - since
 
     def request_stop(self) -> None:
-        """Leave start-up at the next step; the queue's close ends the serving."""
+        """Leave start-up at its next step; closing the queue ends the serving."""
         self._stop_requested.set()
 
     def add_engines(self, engines: Mapping[Lane, Infers]) -> None:
-        """Compute batches of further lanes, too; from any thread, before the queue takes their tickets."""
+        """Compute batches of further lanes; callable from any thread, before the queue accepts their tickets."""
         self._engines.update(engines)
 
     def remove_engines(self, lanes: Sequence[Lane]) -> None:
-        """Let go of engines; from any thread, once nobody waits for their answers."""
+        """Release engines; callable from any thread, once no request waits for their answers."""
         for lane in lanes:
             self._engines.pop(lane, None)
 
     def run(self) -> None:
-        """Load, serve, and on any way out leave nobody waiting."""
+        """Load and serve; however this ends, no request is left waiting."""
         try:
             self.add_engines(self._start_up(self._check_stop))
             if self._lifecycle.advance(State.READY):
@@ -139,7 +139,7 @@ class EngineThread(threading.Thread):
             log.info("stopped during start-up")
         except Q8Error as error:
             self._lifecycle.fail(error)
-        except BaseException as error:  # whatever ends this thread ends the service
+        except BaseException as error:  # without this thread the service cannot go on
             log.exception("the engine thread died")
             self._lifecycle.fail(error)
         finally:
@@ -150,7 +150,7 @@ class EngineThread(threading.Thread):
             raise StartupStopped
 
     def _next(self, pause: float | None) -> Batch | None:
-        """The next batch of requests, or spare work once none came for a pause; None at the end."""
+        """Return the next batch of requests, or spare work if none came within `pause`; None at the end."""
         while True:
             batch = self._queue.take(pause)
             if batch is not None or self._queue.finished:
@@ -162,13 +162,13 @@ class EngineThread(threading.Thread):
 
     def _compute_on_engine(self, batch: Batch) -> None:
         engine = self._engines.get(batch.lane)
-        if engine is None:  # its model was unloaded while this batch was on its way here: no request waits for it
+        if engine is None:  # a spare batch whose model was unloaded meanwhile: no request waits for it
             self._fail(batch, UnknownModel(f"the model {batch.lane.model!r} was unloaded"))
         else:
             self._compute(engine, batch)
 
     def _compute(self, engine: Infers, batch: Batch) -> None:
-        """Compute one batch; a failing engine fails the requests in it and nobody else."""
+        """Compute one batch; a failing engine fails only the requests in it."""
         self._busy_since = time.monotonic()
         try:
             done = self._answer(engine, batch)
@@ -177,16 +177,16 @@ class EngineThread(threading.Thread):
             log.exception("%s on %s failed for a batch of %d sequences", lane.model, lane.backend, len(batch.entries))
             self._fail(batch, InferenceFailed("the engine failed on this batch; the server's log has the details"))
             return
-        except BaseException:  # ends the thread, and with it this batch, which is in no queue any more
+        except BaseException:  # ends the thread; this batch, which is in no queue any more, must fail too
             self._fail(batch, EngineDead(_DEAD))
             raise
         finally:
             self._busy_since = None
-        if done.tokens and not batch.spare:  # small ones would make the engine look slow
+        if done.tokens and not batch.spare:  # spare batches are small and would make the engine look slow
             self._throughput.observe(batch.lane, done.tokens, done.seconds)
 
     def _answer(self, engine: Infers, batch: Batch) -> _Computed:
-        """Compute sequences together; where the engine refuses one of them, all others without it."""
+        """Compute sequences together; if the engine refuses one of them, compute the others without it."""
         begin, cpu_begin = time.monotonic(), time.process_time()
         try:
             packed = TokenBatch.pack([(entry.item.input_ids, entry.item.token_type_ids) for entry in batch.entries])
@@ -203,10 +203,10 @@ class EngineThread(threading.Thread):
         return self._answer_others(engine, batch, refusal)
 
     def _answer_others(self, engine: Infers, batch: Batch, refusal: str) -> _Computed:
-        """Refuse the only sequence of a batch, or look for the refused ones in both halves of it.
+        """Fail the only sequence of a batch, or look for the refused ones in both halves of it.
 
-        An engine refuses before it computes. So finding one sequence among n costs some log n checks, and no other
-        sequence is computed twice.
+        An engine refuses before it computes. So finding one refused sequence among n takes about log n checks, and no
+        other sequence is computed twice.
         """
         if len(batch.entries) == 1:
             log.debug("%s on %s refused a sequence: %s", batch.lane.model, batch.lane.backend, refusal)
@@ -214,7 +214,7 @@ class EngineThread(threading.Thread):
             return _Computed(0, 0.0)
         middle, done = len(batch.entries) // 2, _Computed(0, 0.0)
         for half in (batch.entries[:middle], batch.entries[middle:]):
-            # of a request whose other sequence was refused, nobody waits for the rest
+            # a request with a refused sequence has failed: its other sequences are not needed
             wanted = tuple(entry for entry in half if not entry.ticket.future.done())
             if wanted:
                 more = self._answer(engine, replace(batch, entries=wanted))

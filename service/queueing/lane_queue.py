@@ -1,10 +1,10 @@
-"""What waits for one engine, in two classes, so that no short request waits for a long document to end.
+"""The queue of one engine, in two classes, so that no short request waits for a whole long document.
 
-A request is long when it does not fit in half of a batch: a long context in many windows, or a long list of texts.
-Each class is first in, first out. While any short request waits, long ones get half of a batch at most, and after
-each turn they line up again behind everything that has come meanwhile. So the wait of a short request depends on the
-short ones before it and on the number of engines, never on how long the documents are or how many; and long ones get
-their turns however many short ones come. With no short request waiting, long ones fill whole batches.
+A request is long if it does not fit in half of a batch: a long context in many windows, or a long list of texts. Each
+class is first in, first out. While any short request waits, long ones get at most half of a batch, and after each turn
+they line up again behind everything that has arrived meanwhile. So the wait of a short request depends on the short
+ones before it and on the number of engines, not on the length or number of documents; and long ones get their turns
+however many short ones arrive. With no short request waiting, long ones fill whole batches.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def long_share(budget: int) -> int:
-    """Tokens of a batch that are for long requests while short ones wait; what has more tokens than these is long."""
+    """Return the tokens of a batch for long requests while short ones wait; a request with more tokens is long."""
     return max(1, budget // 2)
 
 
@@ -28,10 +28,10 @@ class _Waiting(NamedTuple, Generic[T]):
 class LaneQueue(Generic[T]):
     """The waiting sequences of one engine; not thread-safe.
 
-    Keys are arrival numbers shared by all lanes, so that lanes can be compared by how long their next has waited.
+    Keys are arrival numbers shared by all lanes, so that lanes can be compared by how long their next item has waited.
 
     Args:
-        budget: tokens of a batch; a longer sequence goes alone.
+        budget: tokens of a batch; a longer sequence gets a batch of its own.
     """
 
     def __init__(self, budget: int) -> None:
@@ -40,9 +40,9 @@ class LaneQueue(Generic[T]):
         self._short: OrderedDict[int, _Waiting[T]] = OrderedDict()
         self._long: OrderedDict[int, _Waiting[T]] = OrderedDict()
         self._turn: int | None = None
-        """When the long ones began to wait for their turn, as an arrival number; None: they line up anew."""
+        """When the long ones began to wait for their turn, as an arrival number; None: they line up again."""
         self._overdraft = 0
-        """Tokens that long sequences took beyond their share, because one is larger than it."""
+        """Tokens that long sequences took beyond their share, because one was larger than the share."""
         self.short_tokens = 0
         self.long_tokens = 0
 
@@ -51,7 +51,7 @@ class LaneQueue(Generic[T]):
 
     @property
     def tokens(self) -> int:
-        """Tokens of everything that waits."""
+        """All waiting tokens."""
         return self.short_tokens + self.long_tokens
 
     @property
@@ -61,7 +61,7 @@ class LaneQueue(Generic[T]):
 
     @property
     def tokens_before_short(self) -> int:
-        """Tokens that are computed before a short request that came now, at most."""
+        """The most tokens that would be computed before a short request that arrives now."""
         return self.short_tokens + min(self.long_tokens, self.short_tokens + self._budget)
 
     def add(self, key: int, entry: T, tokens: int, *, long: bool) -> None:
@@ -76,7 +76,7 @@ class LaneQueue(Generic[T]):
             self.short_tokens += tokens
 
     def discard(self, key: int) -> None:
-        """Take a sequence out of the line."""
+        """Remove a sequence."""
         found = self._short.pop(key, None)
         if found is not None:
             self.short_tokens -= found.tokens
@@ -84,10 +84,10 @@ class LaneQueue(Generic[T]):
             self.long_tokens -= self._long.pop(key).tokens
 
     def rank(self, now: int) -> int | None:
-        """Arrival number by which this lane waits for its turn; None where nothing waits.
+        """Return the arrival number by which this lane waits for its turn; None if nothing waits.
 
         Args:
-            now: the next arrival number, where long sequences line up that just had a turn.
+            now: the next arrival number, at which long sequences line up after a turn.
         """
         if self._long and self._turn is None:
             self._turn = now
@@ -97,7 +97,7 @@ class LaneQueue(Generic[T]):
         return min(heads, default=None)
 
     def pop_batch(self, *, short_waits_anywhere: bool) -> list[T]:
-        """Take the next batch out of the line: never empty while something waits."""
+        """Remove and return the next batch, which is never empty while something waits."""
         taken: list[T] = []
         allowed = self._share if short_waits_anywhere else self._budget
         overdraft = self._overdraft if self._short else 0
@@ -110,7 +110,7 @@ class LaneQueue(Generic[T]):
 
     @staticmethod
     def _take(taken: list[T], line: OrderedDict[int, _Waiting[T]], room: int, *, force: bool) -> int:
-        """Move the head of a line while it fits, the first one anyway where forced; return the tokens moved."""
+        """Move the head of a line while it fits, if forced at least one item; return the moved tokens."""
         moved = 0
         while line:
             key = next(iter(line))

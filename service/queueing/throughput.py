@@ -1,4 +1,4 @@
-"""How fast the engines are, as measured: the source of Retry-After and of refusing what cannot be done in time."""
+"""The measured speed of the engines, for Retry-After and for refusing what cannot be computed in time."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 
 from service.queueing.batcher import Lane
 
-# Weight of the past after each batch: about the last twenty batches count.
+# Weight of the past after each batch: the average covers about the last twenty batches.
 _KEEP = 0.95
 
 
 class Throughput:
     """Tokens per second of each lane, as a decaying average over its batches.
 
-    Written by the engine thread, read under the queue's lock: a torn read would only blur an estimate.
+    Written by the engine thread and read under the queue's lock: an inconsistent read would only blur an estimate.
     """
 
     def __init__(self, lanes: Sequence[Lane]) -> None:
@@ -35,17 +35,17 @@ class Throughput:
     def observe(self, lane: Lane, tokens: int, seconds: float) -> None:
         """Account for one computed batch."""
         if lane not in self._seconds:
-            return  # removed while its last batch, which nobody waited for any more, was computed
+            return  # removed while its last batch, which no request waited for, was computed
         self._tokens[lane] = self._tokens.get(lane, 0.0) * _KEEP + tokens
         self._seconds[lane] = self._seconds.get(lane, 0.0) * _KEEP + seconds
 
     def tokens_per_second(self, lane: Lane) -> float | None:
-        """Measured speed, None before the first batch."""
+        """Return the measured speed, None before the first batch."""
         seconds = self._seconds.get(lane, 0.0)
         return self._tokens.get(lane, 0.0) / seconds if seconds > 0 else None
 
     def drain_seconds(self, tokens: Mapping[Lane, int]) -> float | None:
-        """Time to compute these tokens one lane after another; None where a needed speed is not known yet."""
+        """Return the time to compute these tokens, one lane after another; None if a needed speed is not known yet."""
         total = 0.0
         for lane, waiting in tokens.items():
             if waiting:

@@ -1,4 +1,4 @@
-"""How few tokens a text can have, without tokenizing it: what the queue has no room for is refused before the work."""
+"""Lower bounds on a text's tokens without tokenizing it, to refuse early what the queue has no room for."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ _PIECE = 1 << 16
 
 
 def most_proven(characters: int) -> int:
-    """The largest number that `least_tokens` can return for this many characters."""
+    """Return the largest number that `least_tokens` can return for this many characters."""
     return (characters + 1) // 2
 
 
 def least_tokens(tokenizer: Tokenizer, text: str, enough: int) -> int:
-    """Count words that become at least a token each, special tokens not included.
+    """Count words that become at least one token each, special tokens not included.
 
     Args:
-        tokenizer: that of the model.
+        tokenizer: the model's.
         text: any text.
-        enough: where the count may stop, because more would change nothing.
+        enough: the count may stop here, because more would change nothing.
 
     Returns:
-        A number that the text's tokens are not below; 0 where nothing is known of the tokenizer.
+        A lower bound on the text's tokens; 0 if nothing is known about the tokenizer.
     """
     if not splits_at_words(tokenizer):
         return 0

@@ -1,7 +1,7 @@
-"""How well int8 agrees with fp32: one case for each compared input, rolling numbers of many, and the worst of them.
+"""How well int8 agrees with fp32: one case per compared input, rolling statistics, and the worst cases.
 
-The shadow comparison (live) and ``q8bert compare`` (offline) make cases and numbers with the same functions, so that
-the same requests give the same numbers.
+The shadow comparison (live) and ``q8bert compare`` (offline) use the same functions, so that the same requests give the
+same numbers.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ from service.tasks.verdict import Comparison, LabelVerdict, Verdict, compare_ver
 from service.tasks.work import Work
 
 WINDOW = 10_000
-"""Comparisons of a model that the rolling numbers are about."""
+"""How many of a model's last comparisons the statistics cover."""
 WORST = 20
-"""Cases of a model that are kept."""
+"""How many of a model's worst cases are kept."""
 _LABELS_SHOWN = 5
 _TEXT_SHOWN = 10_000
 _QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 _LOW_QUANTILES = {"p1": 0.01, "p10": 0.1}
-# The 97.5 % point of the normal distribution: 95 % lie within it on both sides.
+# The 97.5 % quantile of the normal distribution: 95 % lie between it and its negative.
 _Z = 1.959963984540054
 
 
 @dataclass(frozen=True)
 class Case:
-    """One input that both backends have answered; holds no text of it, unless the operator wants that."""
+    """One input that both backends have answered; without its text, unless the operator wants texts."""
 
     request_id: str
     task: str
     place: int
-    """Which input of the request, from 0."""
+    """Index of the input in the request."""
     comparison: Comparison
     margin: float
-    """By how much int8 preferred its answer to any other."""
+    """How much more likely int8's answer was than its next one."""
     answers: Mapping[str, Any]
-    """By backend: labels with scores, or the span's offsets and score."""
+    """For each backend labels with scores, or the span's offsets and score."""
     tokens: int
     sequences: int
     characters: Mapping[str, int]
@@ -56,12 +56,12 @@ class Case:
     """None unless asked for; cut."""
 
     def badness(self) -> tuple[bool, float, float]:
-        """Sort key, the worst case has the largest: disagreement, then far spans, then far scores."""
+        """Return the sort key, largest for the worst case: disagreement, then distance of spans, then of scores."""
         found = self.comparison
         return (found.agree is False, -(1.0 if found.span_f1 is None else found.span_f1), found.abs_diff)
 
     def describe(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return the case as plain JSON values."""
         found = self.comparison
         about: dict[str, Any] = {
             "request_id": self.request_id,
@@ -90,11 +90,11 @@ def compare_request(
     """Compare both backends' logits of an encoded request, input by input.
 
     Args:
-        request_id: names the request in the cases.
+        request_id: the request's id in the cases.
         work: the request.
         items: its sequences.
-        logits: for each of the two backends one tensor for each sequence.
-        with_texts: let the cases carry the texts, cut to 10,000 characters, and the spans' words.
+        logits: for each of the two backends one tensor per sequence.
+        with_texts: keep the texts, cut to 10,000 characters, and the spans' words in the cases.
     """
     fp32, int8 = work.verdicts(logits[FLOAT]), work.verdicts(logits[INTEGER])
     cases: list[Case] = []
@@ -127,20 +127,20 @@ def _show(verdict: Verdict, with_texts: bool) -> list[dict[str, Any]] | dict[str
 
 
 def wilson_interval(hits: int, total: int) -> tuple[float, float]:
-    """95 % interval of a proportion (Wilson 1927): within 0..1 and sensible near its ends, unlike the normal one."""
+    """Return the 95 % interval of a proportion (Wilson 1927), which stays within 0..1, unlike the normal interval."""
     if not total:
         return 0.0, 1.0
     share, z2 = hits / total, _Z * _Z
     centre = (share + z2 / (2 * total)) / (1 + z2 / total)
     half = _Z * math.sqrt(share * (1 - share) / total + z2 / (4 * total * total)) / (1 + z2 / total)
-    # at both ends the exact bound is the end itself
+    # at 0 and 1 the exact bound is 0 or 1 itself
     return (0.0 if hits == 0 else max(0.0, centre - half)), (1.0 if hits == total else min(1.0, centre + half))
 
 
 def summarize(comparisons: Sequence[Comparison]) -> dict[str, Any]:
-    """Agreement with its 95 % interval, and quantiles of the differences; plain JSON values.
+    """Return agreement with its 95 % interval and quantiles of the differences, as plain JSON values.
 
-    Of numbers there are only differences.
+    For predicted numbers there are only differences.
     """
     judged = [found.agree for found in comparisons if found.agree is not None]
     total, agreed = len(judged), sum(judged)
@@ -160,18 +160,18 @@ def summarize(comparisons: Sequence[Comparison]) -> dict[str, Any]:
 def _distribution(
     values: Sequence[float], quantiles: Mapping[str, float], end: str, choose: Callable[[Iterable[float]], float]
 ) -> dict[str, float] | None:
-    """Mean, quantiles and the bad end of them."""
+    """Return mean, quantiles and the worst value."""
     if not values:
         return None
     found = np.quantile(np.asarray(values), list(quantiles.values())).tolist()
-    # fsum: the same for any order
+    # fsum: the same result in any order
     return {"mean": math.fsum(values) / len(values), **dict(zip(quantiles, found, strict=True)), end: choose(values)}
 
 
 class WorstCases:
-    """The worst cases among the last so many.
+    """The worst cases within a window of the last cases.
 
-    A case that leaves is not replaced by an older one that was let go: what is kept are the worst since then.
+    A case that leaves the window is not replaced by one that was dropped before.
     """
 
     def __init__(self, size: int = WORST, window: int | None = WINDOW) -> None:
@@ -192,12 +192,12 @@ class WorstCases:
         del self._kept[self._size :]
 
     def describe(self) -> list[dict[str, Any]]:
-        """Plain JSON values, the worst first."""
+        """Return the cases as plain JSON values, the worst first."""
         return [case.describe() for _, case in self._kept]
 
 
 class _Record:
-    """What is remembered of one model."""
+    """The comparisons of one model."""
 
     def __init__(self, revision: str, window: int, worst: int) -> None:
         self.revision = revision
@@ -206,7 +206,7 @@ class _Record:
 
 
 class Agreement:
-    """Rolling numbers and worst cases of each loaded model, written and read from any thread."""
+    """Rolling statistics and worst cases of each loaded model; thread-safe."""
 
     def __init__(self, window: int = WINDOW, worst: int = WORST) -> None:
         self._lock = threading.Lock()
@@ -215,7 +215,7 @@ class Agreement:
         self._worst = worst
 
     def begin(self, model: LoadedModel, revision: str) -> None:
-        """Keep numbers of a model, of which there are none yet."""
+        """Start the statistics of a model, which are empty."""
         with self._lock:
             self._records[model] = _Record(revision, self.window, self._worst)
 
@@ -225,11 +225,11 @@ class Agreement:
             del self._records[model]
 
     def knows(self, model: LoadedModel) -> bool:
-        """Whether numbers of this model are kept."""
+        """Whether this model has statistics."""
         return model in self._records
 
     def record(self, model: LoadedModel, cases: Iterable[Case]) -> None:
-        """Take in what was compared of a model that is known."""
+        """Add comparisons of a known model."""
         now = time.time()
         with self._lock:
             record = self._records[model]
@@ -238,7 +238,7 @@ class Agreement:
                 record.worst.add(case)
 
     def describe(self) -> dict[str, Any]:
-        """By model's name the numbers of the window, since when they are, and the worst cases; plain JSON values."""
+        """Return statistics, their start time and the worst cases by model's name, as plain JSON values."""
         with self._lock:
             copies = [(model, one, list(one.recent), one.worst.describe()) for model, one in self._records.items()]
         return {

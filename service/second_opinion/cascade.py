@@ -1,7 +1,7 @@
-"""``backend=auto``: int8 answers first, and fp32 answers again where int8 was not sure enough.
+"""``backend=auto``: int8 answers first, and fp32 answers again where int8 was not sure.
 
-Not sure enough means a margin (see `service.tasks.verdict`) under a threshold. The threshold is chosen from data by
-``q8bert compare --target-agreement`` and kept in a small JSON file, which belongs to the very int8 weights that it was
+int8 is not sure if its margin (see `service.tasks.verdict`) is below a threshold. ``q8bert compare --target-agreement``
+chooses the threshold from data and writes it to a small JSON file, which is valid only for the int8 weights that it was
 made with.
 """
 
@@ -35,14 +35,14 @@ _HOW = (
 
 @dataclass(frozen=True)
 class Calibration:
-    """A threshold for one model, and what it does on the data that it was chosen on."""
+    """A threshold for one model, and its effect on the data that it was chosen from."""
 
     checkpoint: str
     revision: str
-    """Of the int8 weights, as in /info."""
+    """Revision of the int8 weights, as in /info."""
     task: str
     threshold: float
-    """fp32 answers where int8's margin is below; 0: never."""
+    """fp32 answers inputs whose margin is below it; 0: none."""
     target_agreement: float
     inputs: int
     int8_agreement: float
@@ -57,21 +57,21 @@ class Calibration:
 def choose_threshold(margins: Sequence[float], agree: Sequence[bool], target: float) -> float:
     """Find the smallest threshold with which the agreement is at least ``target``.
 
-    An input whose margin is below the threshold is answered by fp32, and so agrees. What is left to disagree are the
-    inputs with the largest margins among those that do: as many as the target allows.
+    Inputs with a margin below the threshold are answered by fp32, and so agree. Of the inputs that disagree, those with
+    the largest margins stay: as many as the target allows.
 
     Args:
         margins: int8's margin on each input.
         agree: whether int8 agrees with fp32 there.
-        target: share of the inputs, 0 to 1.
+        target: wanted agreement, a share of the inputs from 0 to 1.
     """
     total = len(margins)
     wrong = sorted((m for m, same in zip(margins, agree, strict=True) if not same), reverse=True)
-    # the bound of rounding first, then exactly as the result is checked: (total - k) / total >= target
+    # first an upper bound, for rounding, then exactly as the result is checked: (total - k) / total >= target
     allowed = min(len(wrong), math.floor((1 - target) * total) + 1)
     while allowed and (total - allowed) / total < target:
         allowed -= 1
-    # just above the largest margin that may not stay
+    # just above the largest margin that must be answered by fp32
     return 0.0 if allowed == len(wrong) else math.nextafter(wrong[allowed], math.inf)
 
 
@@ -115,7 +115,7 @@ class Cascade:
     """The thresholds of the models that have one.
 
     Args:
-        calibrations: any; each is found by the revision of its int8 weights.
+        calibrations: the thresholds; each is looked up by the revision of its int8 weights.
     """
 
     def __init__(self, calibrations: Sequence[Calibration] = ()) -> None:
@@ -126,7 +126,7 @@ class Cascade:
         """Read thresholds from a file and check that they are for the models that are served.
 
         Raises:
-            InputError: not such a file, or made with other weights.
+            InputError: the file is not one of thresholds, or was made with other weights.
         """
         found = _read_calibrations(file)
         revisions = {model.revision for model in models}
@@ -144,7 +144,7 @@ class Cascade:
 
     @property
     def calibrations(self) -> tuple[Calibration, ...]:
-        """All that are in use."""
+        """All thresholds in use."""
         return tuple(self._by_revision.values())
 
     def check(self, model: Model) -> None:
@@ -155,7 +155,7 @@ class Cascade:
             )
 
     def weak(self, model: Model, verdicts: Sequence[Verdict]) -> list[int]:
-        """Which inputs fp32 shall answer, by int8's verdicts on all."""
+        """Return the indices of the inputs for fp32 to answer, given int8's verdicts on all."""
         threshold = self._by_revision[model.revision].threshold
         return [place for place, verdict in enumerate(verdicts) if verdict.margin < threshold]
 

@@ -1,4 +1,4 @@
-"""``q8bert compare``: int8 against fp32 on recorded requests, and the threshold of a cascade from them."""
+"""``q8bert compare``: compares int8 with fp32 on recorded requests, and chooses the threshold of a cascade."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def _agreement(summary: dict[str, Any]) -> str:
 
 
 def _brief(case: dict[str, Any]) -> dict[str, Any]:
-    """What a line of the terminal shows of a case: the best answers, the rest is in the JSON file."""
+    """Return a case in short, with the best answers only, for one line of the terminal."""
     best = {b: a[0] if isinstance(a, list) else a for b, a in case["answers"].items()}
     return {"agree": case["agree"], **best, **({"texts": case["texts"]} if "texts" in case else {})}
 

@@ -1,4 +1,4 @@
-"""Two backends' answers to one request, side by side: what /compare says beyond the answers themselves."""
+"""The answer of /compare: both backends' answers to one request, and how they differ."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from service.tasks.verdict import compare_answers, compare_scores
 from service.telemetry.trace import RequestTrace
 
 FLOAT, INTEGER = BACKENDS = ("fp32", "int8")
-"""In the order in which they are shown; which of them runs first alternates."""
+"""In the order in which they are shown; the one that runs first alternates."""
 
 
 def compare_labels(
@@ -18,7 +18,7 @@ def compare_labels(
     answers: Mapping[str, schemas.ClassifyResponse],
     shares: Mapping[str, RequestTrace],
 ) -> schemas.ClassifyComparison:
-    """Put the scored labels of one text beside each other."""
+    """Compare both backends' scored labels of one text."""
     results = {
         backend: schemas.ClassifyShare(answer=answer, **_facts(model.engines[backend], shares[backend]))
         for backend, answer in answers.items()
@@ -42,7 +42,7 @@ def compare_labels(
 def compare_spans(
     model: Model, answers: Mapping[str, schemas.AnswerSpan], shares: Mapping[str, RequestTrace]
 ) -> schemas.QAComparison:
-    """Put the answers to one question beside each other."""
+    """Compare both backends' answers to one question."""
     results = {
         backend: schemas.QAShare(answer=answer, **_facts(model.engines[backend], shares[backend]))
         for backend, answer in answers.items()
@@ -70,7 +70,7 @@ def _facts(loaded: LoadedEngine, share: RequestTrace) -> schemas.ShareFacts:
 
 
 def _speedup(shares: Mapping[str, RequestTrace]) -> float:
-    """Ratio of the inference times; they end on the event loop, so that none is zero but for a coarse clock."""
+    """Return the ratio of the inference times, which are zero only if the clock is coarse."""
     return round(shares[FLOAT].stages["infer"] / max(shares[INTEGER].stages["infer"], 1e-6), 3)
 
 

@@ -1,6 +1,6 @@
-"""Recorded requests answered by both backends offline: the numbers that the shadow comparison would give for them.
+"""Answers recorded requests on both backends offline, with the numbers that the shadow comparison would give.
 
-As the shadow does, it computes one sequence at a time, so that the same requests give the same bits.
+Like the shadow comparison it computes one sequence at a time, so that the same requests give the same bits.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from service.tasks.work import Work
 
 T = TypeVar("T")
 
-# The service's bound exists for its queue's sake.
+# The service's limit protects its queue; there is none here.
 _MAX_TOKENS = 2**31
 
 
@@ -44,18 +44,18 @@ class Recorded:
     work: Work[object]
     items: list[WorkItem]
     truncated: int
-    """Inputs of it that were cut."""
+    """How many of its inputs were cut."""
 
 
 def read_requests(file: Path, models: Mapping[str, Model]) -> list[Recorded]:
-    """Read JSON Lines of bodies as POST /classify or /qa takes them, and encode them; empty lines are skipped.
+    """Read and encode JSON Lines of bodies for POST /classify or /qa; empty lines are skipped.
 
     Args:
-        file: the file; a body with a question is one for /qa. A backend that it names does not matter.
+        file: the file; a body with a question is one for /qa. Its backend is ignored.
         models: the model of each task.
 
     Raises:
-        InputError: a line is not such a body, with the line's number, or there is no line.
+        InputError: a line is not such a body (names the line), or the file is empty.
     """
     found: list[Recorded] = []
     for number, line in enumerate(lines_of(read_text(file)), start=1):
@@ -97,7 +97,7 @@ def _read_request(name: str, body: Any, models: Mapping[str, Model]) -> Recorded
 
 
 def _asks(body: Any) -> bool:
-    """Whether a body is for /qa: its own fields or its first input's hold a question or a context."""
+    """Whether a body is for /qa: it or its first input has a question or a context."""
     if not isinstance(body, dict):
         return False
     fields = cast("dict[str, Any]", body)
@@ -114,7 +114,7 @@ def _work(body: Any, task: str, model: Model) -> Work[object]:
             return ClassifyWork(model, _not_empty(texts), parameters)
         asked = schemas.QARequest.model_validate(body)
     except ValidationError as error:
-        # as the route words it, with the place inside the body and never the text
+        # in the route's words, with the path inside the body and without the text
         problems = [{**problem, "loc": ("body", *problem["loc"])} for problem in error.errors()]
         raise RequestValidationError(problems, body=body) from error
     questions, how = _not_empty(asked.items()), asked.parameters or schemas.QAParameters()

@@ -1,9 +1,9 @@
-"""The shadow comparison: a sample of the answered requests runs again on the other backend, when nothing else is to do.
+"""The shadow comparison: a sample of the answered requests runs again on the other backend while the server is idle.
 
-A sampled request waits, with its token ids and the first backend's logits, in a bounded queue of its own. The engine
-thread takes from it only after a pause in which no request was in the house, one sequence at a time: a request that
-comes meanwhile waits for no more than that sequence. What finds no room or no idle moment is dropped and counted.
-The comparison itself runs on a thread of its own. Nothing here is awaited by a request, a probe or a drain.
+A sampled request waits, with its token ids and the first backend's logits, in a bounded queue. The engine thread takes
+from this queue only after a pause without requests, one sequence at a time, so a new request waits for at most one
+sequence. A sample is dropped, and counted, if the queue is full or no idle moment comes in time. Comparing the answers
+runs on a thread of its own. No request, probe or drain ever waits for any of this.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from service.telemetry.shadow_metrics import BUSY, DRAINING, FAILED, QUEUE_FULL,
 
 log = logging.getLogger(__name__)
 
-# Without requests for so long, the engine is idle.
+# After this long without requests, the engine is idle.
 _PAUSE_S = 0.01
-# How often the engine thread looks whether anything waits here.
+# How often the engine thread checks for waiting samples.
 _LOOK_S = 0.1
 
 
 @dataclass(frozen=True)
 class ShadowLimits:
-    """Bounds of what waits for an idle moment."""
+    """Limits of the queue of samples."""
 
     requests: int = 1024
     tokens: int = 65536
     characters: int = 8_000_000
-    """Of the texts, of which a model may have read only the beginning."""
+    """Characters of the texts, of which a model may have read only the beginning."""
     patience_s: float = 60.0
 
 
@@ -53,12 +53,12 @@ class Sample:
     work: Work[object]
     items: list[WorkItem]
     lane: Lane
-    """The engine that has answered."""
+    """The engine that answered."""
     logits: list[Tensor]
 
 
 class _Dropped(Exception):
-    """The outcome of a sample that is given up while it waits."""
+    """The outcome of a sample that is dropped while it waits."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -73,20 +73,20 @@ class _Job:
     characters: int
     expires: float
     begun: int = 0
-    """How many of its sequences were handed out."""
+    """How many of its sequences were taken."""
 
     @property
     def tokens(self) -> int:
         return self.ticket.tokens
 
     def drop(self, reason: str) -> None:
-        """Give it up; the one outcome of its ticket, however far it has come."""
+        """Drop the sample, unless its ticket already has an outcome."""
         self.ticket.fail(_Dropped(reason))
 
 
 @dataclass
 class _Waiting:
-    """The jobs that are not computed, in order of arrival."""
+    """The jobs that are not computed yet, in order of arrival."""
 
     jobs: deque[_Job] = field(default_factory=lambda: deque["_Job"]())
     tokens: int = 0
@@ -111,7 +111,7 @@ class _Waiting:
         return job
 
     def remove(self, model: LoadedModel) -> list[_Job]:
-        """Take out a model's jobs."""
+        """Remove and return a model's jobs."""
         removed: list[_Job] = []
         for _ in range(len(self.jobs)):
             job = self.pop()
@@ -123,15 +123,15 @@ class _Waiting:
 
 
 class Shadow:
-    """Samples, waits, compares.
+    """Samples answered requests, computes them on the other backend when idle, and compares.
 
     Args:
-        rate: share of the answered requests that is sampled, 0 to 1; 0 switches everything off.
-        agreement: told every case.
+        rate: share of the answered requests to sample, 0 to 1; 0 switches everything off.
+        agreement: receives every case.
         metrics: counts them.
-        idle: whether no request is in the house.
-        with_texts: let the worst cases carry their texts.
-        limits: bounds of what waits.
+        idle: whether no request is in flight.
+        with_texts: keep the texts of the worst cases.
+        limits: limits of the queue.
         random: chooses the sample.
         clock: a monotonic clock in seconds.
     """
@@ -159,18 +159,18 @@ class Shadow:
         self._waiting = _Waiting()
         self._closed = False
         self._lock = threading.Lock()
-        # held while a model's numbers begin, end or grow, so that none of a model that has gone come back
+        # held while a model's statistics start, end or grow: a late sample must not revive those of a removed model
         self._books = threading.Lock()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="q8bert-shadow")
 
     def begin(self, model: LoadedModel, revision: str) -> None:
-        """Compare a model's requests from now on; its numbers begin with nothing."""
+        """Compare a model's requests from now on; its statistics start empty."""
         with self._books:
             self._metrics.begin(model)
             self.agreement.begin(model, revision)
 
     def end(self, model: LoadedModel) -> None:
-        """Forget a model's numbers, and drop what waits for it."""
+        """Forget a model's statistics, and drop its waiting samples."""
         with self._books:
             self.agreement.end(model)
             self._metrics.end(model)
@@ -179,8 +179,8 @@ class Shadow:
                 job.drop(UNLOADED)
 
     def offer(self, sample: Sample) -> None:
-        """Sample an answered request; never waits and never raises."""
-        # random() is below 1 always, and so a rate of 1 takes all
+        """Perhaps sample an answered request; never blocks and never raises."""
+        # random() is always below 1, so a rate of 1 samples everything
         if self.rate == 0 or self._random.random() >= self.rate:
             return
         (other,) = set(BACKENDS) - {sample.lane.backend}
@@ -192,7 +192,7 @@ class Shadow:
             job = _Job(ticket, sample.work.characters, now + self.limits.patience_s)
             if self._closed:
                 job.drop(DRAINING)
-            elif not self.agreement.knows(sample.lane.loaded):  # it has just ended its last requests
+            elif not self.agreement.knows(sample.lane.loaded):  # the model has just been released
                 job.drop(UNLOADED)
             elif self._waiting.has_room(job, self.limits):
                 self._waiting.push(job)
@@ -200,20 +200,20 @@ class Shadow:
                 job.drop(QUEUE_FULL)
 
     def pause(self) -> float | None:
-        """For how long the engine thread shall wait for requests before it asks here; None: for ever."""
+        """Return how long the engine thread should wait for requests before it calls `take`; None: for ever."""
         if self.rate == 0:
             return None
         return _PAUSE_S if self._waiting.jobs else _LOOK_S
 
     def take(self) -> Batch | None:
-        """One sequence to compute now, or None; for the engine thread, when no request waits."""
+        """Return one sequence to compute now, or None; for the engine thread, when no request waits."""
         if not self._waiting.jobs or not self._idle():
             return None
         with self._lock:
             self._drop_overdue(self._clock())
             while self._waiting.jobs:
                 job = self._waiting.jobs[0]
-                if job.ticket.future.done():  # an earlier sequence of it failed
+                if job.ticket.future.done():  # an earlier sequence of the job failed
                     self._waiting.pop()
                     continue
                 entry = Entry(job.ticket, job.begun)
@@ -224,22 +224,22 @@ class Shadow:
         return None
 
     def dropped(self) -> dict[str, int]:
-        """Sampled requests that were not compared, by reason."""
+        """Return the number of dropped samples by reason."""
         return self._metrics.dropped_counts()
 
     def waiting(self) -> int:
-        """Sampled requests that wait for an idle moment."""
+        """Return the number of samples that wait for an idle moment."""
         return len(self._waiting.jobs)
 
     def close(self) -> None:
-        """Drop what waits and take no more."""
+        """Drop all waiting samples and take no more."""
         with self._lock:
             self._closed = True
             while self._waiting.jobs:
                 self._waiting.pop().drop(DRAINING)
 
     def shut_down(self) -> None:
-        """End the comparing thread; call after `close`, when the engine thread has ended."""
+        """Stop the comparing thread; call after `close`, when the engine thread has stopped."""
         self._thread.shutdown(wait=True)
 
     def _drop_overdue(self, now: float) -> None:
@@ -250,11 +250,11 @@ class Shadow:
         self._metrics.dropped.labels(reason).inc()
 
     def _computed(self, sample: Sample, other: str, future: Future[list[Tensor]]) -> None:
-        """Count a sample that was dropped; else, on the engine thread, hand it over to the comparing thread."""
+        """Count a dropped sample; else, on the engine thread, pass it to the comparing thread."""
         error = future.exception()
         if isinstance(error, _Dropped):
             self._count_drop(error.reason)
-        elif not self.agreement.knows(sample.lane.loaded):  # its engine may have gone, too
+        elif not self.agreement.knows(sample.lane.loaded):  # its engine may have been released, too
             self._count_drop(UNLOADED)
         elif error is not None:
             self._count_drop(FAILED)
@@ -269,7 +269,7 @@ class Shadow:
             cases = compare_request(
                 sample.request_id, sample.work, sample.items, by_backend, with_texts=self.with_texts
             )
-        except Exception:  # nobody waits for this thread's result: what is not told here is lost
+        except Exception:  # nobody reads this thread's result: an error that is not logged here is lost
             log.exception("the shadow comparison of request %s failed", sample.request_id)
             self._count_drop(FAILED)
             return

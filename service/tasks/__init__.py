@@ -1,1 +1,1 @@
-"""What each task means to the service: its bodies, its way from texts to sequences and from logits to answers."""
+"""The tasks: request bodies, encoding of texts to sequences, and from logits to answers."""

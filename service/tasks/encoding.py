@@ -1,6 +1,6 @@
-"""Texts to sequences for an engine, and logits back to predictions: everything of a request that needs no queue.
+"""From texts to an engine's sequences, and from logits to predictions: all parts of a request that need no queue.
 
-Plain functions of a model and a request; the pipeline runs them where `service.answering.text_threads` says.
+Plain functions of a model and a request; `service.answering.text_threads` decides where they run.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ DEFAULT_STRIDE = 128
 
 @dataclass(frozen=True)
 class EncodedRequest:
-    """A request as sequences, with what its headers report."""
+    """A request as sequences, with the counts that its headers report."""
 
     items: list[WorkItem]
     truncated: int
@@ -45,24 +45,24 @@ class EncodedRequest:
 
 @dataclass(frozen=True)
 class BodyWords:
-    """What a route's body calls its fields, for what an error says of them."""
+    """The names of a route's fields, for error messages."""
 
     inputs: str = "inputs"
     truncate: str = "parameters.truncation to true"
-    """What lets a text be cut, after "set"."""
+    """How to allow truncation, worded to follow "set"."""
 
 
 OWN_WORDS = BodyWords()
-"""Those of /classify."""
+"""The names in /classify."""
 
 
 @dataclass(frozen=True)
 class Cut:
-    """How texts that are too long are cut.
+    """How to cut texts that are too long.
 
     Attributes:
-        limit: tokens of an input, special ones included, at most what the model takes; None: as many as that.
-        side: where tokens are lost.
+        limit: tokens of an input, special ones included, not above what the model takes; None: as many as that.
+        side: the side on which tokens are removed.
     """
 
     limit: int | None = None
@@ -70,11 +70,11 @@ class Cut:
 
 
 USUAL_CUT = Cut()
-"""That of /classify."""
+"""How /classify cuts texts."""
 
 
 class ClassifyWork:
-    """One request to classify, of any route."""
+    """One classification request, from any route."""
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class ClassifyWork:
         self.characters = sum(len(text) + len(pair or "") for text, pair in items)
 
     def least_tokens(self, enough: int) -> int:
-        """Count tokens that the sequences have at least; see `service.queueing.token_bounds`."""
+        """Return a lower bound on the tokens of all sequences; see `service.queueing.token_bounds`."""
         limit, found, tokenizer = self._limit, 0, self._model.tokenizer
         for text, pair in self._items:
             words = sum(least_tokens(tokenizer, one, limit) for one in (text, pair) if one is not None)
@@ -109,8 +109,8 @@ class ClassifyWork:
         """Encode every input.
 
         Raises:
-            InputError: one is a pair, and the model takes none.
-            InputTooLong: one does not fit and truncation is off.
+            InputError: an input is a pair, and the model takes no pairs.
+            InputTooLong: an input does not fit and truncation is off.
         """
         tokenizer, limit, side = self._model.tokenizer, self._limit, self._side
         self._model.checkpoint.check_pairs(tokenizer, any(pair is not None for _, pair in self._items))
@@ -129,17 +129,17 @@ class ClassifyWork:
         return [[schemas.LabelScore(label=s.label, score=s.score) for s in row] for row in rows]
 
     def verdicts(self, logits: list[Tensor]) -> list[Verdict]:
-        """All labels of each text, with the scores of the problem that the model was trained for."""
+        """Return all labels of each text, scored by the function of the problem that the model was trained for."""
         function, labels = default_function(self._model), self._model.checkpoint.labels
         rows = postprocess(_rows(logits), labels, function)
         return [LabelVerdict(tuple(schemas.LabelScore(label=s.label, score=s.score) for s in row)) for row in rows]
 
     def sequences(self) -> list[int]:
-        """One for each text or pair of texts."""
+        """Return 1 for each text or pair of texts."""
         return [1] * len(self._items)
 
     def texts(self, place: int) -> dict[str, str]:
-        """Return the text, and the second one of a pair."""
+        """Return the text, and the second text of a pair."""
         text, pair = self._items[place]
         return {"text": text} if pair is None else {"text": text, "text_pair": pair}
 
@@ -158,9 +158,9 @@ class QAWork:
     Args:
         model: the QA model.
         items: questions and contexts.
-        parameters: how to window and search.
-        listed: whether the client sent a list, and so gets one.
-        max_tokens: more tokens than these, over all windows, are refused before any window is built.
+        parameters: how to cut windows and search spans.
+        listed: whether the client sent a list, and so gets a list.
+        max_tokens: limit on the tokens of all windows; more are refused before any window is built.
 
     Raises:
         BadInput: the window is larger than the model takes.
@@ -196,7 +196,7 @@ class QAWork:
         self.characters = sum(len(item.question) + len(item.context) for item in items)
 
     def least_tokens(self, enough: int) -> int:
-        """Count tokens that the windows have at least; see `service.queueing.token_bounds`."""
+        """Return a lower bound on the tokens of all windows; see `service.queueing.token_bounds`."""
         longest_question, found, tokenizer = self._parameters.max_question_len, 0, self._model.tokenizer
         for item in self._items:
             question = min(longest_question, least_tokens(tokenizer, item.question, longest_question))
@@ -226,7 +226,7 @@ class QAWork:
         return EncodedRequest(flat, truncated, len(flat))
 
     def finish(self, logits: list[Tensor]) -> schemas.QAResponse:
-        """Search the answers of each context in the logits of its windows, each of shape ``(length, 2)``."""
+        """Find the answers in each context from the logits of its windows, each of shape ``(length, 2)``."""
         found = self._search_all(logits, self._parameters.top_k)
         if self._parameters.top_k > 1:
             return found if self._listed else found[0]
@@ -234,11 +234,11 @@ class QAWork:
         return best if self._listed else best[0]
 
     def verdicts(self, logits: list[Tensor]) -> list[Verdict]:
-        """The two best spans of each question."""
+        """Return the two best spans for each question."""
         return [SpanVerdict(tuple(spans)) for spans in self._search_all(logits, 2)]
 
     def sequences(self) -> list[int]:
-        """The windows of each context."""
+        """Return the number of windows of each context."""
         return [len(own) for own in self._windows]
 
     def texts(self, place: int) -> dict[str, str]:
@@ -259,13 +259,13 @@ class QAWork:
             raise BadInput(f"inputs[{place}]: {error}" if self._listed else str(error)) from error
 
     def _expected_tokens(self, item: schemas.QAInput, allowed: int) -> int:
-        """Tokens of all windows, from above; exact, by tokenizing, only where the characters alone look like too many.
+        """Return an upper bound on the tokens of all windows; tokenize, to be exact, only if it would be too large.
 
-        Windows overlap, so that a small one with a large stride could make gigabytes out of a modest context.
+        Windows overlap, so small windows with a large stride could turn a modest context into gigabytes.
         """
         longest_question = self._parameters.max_question_len
         room = self._room(min(len(item.question), longest_question))
-        # never above the true step, although the question may have fewer tokens and the windows more room
+        # a lower bound on the true step: the question may have fewer tokens, which leaves the windows more room
         by_characters = self._window_tokens(room, max(1, room - self._stride), len(item.context))
         if by_characters <= allowed:
             return by_characters
@@ -274,11 +274,11 @@ class QAWork:
         return self._window_tokens(room, window_step(room, self._stride), context)
 
     def _room(self, question: int) -> int:
-        """Tokens of context in a window beside a question of this many tokens."""
+        """Return the tokens of context in a window with a question of this many tokens."""
         return max(1, self._size - question - self._specials)
 
     def _window_tokens(self, room: int, step: int, context: int) -> int:
-        """Tokens of all windows of a context of this many tokens."""
+        """Return the tokens of all windows of a context of this many tokens."""
         return (1 + math.ceil(max(0, context - room) / step)) * self._size
 
     def _question_is_cut(self, item: schemas.QAInput, windows: Sequence[Window]) -> bool:
@@ -307,7 +307,7 @@ class QAWork:
 
 
 def default_function(model: Model) -> FunctionToApply:
-    """The function of the problem the model was trained for, as Hugging Face's pipeline chooses it."""
+    """Return the score function of the problem that the model was trained for, as Hugging Face's pipeline does."""
     problem = model.checkpoint.problem_type
     if problem == "regression":
         return "none"
@@ -317,7 +317,7 @@ def default_function(model: Model) -> FunctionToApply:
 
 
 def _rows(logits: list[Tensor]) -> NDArray[np.float32]:
-    # numpy: on numbers this few, torch takes longer to begin than to compute
+    # numpy: with so few numbers, torch's overhead exceeds the computation
     return np.stack([row.numpy() for row in logits])
 
 

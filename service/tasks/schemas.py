@@ -15,7 +15,7 @@ _MODEL = "Name of a loaded model, see /info; default: the first one of the task.
 
 
 class HostedOptions(StrictModel):
-    """What Hugging Face's clients ask of its hosted API beside the inputs; nothing of it has an effect here."""
+    """Options of Hugging Face's hosted API, which its clients send; they have no effect here."""
 
     use_cache: bool | None = None
     wait_for_model: bool | None = None
@@ -40,7 +40,7 @@ ClassifyInput = str | tuple[str, str] | TextPair
 
 
 def _check_classify_inputs(value: Any) -> str | TextPair | list[ClassifyInput]:
-    """Say in one sentence what a union of these shapes would say in many."""
+    """Check the shape of the inputs, with one message where a pydantic union would give many."""
     if isinstance(value, str):
         return valid_unicode(value)
     if not isinstance(value, list):
@@ -89,7 +89,7 @@ def _inputs_error(place: str, value: Any) -> PydanticCustomError:
 
 
 class ClassifyParameters(StrictModel):
-    """How to classify; as in Hugging Face's text-classification task."""
+    """How to classify, as in Hugging Face's text-classification task."""
 
     top_k: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="Return only the best k labels; default: all."
@@ -134,7 +134,7 @@ def _text_and_pair(item: ClassifyInput) -> tuple[str, str | None]:
 
 
 class LabelScore(BaseModel):
-    """One label with its score; a model that predicts a number answers LABEL_0 with the number as score."""
+    """One label with its score; a model that predicts a number has LABEL_0 with the number as its score."""
 
     label: str
     score: float
@@ -151,7 +151,7 @@ class QAInput(StrictModel):
 
 
 def _shape_of_qa_inputs(value: Any) -> str | None:
-    """Choose the member of the union by shape, so that a problem is told once, not once for each member."""
+    """Choose the member of the union by shape, so that a problem is reported once, not once per member."""
     return {list: f"{UNION_MARK}list", dict: f"{UNION_MARK}one", QAInput: f"{UNION_MARK}one"}.get(type(value))
 
 
@@ -167,7 +167,7 @@ _QAInputs = Annotated[
 
 
 class QAParameters(StrictModel):
-    """How to search the answer; as in Hugging Face's question-answering task."""
+    """How to search for the answer, as in Hugging Face's question-answering task."""
 
     top_k: int = Field(default=1, ge=1, le=20, description="How many answers to return at most, and at least one.")
     doc_stride: Annotated[int, Field(ge=0)] | None = Field(
@@ -220,7 +220,7 @@ class QARequest(StrictModel):
 
 
 class AnswerSpan(BaseModel):
-    """A piece of the context; ``start`` and ``end`` are Unicode code points, end exclusive."""
+    """A span of the context; ``start`` and ``end`` are Unicode code points, end exclusive."""
 
     answer: str
     score: float
@@ -228,7 +228,7 @@ class AnswerSpan(BaseModel):
     end: int
 
 
-# Hugging Face's shape: one answer for top_k=1, a list of them otherwise, and a list of these for a list of inputs.
+# Hugging Face's shape: one answer for top_k=1, otherwise a list, and a list of either for a list of inputs.
 QAResponse = AnswerSpan | list[AnswerSpan] | list[list[AnswerSpan]]
 
 
@@ -286,7 +286,7 @@ class MemoryBytes(BaseModel):
 
 
 class ShareFacts(TypedDict):
-    """What both kinds of share have beside the answer."""
+    """The fields of a share besides the answer."""
 
     queue_ms: float
     inference_ms: float
@@ -303,27 +303,27 @@ class _Share(BaseModel, Generic[AnswerT]):
 
 
 class ClassifyShare(_Share[ClassifyResponse]):
-    """One backend's answer to a text, as /classify gives it, and what it took."""
+    """One backend's answer to a text, as from /classify, with its times and memory."""
 
 
 class QAShare(_Share[AnswerSpan]):
-    """One backend's answer to a question, as /qa gives it, and what it took."""
+    """One backend's answer to a question, as from /qa, with its times and memory."""
 
 
 class LabelDelta(BaseModel):
-    """How far the scores are apart."""
+    """The difference of the scores."""
 
     max_abs_prob: float = Field(description="Largest difference of a label's score.")
 
 
 class NumberDelta(BaseModel):
-    """How far the numbers of a regression are apart."""
+    """The difference of a regression's numbers."""
 
     abs_diff: float = Field(description="Difference of the numbers.")
 
 
 class SpanDelta(BaseModel):
-    """How far the spans are apart."""
+    """The difference of the spans."""
 
     span_f1: float = Field(description="F1 of the two answers' words, as in SQuAD's score, 0 to 1.")
 
@@ -363,6 +363,6 @@ class ErrorBody(BaseModel):
 
 
 class Health(BaseModel):
-    """The answer of the probes."""
+    """The answer of a probe."""
 
     status: Literal["alive", "ready"]

@@ -1,4 +1,4 @@
-"""What all request bodies have in common: no coercion, unknown fields refused, texts that are text."""
+"""Rules of all request bodies: no coercion, no unknown fields, valid Unicode."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic_core import CoreSchema, PydanticCustomError
 
 
 def valid_unicode(text: str) -> str:
-    """Refuse lone surrogates: JSON can escape them (half an emoji), but they are no text."""
+    """Refuse lone surrogates, which JSON can escape (half an emoji) but which are not valid Unicode."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -27,7 +27,7 @@ Text = Annotated[str, AfterValidator(valid_unicode)]
 
 
 class StrictModel(BaseModel):
-    """Base of request bodies: unknown fields are named together with the allowed ones, null stands for a default."""
+    """Base of request bodies: an error about an unknown field lists the allowed ones, and null stands for a default."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
@@ -60,7 +60,7 @@ class StrictModel(BaseModel):
 
 
 def _has_default(field: FieldInfo) -> bool:
-    """Whether it has one other than null, which its type would allow anyway."""
+    """Whether the field has a default other than null, which its type would allow anyway."""
     return not field.is_required() and field.default is not None
 
 

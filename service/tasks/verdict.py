@@ -1,7 +1,7 @@
-"""What one backend says about one input, and how far two backends are apart there.
+"""Verdicts: one backend's answer to one input, and the difference between two backends' verdicts.
 
-A verdict depends on the request's parameters only where they change what is asked (windows, "no answer"), never on how
-much of the answer the client wants to see (``top_k``, ``function_to_apply``).
+A verdict depends on those parameters of a request that change the question (windows, "no answer"), and not on those
+that change how much of the answer the client sees (``top_k``, ``function_to_apply``).
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ class LabelVerdict:
 
     @property
     def margin(self) -> float:
-        """How much more likely the first label is than the second, 0 to 1; 1 where there is no second."""
+        """How much more likely the first label is than the second, 0 to 1; 1 if there is no second."""
         return _margin(self.scores)
 
 
 @dataclass(frozen=True)
 class SpanVerdict:
-    """The best spans of one question, at most two and at least one, best first, each at another place."""
+    """The best one or two spans of one question, best first, with different offsets."""
 
     spans: tuple[schemas.AnswerSpan, ...]
 
     @property
     def margin(self) -> float:
-        """How much more likely the first span is than any other one, 0 to 1.
+        """How much more likely the first span is than any other, 0 to 1.
 
-        The other may overlap the first: two backends agree only where they find the very same span, and what they
+        The other may overlap the first: two backends agree only if they find exactly the same span, and what they
         confuse most are neighbouring ends of one answer.
         """
         return _margin(self.spans)
@@ -50,10 +50,10 @@ Verdict = LabelVerdict | SpanVerdict
 
 @dataclass(frozen=True)
 class Comparison:
-    """How far fp32's and int8's answers to one input are apart."""
+    """The difference between fp32's and int8's answers to one input."""
 
     agree: bool | None
-    """The same label first; the very same span; None for numbers, which are only more or less apart."""
+    """Whether the best label, or the span, is the same; None for numbers, which only have a difference."""
     abs_diff: float
     """Largest difference of a label's score; difference of the best spans' scores, or of the numbers."""
     span_f1: float | None = None
@@ -61,7 +61,7 @@ class Comparison:
 
 
 def compare_verdicts(fp32: Verdict, int8: Verdict) -> Comparison:
-    """Compare what both backends say about one input; both verdicts must be of the same kind."""
+    """Compare both backends' verdicts on one input, which must be of the same kind."""
     if isinstance(fp32, LabelVerdict):
         assert isinstance(int8, LabelVerdict)
         return compare_scores(fp32.scores, int8.scores)

@@ -1,4 +1,4 @@
-"""What the pipeline, the shadow comparison and the cascade need of a request, whatever its task."""
+"""The interface of a request, of any task, for the pipeline, the shadow comparison and the cascade."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class Work(Protocol[T_co]):
-    """A request of one task: see `service.tasks.encoding`."""
+    """A request of one task; see `service.tasks.encoding`."""
 
     @property
     def task(self) -> str:
-        """The task whose engines compute it."""
+        """The task of the request."""
         ...
 
     @property
     def model(self) -> Model:
-        """The model that computes it."""
+        """The model that answers it."""
         ...
 
     @property
     def inputs(self) -> int:
-        """How many inputs it holds."""
+        """How many inputs it has."""
         ...
 
     @property
     def characters(self) -> int:
-        """How long its texts are together."""
+        """The total length of its texts."""
         ...
 
     def least_tokens(self, enough: int) -> int:
-        """Count tokens that it has at least, up to a number that is enough."""
+        """Return a lower bound on the number of tokens; counting may stop at ``enough``."""
         ...
 
     def encode(self) -> EncodedRequest:
@@ -52,7 +52,7 @@ class Work(Protocol[T_co]):
         ...
 
     def verdicts(self, logits: list[Tensor]) -> list[Verdict]:
-        """Say for each input what these logits, one tensor for each sequence, mean."""
+        """Return the verdict on each input, from logits with one tensor per sequence."""
         ...
 
     def sequences(self) -> Sequence[int]:

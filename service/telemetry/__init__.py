@@ -1,1 +1,1 @@
-"""What the service tells of itself and of each request: metrics, traces, logs."""
+"""Metrics, traces and logs."""

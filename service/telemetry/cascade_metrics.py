@@ -7,13 +7,13 @@ from collections.abc import Iterable
 from prometheus_client import CollectorRegistry, Counter
 
 AUTO = "auto"
-"""The backend that a request names to leave the choice to the service; also the label under which it counts."""
+"""The backend by which a request leaves the choice to the service; also the value of the label ``backend``."""
 KEPT, CONFIRMED, CHANGED = ESCALATION_RESULTS = ("kept", "confirmed", "changed")
-"""int8 was sure enough; fp32 was asked and agreed; fp32 was asked and answered something else."""
+"""int8 was sure; fp32 was asked and agreed; fp32 was asked and gave another answer."""
 
 
 class CascadeMetrics:
-    """How often int8 was not sure, and whether asking again was worth it."""
+    """How often int8 was not sure, and how often fp32 then changed the answer."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.inputs = Counter(
@@ -21,7 +21,7 @@ class CascadeMetrics:
         )
 
     def create_children(self, tasks: Iterable[str]) -> None:
-        """Let the series of these tasks exist."""
+        """Create the series of these tasks."""
         for task in tasks:
             for result in ESCALATION_RESULTS:
                 self.inputs.labels(task, result)

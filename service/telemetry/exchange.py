@@ -1,9 +1,9 @@
-"""Metrics of several worker processes in one scrape: whichever worker is asked, it asks the others.
+"""Metrics of several worker processes in one scrape: the worker that is scraped asks the others.
 
 Every process of a service listens on a Unix socket in a folder that only its user can enter, and writes its samples to
-whoever connects. Samples of workers get the label ``worker``: a restarted worker begins at zero again, which
-Prometheus' `rate` understands of a series of its own, but not of a sum. prometheus_client's multiprocess mode is not
-used because it knows no gauges that are read at scrape time, and adds up the dead for ever.
+whoever connects. Samples of workers get the label ``worker``: a restarted worker starts from zero again, which
+Prometheus' `rate` handles in a single series, but not in a sum. prometheus_client's multiprocess mode is not used
+because it has no gauges that are read at scrape time, and counts dead processes for ever.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ log = logging.getLogger(__name__)
 
 WORKER_LABEL = "worker"
 PATIENCE_S = 1.0
-"""How long the others may take to answer; one that hangs is left out of the scrape."""
+"""How long the others may take to answer; a process that hangs is left out of the scrape."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """A worker among its siblings.
+    """The identity of a worker among several.
 
     Attributes:
-        number: from 0 on; a restarted worker takes its predecessor's.
+        number: from 0; a restarted worker has its predecessor's.
         count: how many workers there are.
-        folder: of the sockets.
+        folder: the folder of the sockets.
     """
 
     number: int
@@ -48,26 +48,26 @@ class Place:
 
     @property
     def socket(self) -> Path:
-        """Where this worker's samples are."""
+        """The path of this worker's socket."""
         return worker_socket(self.folder, self.number)
 
 
 def worker_socket(folder: Path, number: int) -> Path:
-    """Return where a worker's samples are."""
+    """Return the path of a worker's socket."""
     return folder / f"worker-{number}"
 
 
 def supervisor_socket(folder: Path) -> Path:
-    """Return where the supervisor's samples are."""
+    """Return the path of the supervisor's socket."""
     return folder / "supervisor"
 
 
 class SampleSocket:
-    """Answers everyone who connects with the samples of a collector, from a thread of its own.
+    """Sends the samples of a collector to whoever connects, from a thread of its own.
 
     Args:
-        path: of the Unix socket; what is left there of a dead predecessor is replaced.
-        source: the samples.
+        path: path of the Unix socket; one left by a dead predecessor is replaced.
+        source: the collector.
 
     Raises:
         InputError: the path is too long for a socket, or its folder cannot be written.
@@ -89,8 +89,8 @@ class SampleSocket:
         threading.Thread(target=self._serve, name="q8bert-samples", daemon=True).start()
 
     def close(self) -> None:
-        """Stop to answer."""
-        with contextlib.suppress(OSError):  # wakes the thread; fails where nobody waits any more
+        """Stop answering."""
+        with contextlib.suppress(OSError):  # wakes the thread; fails if it has stopped already
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
 
@@ -100,13 +100,13 @@ class SampleSocket:
                 connection, _ = self._socket.accept()
             except OSError:  # closed
                 return
-            with connection, contextlib.suppress(OSError):  # whoever asked has gone
+            with connection, contextlib.suppress(OSError):  # the other side has disconnected
                 connection.settimeout(PATIENCE_S)
                 connection.sendall(_dump(self._source.collect()))
 
 
 class MergedMetrics(Collector):
-    """The samples of this worker, of its siblings, and of the supervisor.
+    """The samples of this worker, the other workers, and the supervisor.
 
     Args:
         own: this worker's.
@@ -118,7 +118,7 @@ class MergedMetrics(Collector):
         self._place = place
 
     def collect(self) -> Iterable[Metric]:
-        """Ask everyone at once; who does not answer in time is missing."""
+        """Ask all processes at once; those that do not answer in time are missing."""
         place = self._place
         others = [number for number in range(place.count) if number != place.number]
         paths = [*(worker_socket(place.folder, number) for number in others), supervisor_socket(place.folder)]
@@ -134,7 +134,7 @@ class MergedMetrics(Collector):
 
 
 def ask(path: Path) -> list[Metric] | None:
-    """Read the samples of another process; None where it is dead, starting, or too slow."""
+    """Read the samples of another process; None if it is dead, starting, or too slow."""
     end = time.monotonic() + PATIENCE_S
     parts: list[bytes] = []
     try:
@@ -145,7 +145,7 @@ def ask(path: Path) -> list[Metric] | None:
                 parts.append(part)
                 connection.settimeout(max(0.001, end - time.monotonic()))
         return list(_load(b"".join(parts)))
-    except (FileNotFoundError, ConnectionRefusedError):  # not started yet, or dead: the supervisor tells
+    except (FileNotFoundError, ConnectionRefusedError):  # not started yet, or dead: the supervisor logs that
         return None
     except (OSError, ValueError) as error:
         log.warning("no metrics from %s: %s", path.name, error)

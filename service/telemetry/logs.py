@@ -9,14 +9,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 FIELDS = "fields"
-"""Name of the ``extra`` under which a record carries fields of its own."""
+"""Name of the ``extra`` that holds a record's own fields."""
 
 
 class JsonFormatter(logging.Formatter):
     """Writes a record as one JSON object: time, level, logger, message, the record's own fields, the exception.
 
     Args:
-        common: fields of every line.
+        common: fields in every line.
     """
 
     def __init__(self, common: dict[str, Any]) -> None:
@@ -24,7 +24,7 @@ class JsonFormatter(logging.Formatter):
         self._common = common
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line, without its end."""
+        """Return the line, without the newline."""
         line: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -42,7 +42,7 @@ def configure_logging(level: str, *, json_lines: bool = False, worker: int | Non
     """Send every logger's lines to stderr.
 
     Args:
-        level: least severe level that is logged.
+        level: the least severe level to log.
         json_lines: one JSON object per line instead of a sentence.
         worker: number of this process where several serve, shown in each line.
     """
@@ -53,5 +53,5 @@ def configure_logging(level: str, *, json_lines: bool = False, worker: int | Non
         level_shown = "%(levelname)s" if worker is None else f"worker {worker} %(levelname)s"
         handler.setFormatter(logging.Formatter(f"%(asctime)s {level_shown} %(name)s: %(message)s"))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    # uvicorn's own steps repeat ours
+    # uvicorn's messages about its own steps repeat ours
     logging.getLogger("uvicorn").setLevel(logging.DEBUG if level == "debug" else logging.WARNING)

@@ -1,9 +1,9 @@
-"""Every Prometheus metric of the service, created together on a registry of their own.
+"""All Prometheus metrics of the service, created together on a registry of their own.
 
-All label values are known at start, so all series exist from the first scrape, at zero. Gauges of changing sizes are
-read from the thing itself at scrape time, never counted up and down. Only what is true of one engine at a time
-(memory, self-test, up, info), and how far a model's two engines agree, has the label ``model``: requests and times of
-several models of a task add up. Series of a model leave with it.
+All label values are known at start, so all series exist from the first scrape, at zero. Gauges read their values at
+scrape time, instead of being counted up and down. Only metrics of one engine (memory, self-test, up, info) and of how
+far a model's two engines agree have the label ``model``: requests and times of several models of a task are summed. The
+series of a model disappear with it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from service.telemetry.shadow_metrics import ShadowMetrics
 NO_BACKEND = "none"
 """Backend label of requests that were refused before a backend was chosen."""
 COMPARE = "compare"
-"""Task label of requests that both backends answer: each of them counts its own share."""
+"""Task label of requests that both backends answer; each backend counts its own share."""
 STAGES = ("tokenize", "queue", "infer", "postprocess")
 CODES = (200, 400, 401, 404, 405, 408, 413, 415, 422, 429, 499, 500, 503, 504)
 REJECTIONS = {
@@ -36,7 +36,7 @@ REJECTIONS = {
     "not_ready": "not_ready",
     "engine_dead": "engine_dead",
 }
-"""error_type -> reason, of the requests that were refused or given up."""
+"""error_type -> reason, for requests that were refused or given up."""
 
 _LANE = ("task", "backend")
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
@@ -45,7 +45,7 @@ _TOKENS = tuple(float(2**n) for n in range(2, 17))
 
 
 class RequestMetrics:
-    """What clients see: answers, times, refusals, waiting."""
+    """Metrics of requests: answers, times, refusals, waiting."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         r = registry
@@ -77,7 +77,7 @@ class RequestMetrics:
         queue_requests: Callable[[str], int],
         queue_tokens: Callable[[str], int],
     ) -> None:
-        """Read the gauges of changing sizes from these functions of the backend at every scrape."""
+        """Let the gauges call these functions of the backend at every scrape."""
         for backend in backends:
             for gauge, read in (
                 (self.in_flight, in_flight),
@@ -87,14 +87,14 @@ class RequestMetrics:
                 gauge.labels(backend).set_function(lambda read=read, backend=backend: float(read(backend)))
 
     def watch_limits(self, limits: QueueLimits, ready: Callable[[], bool]) -> None:
-        """Show what the queue takes, and at every scrape whether it takes anything."""
+        """Set the limits of the queue, and read at every scrape whether the service is ready."""
         self.queue_limit_requests.set(limits.max_queue_requests)
         self.queue_limit_tokens.set(limits.max_queue_tokens)
         self.ready.set_function(lambda: float(ready()))
 
 
 class EngineMetrics:
-    """What the engines do and hold."""
+    """Metrics of the engines: batches, tokens, times, memory."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         r, backend = registry, ("backend",)
@@ -122,7 +122,7 @@ class EngineMetrics:
         )
 
     def observe_batch(self, batch: Batch, busy_seconds: float, cpu_seconds: float, now: float) -> None:
-        """Account for one computed batch."""
+        """Count one computed batch."""
         task, backend = batch.lane.labels
         self.batches.labels(task, backend).inc()
         self.inferences.labels(task, backend).inc(len(batch.entries))
@@ -146,13 +146,13 @@ class ServiceMetrics:
 
 
 def create_metrics(lanes: Sequence[Lane], *, auto: bool = False) -> ServiceMetrics:
-    """Build all families with all children for these engines, and the process's own metrics.
+    """Create all metrics with all series for these engines, and the process's own metrics.
 
     Args:
         lanes: the engines.
-        auto: whether requests may leave the choice of the backend to the service.
+        auto: whether requests may use ``backend=auto``.
     """
-    # else each counter and histogram has a second series with its time of creation; a switch of the whole process
+    # else each counter and histogram has a second series with its creation time; this switch is process-wide
     disable_created_metrics()
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
@@ -168,7 +168,7 @@ def create_metrics(lanes: Sequence[Lane], *, auto: bool = False) -> ServiceMetri
 
 
 def create_children(metrics: ServiceMetrics, lanes: Sequence[Lane], *, auto: bool = False) -> None:
-    """Let the series of these engines exist, at zero; those that exist stay as they are."""
+    """Create the series of these engines at zero; existing ones keep their values."""
     tasks = dict.fromkeys(lane.task for lane in lanes)
     _create_request_children(metrics.requests, lanes)
     if auto:

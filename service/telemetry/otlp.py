@@ -1,4 +1,4 @@
-"""OpenTelemetry traces: FastAPI's own spans of requests, with a span for each stage, sent to an OTLP endpoint."""
+"""OpenTelemetry traces: FastAPI's own spans of requests, with a span per stage, sent to an OTLP endpoint."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from service.telemetry.trace import RequestTrace
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
-# Asked every few seconds by machines: their spans would bury the others.
+# Probes and scrapers ask these every few seconds: their spans would bury the others.
 UNTRACED_PATHS = frozenset({"/livez", "/readyz", "/health", "/v2/health/live", "/v2/health/ready", "/metrics"})
 _TRACES_PATH = "/v1/traces"
 _FLUSH_MS = 2000
 
-# Validation messages and stack traces may hold a client's text: FastAPI must not send them to anyone's global provider.
+# Validation messages and stack traces may contain a client's text: FastAPI must not send them to a global provider.
 NO_TELEMETRY_LOGS: TelemetryConfig = {"logs": False}
 
 
 class Tracing:
-    """A tracer provider for the application and an observer that adds the stages.
+    """A tracer provider for the application, and an observer that adds a span per stage.
 
     Args:
-        provider: where spans go; `create_tracing` builds one for an endpoint.
+        provider: receives the spans; `create_tracing` builds one for an endpoint.
     """
 
     def __init__(self, provider: TracerProvider) -> None:
@@ -38,18 +38,18 @@ class Tracing:
         self._tracer = provider.get_tracer("q8bert", package.__version__)
 
     def telemetry(self) -> TelemetryConfig:
-        """Return FastAPI's ``telemetry`` argument."""
+        """The value of FastAPI's argument ``telemetry``."""
         return {
             **NO_TELEMETRY_LOGS,
             "tracer_provider": self._provider,
             "metrics": False,  # Prometheus has them
-            "operation_spans": False,  # the stages say more
+            "operation_spans": False,  # the spans of the stages say more
             "auto_configure": False,
             "exclude": _excluded,
         }
 
     def observe(self, trace: RequestTrace, status: int, seconds: float) -> None:
-        """Add a span for each stage of a finished request below its own span."""
+        """Add a child span for each stage of a finished request."""
         parent = otel.get_current_span()
         if trace.task is None or not parent.get_span_context().trace_flags.sampled:
             return
@@ -58,22 +58,22 @@ class Tracing:
         for part in (trace, *trace.shares):
             for stage, begin in part.begun.items():
                 if part is not trace and stage in trace.begun:
-                    continue  # encoded once for all shares
+                    continue  # encoded once, for all shares
                 start = round(begin * 1e9) + to_epoch
                 span = self._tracer.start_span(stage, context, attributes=_attributes(part), start_time=start)
                 span.end(start + round(part.stages[stage] * 1e9))
 
     def close(self) -> None:
-        """Send what waits, within two seconds, and end."""
+        """Send waiting spans, within two seconds, and stop."""
         self._provider.force_flush(_FLUSH_MS)
         self._provider.shutdown()
 
 
 def create_tracing(endpoint: str) -> Tracing:
-    """Build the traces' way to a collector.
+    """Set up sending traces to a collector.
 
     Args:
-        endpoint: base address of OTLP over HTTP, as ``http://127.0.0.1:4318``; or with its path ``/v1/traces``.
+        endpoint: base URL of OTLP over HTTP, such as ``http://127.0.0.1:4318``, or with the path ``/v1/traces``.
 
     Raises:
         InputError: the extra ``otel`` is not installed.
@@ -87,7 +87,7 @@ def create_tracing(endpoint: str) -> Tracing:
         raise InputError(
             f"--otlp-endpoint is {endpoint}, but OpenTelemetry is not installed: pip install 'q8bert[otel]'"
         ) from error
-    # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES, where set, win over these
+    # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES, if set, win over these
     own = Resource({"service.name": "q8bert", "service.version": package.__version__})
     resource = own.merge(OTELResourceDetector().detect())
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
@@ -96,7 +96,7 @@ def create_tracing(endpoint: str) -> Tracing:
 
 
 def traces_address(endpoint: str) -> str:
-    """Return the address of an OTLP endpoint's traces."""
+    """Return the URL of an OTLP endpoint's traces."""
     return endpoint if urlsplit(endpoint).path.endswith(_TRACES_PATH) else endpoint.rstrip("/") + _TRACES_PATH
 
 

@@ -1,4 +1,4 @@
-"""Counts finished requests, and tells logs and traces of them."""
+"""Counts finished requests, and passes them to logs and traces."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Observer = Callable[[RequestTrace, int, float], None]
 
 
 class RequestRecorder:
-    """Told of every request once, at its end.
+    """Records every request once, at its end.
 
     Args:
-        tasks: path -> task, of the paths whose requests are counted.
-        metrics: where they are counted.
-        observers: who else is told of finished requests: logs, traces.
+        tasks: path -> task, for the paths whose requests are counted.
+        metrics: counts them.
+        observers: called with each finished request: logs, traces.
     """
 
     def __init__(self, tasks: Mapping[str, str], metrics: ServiceMetrics, observers: Sequence[Observer] = ()) -> None:
@@ -30,7 +30,7 @@ class RequestRecorder:
         self._observers = tuple(observers)
 
     def task(self, path: str) -> str | None:
-        """The task that requests of this path are counted for, if any."""
+        """Return the task that requests of this path count for, or None."""
         return self._tasks.get(path)
 
     def record(self, method: str, path: str, trace: RequestTrace, status: int) -> None:

@@ -1,4 +1,4 @@
-"""One log line for each request to a task: who asked what of which backend, how it ended, how long it took."""
+"""One log line per request to a task: its id, task and backend, the outcome, and the times."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def log_request(trace: RequestTrace, status: int, seconds: float) -> None:
 
 
 def request_fields(trace: RequestTrace, status: int, seconds: float) -> dict[str, Any]:
-    """Describe a request without its text: who, what, how it ended, how long each stage took."""
+    """Return the fields of a request's log line, never its text: id, task, backend, outcome, time of each stage."""
     fields: dict[str, Any] = {
         "request_id": trace.request_id,
         "task": trace.task,
@@ -45,7 +45,7 @@ def _stages(trace: RequestTrace) -> dict[str, float]:
 
 
 def _trace_id() -> str | None:
-    """The OpenTelemetry trace that this request belongs to, None where nothing is traced."""
+    """Return the id of the current OpenTelemetry trace, None if there is none."""
     context = otel.get_current_span().get_span_context()
     return otel.format_trace_id(context.trace_id) if context.is_valid else None
 

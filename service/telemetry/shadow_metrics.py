@@ -9,8 +9,8 @@ from service.tasks.verdict import Comparison
 
 RESULTS = ("agree", "disagree")
 QUEUE_FULL, BUSY, UNLOADED, DRAINING, FAILED = DROPS = ("queue_full", "busy", "unloaded", "draining", "failed")
-"""Reasons: as many as are kept wait already; no idle moment came in time; its model was swapped or unloaded; shutting
-down; the engine failed on it."""
+"""Reasons: the queue of samples is full; no idle moment came in time; the model was swapped or unloaded; the service is
+shutting down; the engine failed."""
 
 _MODEL = ("task", "model")
 _DIFFERENCES = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
@@ -18,7 +18,7 @@ _SHARES = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.99, 1.0)
 
 
 class ShadowMetrics:
-    """What the comparison of sampled requests found."""
+    """Metrics of the comparison of sampled requests."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         r = registry
@@ -45,7 +45,7 @@ class ShadowMetrics:
             self.dropped.labels(reason)
 
     def begin(self, model: LoadedModel) -> None:
-        """Let a model's series exist, at zero."""
+        """Create a model's series, at zero."""
         labels = model.task, model.name
         for result in RESULTS:
             self.comparisons.labels(*labels, result)
@@ -54,7 +54,7 @@ class ShadowMetrics:
             self.span_f1.labels(*labels)
 
     def end(self, model: LoadedModel) -> None:
-        """Take a model's series away."""
+        """Remove a model's series."""
         labels = model.task, model.name
         for result in RESULTS:
             self.comparisons.remove(*labels, result)
@@ -63,7 +63,7 @@ class ShadowMetrics:
             self.span_f1.remove(*labels)
 
     def dropped_counts(self) -> dict[str, int]:
-        """How many sampled requests were dropped since start, by reason."""
+        """Return how many sampled requests were dropped since start, by reason."""
         samples = [sample for family in self.dropped.collect() for sample in family.samples]
         return {sample.labels["reason"]: int(sample.value) for sample in samples if sample.name.endswith("_total")}
 

@@ -1,4 +1,4 @@
-"""What one request did and how long it took: filled along the way, read by headers and metrics at its end."""
+"""The trace of one request: what it did and how long it took; read at its end by headers, metrics and logs."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _SAFE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 
 def request_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
-    """The client's X-Request-Id where it is safe to repeat in headers and logs, else a new one."""
+    """Return the client's X-Request-Id if it is safe in headers and logs, else a new id."""
     given = dict(headers).get(b"x-request-id", b"")
     return given.decode() if _SAFE_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
 
 
 @dataclass(eq=False)
 class RequestTrace:
-    """The notes of one request; times in seconds, None until known."""
+    """The facts of one request; times in seconds, None until known."""
 
     request_id: str
     task: str | None = None
@@ -32,35 +32,35 @@ class RequestTrace:
     started: float = field(default_factory=time.monotonic)
     stages: dict[str, float] = field(default_factory=lambda: dict[str, float]())
     begun: dict[str, float] = field(default_factory=lambda: dict[str, float]())
-    """When each stage began, on the monotonic clock; of a request with shares, only the stages before them."""
+    """When each stage began, on the monotonic clock; for a request with shares, only the stages before the shares."""
     tokens: int | None = None
     windows: int | None = None
     truncated: int | None = None
     left: asyncio.Future[None] | None = None
     """Done when the client has left; None before the body was read."""
     error_type: str | None = None
-    """Of the error answer, None for a good one."""
+    """The error_type of an error answer, None for a successful one."""
     answered_by: str | None = None
-    """Which backend gave the answer, where ``backend`` leaves the choice to the service."""
+    """The backend that gave the answer, if ``backend`` leaves the choice to the service."""
     escalated: int | None = None
-    """How many inputs of it fp32 answered again; None unless the service chose."""
+    """How many inputs fp32 answered again; None unless ``backend`` leaves the choice to the service."""
     shares: list[RequestTrace] = field(default_factory=lambda: list["RequestTrace"]())
-    """Of a request that several backends answer: one trace for each that has begun."""
+    """For a request that several backends answer: one trace per backend that has begun."""
 
     def share(self, backend: str) -> RequestTrace:
-        """Begin the share of one backend; what is noted here already (the encoding) belongs to every share."""
+        """Begin the share of one backend; it starts with what this trace has already (the encoding)."""
         share = replace(self, backend=backend, stages=dict(self.stages), begun=dict(self.begun), shares=[])
         self.shares.append(share)
         return share
 
     def part(self) -> RequestTrace:
-        """Begin a second round of the same request, whose times `close_share` adds."""
+        """Begin a second round of the same request; `close_share` adds its times."""
         return replace(self, stages={}, shares=[])
 
     def close_share(self, share: RequestTrace) -> None:
-        """Add what a share took to what the whole request took."""
+        """Add the times of a share to those of the whole request."""
         for name, seconds in share.stages.items():
-            if name != "tokenize":  # once for all shares, and noted already
+            if name != "tokenize":  # encoded once for all shares, and counted already
                 self.stages[name] = self.stages.get(name, 0.0) + seconds
 
     def by_backend(self) -> dict[str, RequestTrace]:
@@ -69,7 +69,7 @@ class RequestTrace:
 
     @property
     def client_left(self) -> bool:
-        """Whether nobody waits for the answer any more."""
+        """Whether the client has disconnected."""
         return self.left is not None and self.left.done() and not self.left.cancelled()
 
     @contextmanager
@@ -82,7 +82,7 @@ class RequestTrace:
             self.stages[name] = time.monotonic() - begin
 
     def headers(self) -> list[tuple[bytes, bytes]]:
-        """Response headers with times in milliseconds, including the W3C Server-Timing that browsers draw."""
+        """Return response headers, with times in milliseconds, and the W3C Server-Timing that browsers show."""
         total = time.monotonic() - self.started
         values: dict[str, str] = {"x-request-id": self.request_id}
         if self.task is not None:
@@ -106,7 +106,7 @@ class RequestTrace:
         return [(name.encode(), _UNPRINTABLE.sub("?", value).encode()) for name, value in values.items()]
 
 
-# a model's name may hold any character, a header may not
+# a model's name may have any character, a header may not
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
 _STAGE_HEADERS = {"x-tokenization-time": "tokenize", "x-queue-time": "queue", "x-inference-time": "infer"}
 
@@ -116,7 +116,7 @@ EXPOSED_HEADERS = (
     *("x-q8bert-backend", "x-q8bert-model", "x-compute-tokens", "x-q8bert-windows", "x-q8bert-truncated"),
     "x-q8bert-escalated",
 )
-"""Of answers, what a page of another origin may read."""
+"""Response headers that a page of another origin may read."""
 
 
 def _ms(seconds: float) -> str:
@@ -124,7 +124,7 @@ def _ms(seconds: float) -> str:
 
 
 class InFlight:
-    """The accepted requests that are not answered yet."""
+    """The accepted requests that have no answer yet."""
 
     def __init__(self) -> None:
         self._traces: set[RequestTrace] = set()
@@ -139,5 +139,5 @@ class InFlight:
             self._traces.discard(trace)
 
     def count(self, backend: str | None = None) -> int:
-        """Requests of one backend, or all."""
+        """Return the number of requests of one backend, or of all."""
         return sum(backend in (None, trace.backend) for trace in tuple(self._traces))

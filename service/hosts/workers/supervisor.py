@@ -1,4 +1,4 @@
-"""The process that holds the port and keeps N workers running; it loads no model itself."""
+"""The supervisor: holds the port and keeps N workers running; it loads no model itself."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ log = logging.getLogger(__name__)
 
 _TICK_S = 0.2
 _LONG_ENOUGH_S = 60.0
-"""A worker that served this long and then dies has not failed to start."""
+"""If a worker dies after serving this long, it does not count as failing to start."""
 _LONGEST_PAUSE_S = 30.0
 _GIVE_UP_AFTER = 5
-# beyond the time limit of the last accepted request: connections, and the end of the interpreter
+# on top of the time limit of the last accepted request: for connections, and for the interpreter to exit
 _EXIT_GRACE_S = 10.0
-# What sends a signal to a process and to its group sends it twice.
+# A signal that is sent to a process and to its group arrives twice.
 _SAME_SIGNAL_S = 1.0
 
 
 @dataclass
 class _Slot:
-    """One of the N workers, whichever process it is at the moment."""
+    """One of the N workers; its process changes with each restart."""
 
     place: Place
     process: SpawnProcess | None = None
@@ -46,17 +46,17 @@ class _Slot:
     started: float = 0.0
     ready: bool = False
     failures: int = 0
-    """Deaths in a row."""
+    """Consecutive deaths."""
     start_at: float | None = None
-    """When to start it again; None: not before the first worker is ready."""
+    """When to restart it; None: not before the first worker is ready."""
 
 
 class SupervisorMetrics:
-    """What the supervisor adds to its workers' metrics.
+    """Metrics that the supervisor adds to those of its workers.
 
     Args:
-        wanted: how many workers there shall be.
-        ready: tells how many take requests.
+        wanted: how many workers there should be.
+        ready: returns how many take requests.
     """
 
     def __init__(self, wanted: int, ready: Callable[[], int]) -> None:
@@ -69,12 +69,12 @@ class SupervisorMetrics:
 
 
 class Supervisor:
-    """Starts one worker, and the others once it is ready; starts anew what dies; passes the end on.
+    """Starts one worker, and the others once it is ready; restarts workers that die; forwards shutdown.
 
-    The first one measures kernels with the machine to itself and packs the weights; the others map them.
+    The first worker measures kernels with the machine to itself and packs the weights; the others map them.
 
     Args:
-        settings: of the workers; ``workers`` says how many.
+        settings: the workers' settings; ``workers`` says how many.
         listener: the bound socket.
         folder: for the sockets by which workers exchange metrics.
     """
@@ -130,16 +130,16 @@ class Supervisor:
         theirs.close()
 
     def _wait(self) -> None:
-        """Until a worker dies or gets ready, at most until the next tick."""
+        """Wait until a worker dies or becomes ready, at most until the next tick."""
         dying = [slot.process.sentinel for slot in self._slots if slot.process is not None]
         news = [slot.news for slot in self._slots if slot.news is not None]
         wait([*dying, *news], _TICK_S)
 
     def _look(self) -> int | None:
-        """Note what has happened; return an exit code where it is no use to go on."""
+        """Note which workers became ready or died; return an exit code if there is no use in going on."""
         for slot in self._slots:
             if slot.news is not None and slot.news.poll():
-                with contextlib.suppress(EOFError):  # it died before
+                with contextlib.suppress(EOFError):  # it died before it was ready
                     slot.ready = self._once_ready = bool(slot.news.recv())
                 slot.news.close()
                 slot.news = None
@@ -150,10 +150,10 @@ class Supervisor:
         return None
 
     def _bury(self, slot: _Slot, code: int) -> int | None:
-        """Plan a dead worker's successor; return an exit code where there shall be none."""
+        """Schedule the restart of a dead worker; return an exit code if it should not be restarted."""
         lived, slot.ready, slot.process = time.monotonic() - slot.started, False, None
         if not self._once_ready:
-            return _exit_code(code) or EngineError.exit_code  # the first of all: its own words say why
+            return _exit_code(code) or EngineError.exit_code  # the very first start failed; its own log says why
         slot.failures = 1 if lived > _LONG_ENOUGH_S else slot.failures + 1
         if all(other.failures >= _GIVE_UP_AFTER and other.process is None for other in self._slots):
             log.error("no worker can be kept running")
@@ -165,7 +165,7 @@ class Supervisor:
         return None
 
     def _stop(self) -> int:
-        """Let every worker answer what it has accepted; return 0 where all have, else a code."""
+        """Let every worker answer what it has accepted; return 0 if all have, else an exit code."""
         log.info("stopping %d workers", sum(slot.process is not None for slot in self._slots))
         end = time.monotonic() + self._settings.request_timeout_s + _EXIT_GRACE_S
         codes: list[int] = []
@@ -192,19 +192,19 @@ class Supervisor:
 
 
 def _work(settings: Settings, place: Place, listener: socket.socket, ready: Connection, others_serve: bool) -> None:
-    """What a worker process runs; the import brings torch, which the supervisor does without."""
+    """Run a worker process; the import is here because it loads torch, which the supervisor does not need."""
     from service.hosts.workers.worker import run_worker
 
     run_worker(settings, place, listener, ready, others_serve)
 
 
 def _meaning(code: int, was_ready: bool) -> int:
-    """A worker that was told to stop before it could listen to signals dies of it, and has accepted nothing."""
+    """Return an exit code's meaning: a worker killed by SIGTERM before it handles signals had accepted nothing."""
     return 0 if code == -signal.SIGTERM and not was_ready else _exit_code(code)
 
 
 def _exit_code(code: int) -> int:
-    """Signals, which are negative, have no exit code of their own."""
+    """Return the exit code of a process; negative codes are signals, which have none."""
     return code if code >= 0 else EngineError.exit_code
 
 

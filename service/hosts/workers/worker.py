@@ -1,4 +1,4 @@
-"""One worker process: a whole service that accepts from the supervisor's socket, and ends with the supervisor."""
+"""One worker process: a complete service that accepts from the supervisor's socket, and exits with the supervisor."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ _UNSETTLED = (State.STARTING, State.WARMING)
 def run_worker(
     settings: Settings, place: Place, listener: socket.socket, ready: Connection, others_serve: bool
 ) -> None:
-    """Serve until the supervisor says stop, and exit as ``q8bert serve`` would.
+    """Serve until the supervisor says stop, and exit with the code that ``q8bert serve`` would.
 
     Args:
         settings: as the command line gave them.
         place: which worker this is.
         listener: the socket that all workers accept from.
-        ready: told once, when requests are taken.
-        others_serve: accept nothing before this worker is ready, because others answer until then.
+        ready: receives one message when this worker is ready.
+        others_serve: accept nothing before this worker is ready, because other workers answer until then.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes, the supervisor passes it on
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the supervisor forwards it
     configure_logging(settings.log_level, json_lines=settings.json_logs, worker=place.number)
     try:
         _run(settings, place, listener, ready, others_serve)
@@ -73,7 +73,7 @@ def _run(settings: Settings, place: Place, listener: socket.socket, ready: Conne
 
 
 class WorkerServer(DrainingServer):
-    """Drains when the supervisor says so or is gone; leaves at once where the engine hangs, for a successor."""
+    """Drains when the supervisor says so or has died; exits at once if the engine hangs, to be restarted."""
 
     def __init__(self, app: FastAPI, ready: Connection, collections: FullCollections) -> None:
         super().__init__(server_config(app), app.state.service, collections)
@@ -82,19 +82,19 @@ class WorkerServer(DrainingServer):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
-        """Handle SIGTERM alone, to the end of the process: the supervisor's may come while it exits already."""
+        """Handle only SIGTERM, and until the process ends: the supervisor may send one while it already exits."""
         signal.signal(signal.SIGTERM, self.handle_exit)
         yield
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to drain; again changes nothing, because systemd and others signal every process of a service."""
+        """Begin to drain; ignore further signals, because systemd and others signal every process of a service."""
         if not self.drain_requested:
             super().handle_exit(sig, frame)
 
     async def on_tick(self, counter: int) -> bool:
-        """Tell when ready; look after the supervisor and the engine."""
+        """Report readiness, and check on the supervisor and the engine."""
         if self._ready is not None and self._service.lifecycle.state is State.READY:
-            with contextlib.suppress(BrokenPipeError):  # the supervisor is gone: see below
+            with contextlib.suppress(BrokenPipeError):  # the supervisor has died: see below
                 self._ready.send(True)
             self._ready.close()
             self._ready = None
@@ -110,7 +110,7 @@ class WorkerServer(DrainingServer):
 
 
 def _accept_when_ready(app: FastAPI, service: Service, server: WorkerServer) -> None:
-    """Let uvicorn, which accepts once the application has started, wait for the engines."""
+    """Make uvicorn, which accepts once the application has started, wait for the engines."""
     start: Any = app.router.lifespan_context
 
     @asynccontextmanager

@@ -1,4 +1,4 @@
-"""/admin/models: load, swap and unload models; exists only where an admin key is set, and needs it."""
+"""/admin/models: load, swap and unload models; exists only if an admin key is set, and needs it."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ class ModelState(BaseModel):
 
 
 class ModelList(BaseModel):
-    """Every model that takes memory."""
+    """All models in memory."""
 
     models: list[ModelState]
 
 
 class LoadAnswer(BaseModel):
-    """What a load has led to."""
+    """The result of a load."""
 
     name: str
     replaced: str | None = Field(description="Revision of the model that it replaces; null: the name is new.")
@@ -70,7 +70,7 @@ class LoadAnswer(BaseModel):
 
 @router.get("", responses=error_responses(401), summary="Models and how many requests hold each")
 async def list_models(service: ServiceDep) -> ModelList:
-    """List the serving models and those that still end the requests they have."""
+    """List the serving models, and replaced ones that still answer the requests they have."""
     registry = service.registry
     serving = [_state(registry, model, "serving") for model in registry.models.values()]
     return ModelList(models=serving + [_state(registry, model, "retiring") for model in registry.retired])
@@ -85,9 +85,9 @@ async def list_models(service: ServiceDep) -> ModelList:
     summary="Load a model, or swap the one of its name",
 )
 async def load_model(body: LoadRequest, admin: AdminDep, response: Response) -> LoadAnswer:
-    """Verify, load, self-test and warm up a checkpoint while the others serve, then turn new requests to it.
+    """Verify, load, self-test and warm up a checkpoint while the others serve, then route new requests to it.
 
-    Answers when it serves, which takes seconds. Where anything fails nothing changes, and the answer says why.
+    Answers when it serves, which takes seconds. If anything fails, nothing changes and the answer says why.
     """
     swap = await admin.load(body.path, body.name)
     if swap.replaced is None:
@@ -98,9 +98,9 @@ async def load_model(body: LoadRequest, admin: AdminDep, response: Response) -> 
 
 @router.delete("/{name:path}", responses=error_responses(401, 404), summary="Unload a model")
 async def unload_model(name: str, admin: AdminDep) -> ModelList:
-    """Give a model no more requests; it ends those it has, then its memory is free.
+    """Give a model no more requests; once it has answered those it has, its memory is freed.
 
-    Unloading a task's default makes its next model the default; without one the task answers 404.
+    Unloading a task's default makes the task's next model the default; if there is none, the task answers 404.
     """
     return ModelList(models=[_state(admin.registry, admin.unload(name), "retiring")])
 

@@ -1,4 +1,4 @@
-"""GET /agreement: what the shadow comparison has found of late."""
+"""GET /agreement: the latest results of the shadow comparison."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ router = APIRouter(tags=["observability"])
 
 
 class Lengths(BaseModel):
-    """How long one input is."""
+    """The length of one input."""
 
     tokens: int
     sequences: int = Field(description="Texts or windows that were computed.")
@@ -21,7 +21,7 @@ class Lengths(BaseModel):
 
 
 class WorstCase(BaseModel):
-    """One input that both backends have answered; names no text, unless the operator wants them."""
+    """One input that both backends have answered; without its text, unless the operator wants texts."""
 
     request_id: str
     input: int = Field(description="Which input of the request, from 0.")
@@ -37,7 +37,7 @@ class WorstCase(BaseModel):
 
 
 class ModelAgreement(BaseModel):
-    """The last comparisons of one loaded model; a swap begins with none."""
+    """The latest comparisons of one loaded model; a swapped model starts with none."""
 
     task: str
     revision: str = Field(description="Of the weights, as in /info.")
@@ -56,7 +56,7 @@ class ModelAgreement(BaseModel):
 
 
 class AgreementAnswer(BaseModel):
-    """What the shadow comparison has found, and what it could not look at."""
+    """The results of the shadow comparison, and how many samples were dropped."""
 
     shadow_rate: float = Field(description="Share of the answered requests that is sampled.")
     window: str
@@ -69,7 +69,7 @@ class AgreementAnswer(BaseModel):
 def agreement(service: ServiceDep) -> AgreementAnswer:
     """Summarize, for each loaded model, the last comparisons of sampled requests (`--shadow-rate`) and show the worst.
 
-    The worst cases name request ids, labels, scores, offsets and lengths; texts only where the operator wants them.
+    The worst cases have request ids, labels, scores, offsets and lengths; texts only if the operator wants them.
     """
     shadow = service.shadow
     return AgreementAnswer.model_validate(

@@ -15,5 +15,5 @@ router = APIRouter(tags=["inference"], route_class=DirectRoute)
 async def classify(
     body: ClassifyRequest, service: ServiceDep, trace: TraceDep, backend: BackendHeader = None
 ) -> ClassifyResponse:
-    """Answer one list of labels, best first, for each input; a single text gets a list of one."""
+    """Return one list of labels, best first, for each input; a single text gets a list of one."""
     return await service.pipeline.classify(body, backend, trace)

@@ -15,8 +15,8 @@ router = APIRouter(tags=["inference"], route_class=DirectRoute)
 async def compare(body: CompareRequest, service: ServiceDep, trace: TraceDep) -> CompareResponse:
     """Answer a text (as /classify does) or a question with its context (as /qa does) on both backends.
 
-    The input is encoded once. The backends run one after the other: timed at the same moment they would take the CPUs
-    from each other. Which of them runs first, and so wakes the CPUs, alternates from request to request. Parameters
-    are the defaults of /classify and /qa. The times in the headers are the sums of both backends'.
+    The input is encoded once. The backends run one after the other, because at the same time they would compete for the
+    CPUs. Which of them runs first, and so wakes the CPUs, alternates from request to request. Parameters are the
+    defaults of /classify and /qa. The times in the headers are sums over both backends.
     """
     return await service.pipeline.compare(body, trace)

@@ -1,4 +1,4 @@
-"""What the routes take from the application and the request, and the error answers that OpenAPI lists."""
+"""Dependencies of the routes on application and request, and the error answers in OpenAPI."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from service.tasks import schemas
 from service.telemetry.trace import RequestTrace
 
 
-# async, because FastAPI would send a plain function to a thread and back for each request
+# async, because FastAPI would run a plain function on a thread for each request
 async def _service(request: Request) -> Service:
     return cast(Service, request.app.state.service)
 
@@ -32,7 +32,7 @@ INFERENCE_ERRORS = (400, 401, 404, 408, 413, 415, 422, 429, 500, 503, 504)
 
 
 def error_responses(*statuses: int, admin: bool = False) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI entries for these statuses, described by the error table, with the admin routes' rows where asked."""
+    """Return the OpenAPI entries of these statuses from the error table, with the admin routes' rows if asked."""
     meanings: dict[int, dict[str, str]] = {}
     further = ADMIN_KINDS.values() if admin else ()
     for kind in [*ERROR_KINDS.values(), *further, *(HTTP_KINDS[status] for status in (400, 415))]:

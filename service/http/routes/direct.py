@@ -1,7 +1,7 @@
-"""Routes of inference requests, whose good bodies take the short way to their endpoint.
+"""Inference routes, whose valid bodies bypass FastAPI's dependency resolution.
 
-FastAPI resolves an endpoint's dependencies anew for each request, which takes as long as all that is done for a
-sentence around its inference. A route's documentation, what it refuses and how it says so stay FastAPI's own.
+FastAPI resolves an endpoint's dependencies for each request, which takes as long as everything else around the
+inference of a sentence. Documentation, refusals and their messages stay FastAPI's own.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
 class DirectRoute(APIRoute):
-    """Of an endpoint with the parameters body, service, trace and, unless both backends answer, backend."""
+    """The route of an endpoint with the parameters body, service, trace and, unless both backends answer, backend."""
 
     def get_route_handler(self) -> Handler:
-        """Return what answers a request: the endpoint for a body that fits, FastAPI's handler for any other."""
+        """Return the handler of requests: calls the endpoint for a valid body, FastAPI's handler for any other."""
         assert self.body_field is not None
         usual, endpoint = super().get_route_handler(), self.endpoint
         model: type[BaseModel] = self.body_field.field_info.annotation  # type: ignore[assignment]
@@ -33,7 +33,7 @@ class DirectRoute(APIRoute):
 
         async def handle(request: Request) -> Response:
             state = request.app.state
-            # spans of the parts of its own handler are FastAPI's to make
+            # FastAPI makes the spans of the parts of its own handler
             if state.service.settings.otlp_endpoint or request.headers.get("content-type") != "application/json":
                 return await usual(request)
             body = _parse(model, await request.body())
@@ -48,7 +48,7 @@ class DirectRoute(APIRoute):
 
 
 def _parse(model: type[BaseModel], content: bytes) -> BaseModel | None:
-    """The body, or None where it does not fit: FastAPI's handler says why."""
+    """Return the body, or None if it is invalid: FastAPI's handler says why."""
     try:
         return model.model_validate(json.loads(content))
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Probes: /livez says whether a restart would help, /readyz (and /health) whether to send requests."""
+"""Probes: /livez fails if a restart would help, /readyz (and /health) if no requests should be sent."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ async def livez(service: ServiceDep) -> Health:
 @router.get("/readyz", responses=error_responses(503), summary="Ready: requests are answered")
 @router.get("/health", responses=error_responses(503), summary="Alias of /readyz")
 async def readyz(service: ServiceDep) -> Health:
-    """Answer 200 only between a passed self-test and the begin of a shutdown."""
+    """Answer 200 only from a passed self-test until shutdown begins."""
     problem = service.engine_problem()
     if problem is not None:
         raise EngineDead(problem)

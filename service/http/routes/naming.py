@@ -1,4 +1,4 @@
-"""Models by the name that a client gives."""
+"""Looking up models by the name that a client gives."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from service.models.registry import Model
 
 
 def named_model(service: Service, task: str | None, name: str | None) -> Model:
-    """Return the model of this name, of this task; None: any.
+    """Return the model of this name and task; None: any.
 
     Raises:
-        NotReady: models are still being loaded, or the service is ending.
-        UnknownModel: there is none.
+        NotReady: models are still loading, or the service is shutting down.
+        UnknownModel: there is no such model.
     """
     service.pipeline.check_ready()
     registry = service.registry

@@ -1,6 +1,6 @@
-"""The Open Inference Protocol's health and metadata routes, for platforms that probe and list servers by it.
+"""The health and metadata routes of the Open Inference Protocol, for platforms that probe and list servers with it.
 
-Its inference route takes tensors; texts are asked for at /classify and /qa.
+Its inference route takes tensors, so it is missing; texts go to /classify and /qa.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ router = APIRouter(prefix="/v2", tags=["other servers' APIs"])
 
 
 class ServerMetadata(BaseModel):
-    """What serves here."""
+    """Name and version of this server."""
 
     name: Literal["q8bert"] = "q8bert"
     version: str
@@ -34,7 +34,7 @@ class Live(BaseModel):
 
 
 class Ready(Live):
-    """Requests are answered; the protocol's text names this key ``live``, its other texts ``ready``."""
+    """Requests are answered; the protocol's specification calls this key ``live``, its other documents ``ready``."""
 
     ready: Literal[True] = True
 
@@ -47,7 +47,7 @@ class ModelReady(BaseModel):
 
 
 class Tensor(BaseModel):
-    """What a model takes or gives; -1 is any number."""
+    """An input or output of a model; -1 is any number."""
 
     name: str
     datatype: Literal["BYTES", "FP64", "INT64"]
@@ -55,7 +55,7 @@ class Tensor(BaseModel):
 
 
 class ModelMetadata(BaseModel):
-    """What a model is; a version is the beginning of its weights' digest."""
+    """Facts about a model; its version is the beginning of its weights' digest."""
 
     name: str
     versions: list[str]
@@ -66,7 +66,7 @@ class ModelMetadata(BaseModel):
 
 @router.get("", responses=error_responses(401), summary="Open Inference Protocol: the server")
 async def server_metadata() -> ServerMetadata:
-    """Name and version; there are no extensions."""
+    """Return name and version; there are no extensions."""
     return ServerMetadata(version=package.__version__, extensions=[])
 
 

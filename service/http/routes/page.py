@@ -1,4 +1,4 @@
-"""GET /: the page that compares both backends in a browser, and its files under /page."""
+"""GET /: the page that compares both backends in a browser; its files are under /page."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ FOLDER = Path(__file__).parents[2] / "page"
 INDEX = "index.html"
 ASSETS_PATH = "/page"
 
-# The page loads nothing from elsewhere, runs no inline script, sends its forms nowhere and is framed by nobody.
+# The page loads nothing from other hosts, runs no inline script, submits no forms and may not be framed.
 _POLICY = "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; object-src 'none'"
 _HEADERS = {
     "content-security-policy": _POLICY,
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
-    # asked again each time (the ETag makes it cheap), so that a new version's page never meets an old one's scripts
+    # revalidated each time (cheap because of the ETag), so that a new version's page never runs an old one's scripts
     "cache-control": "no-cache",
 }
 
@@ -30,19 +30,19 @@ router = APIRouter(include_in_schema=False)
 
 
 class PageFiles(StaticFiles):
-    """The page's files, with the page's headers."""
+    """Serves the page's files with the page's headers."""
 
     def file_response(
         self, full_path: str | os.PathLike[str], stat_result: os.stat_result, scope: Scope, status_code: int = 200
     ) -> Response:
-        """Answer with a file, or 304 where the client has it."""
+        """Answer with a file, or 304 if the client has it."""
         response = super().file_response(full_path, stat_result, scope, status_code)
         response.headers.update(_HEADERS)
         return response
 
 
 async def check_files() -> None:
-    """Read the page once, before there are requests: anyio imports how to read files, and to use threads, at first use.
+    """Read the page once before the first request: at first use anyio imports modules to read files and use threads.
 
     Raises:
         OSError: the page cannot be read.
@@ -52,7 +52,7 @@ async def check_files() -> None:
 
 @router.api_route("/", methods=["GET", "HEAD"])
 def page(accept: Annotated[str, Header()] = "") -> Response:
-    """Answer with the page; a client that wants JSON and no HTML is led to /info."""
+    """Answer with the page; redirect a client that accepts JSON and no HTML to /info."""
     if "application/json" in accept and "text/html" not in accept:
         return RedirectResponse("info", headers={"vary": "accept"})
     return FileResponse(FOLDER / INDEX, headers={**_HEADERS, "vary": "accept"})
@@ -60,5 +60,5 @@ def page(accept: Annotated[str, Header()] = "") -> Response:
 
 @router.api_route("/favicon.ico", methods=["GET", "HEAD"])
 def favicon() -> Response:
-    """Lead browsers that show other answers (/info, /metrics) to the page's icon."""
+    """Redirect browsers that show other answers (/info, /metrics) to the page's icon."""
     return RedirectResponse("page/icon.svg")

@@ -16,5 +16,5 @@ router = APIRouter(tags=["inference"], route_class=DirectRoute)
     "/question-answering", responses=error_responses(*INFERENCE_ERRORS), summary="Alias of /qa", include_in_schema=False
 )
 async def answer(body: QARequest, service: ServiceDep, trace: TraceDep, backend: BackendHeader = None) -> QAResponse:
-    """Answer with a span of the context; a list of spans for `top_k` above 1; one of these per input for a list."""
+    """Return a span of the context, a list of spans for `top_k` above 1, or for a list one of these per input."""
     return await service.pipeline.answer(body, backend, trace)

@@ -1,4 +1,4 @@
-"""POST /predict and /tokenize: those of TEI (Text Embeddings Inference), over the same path as /classify."""
+"""POST /predict and /tokenize of TEI (Text Embeddings Inference), over the same pipeline as /classify."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _Pair = Annotated[list[Text], Field(min_length=1, max_length=2)]
 
 
 def _shape(value: Any) -> str | None:
-    """Choose by the first element, as TEI does: a text begins a pair, a list begins a batch."""
+    """Choose the shape by the first element, as TEI does: a text starts a pair, a list starts a batch."""
     if isinstance(value, list):
         return f"{UNION_MARK}pair" if value and isinstance(value[0], str) else f"{UNION_MARK}batch"
     return f"{UNION_MARK}text" if isinstance(value, str) else None
@@ -48,13 +48,13 @@ _PROMPTS = "Null: the models here have no prompts, and any name is answered 422.
 
 
 def _refuse_prompt(name: str | None) -> None:
-    """As TEI does where a model has no prompts."""
+    """Refuse a prompt's name, as TEI does for a model without prompts."""
     if name is not None:
         raise BadInput(f"prompt_name is {name!r}, and the models here have no prompts; leave it out or send null")
 
 
 class PredictRequest(StrictModel):
-    """What TEI takes: a flat list is one pair of texts; only a list of lists holds several inputs."""
+    """A request in TEI's form: a flat list is one pair of texts; only a list of lists holds several inputs."""
 
     inputs: _Inputs = Field(
         description="A text, a pair [text, text], or a list of [text] and [text, text].",
@@ -69,7 +69,7 @@ class PredictRequest(StrictModel):
 
     @property
     def several(self) -> bool:
-        """Whether the client sent a batch, and so gets one."""
+        """Whether the client sent a batch, and so gets a list of answers."""
         return _shape(self.inputs) == f"{UNION_MARK}batch"
 
     def items(self) -> list[schemas.ClassifyInput]:
@@ -91,7 +91,7 @@ PredictResponse = list[schemas.LabelScore] | list[list[schemas.LabelScore]]
 async def predict(
     body: PredictRequest, service: ServiceDep, trace: TraceDep, backend: BackendHeader = None
 ) -> PredictResponse:
-    """Answer one flat list of labels, best first, or for a batch one for each input."""
+    """Return one flat list of labels, best first, or for a batch one list for each input."""
     _refuse_prompt(body.prompt_name)
     inputs = body.items()
     if not inputs:
@@ -128,7 +128,7 @@ class Token(BaseModel):
     "/tokenize", responses=error_responses(400, 401, 404, 408, 413, 415, 422, 500, 503), summary="Texts to tokens"
 )
 def tokenize(body: TokenizeRequest, service: ServiceDep) -> list[list[Token]]:
-    """Answer one list of tokens for each text, not cut: their number is what counts against a model's max_length."""
+    """Return one list of tokens for each text, without truncation: compare their number with a model's max_length."""
     _refuse_prompt(body.prompt_name)
     model = named_model(service, None, body.model)
     texts = listed(body.inputs)
@@ -150,7 +150,7 @@ def tokenize(body: TokenizeRequest, service: ServiceDep) -> list[list[Token]]:
 
 
 def _least_tokens(tokenizer: Tokenizer, texts: list[str], around: int, enough: int) -> int:
-    """Count tokens that the texts have at least, with so many around each; see `service.queueing.token_bounds`."""
+    """Return a lower bound on the tokens, with `around` more for each text; see `service.queueing.token_bounds`."""
     found = 0
     for text in texts:
         found += around + least_tokens(tokenizer, text, enough - found)

@@ -1,4 +1,4 @@
-"""One text or a list of them, as other servers' request bodies have it."""
+"""One text or a list of texts, as in the request bodies of other servers."""
 
 from __future__ import annotations
 

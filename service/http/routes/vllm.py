@@ -1,4 +1,4 @@
-"""POST /v1/classify: the classification API of vLLM, SGLang and Dynamo, over the same path as /classify."""
+"""POST /v1/classify: the classification API of vLLM, SGLang and Dynamo, over the same pipeline as /classify."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _WORDS = BodyWords(inputs="input", truncate="truncate_prompt_tokens to -1")
 
 
 class VllmRequest(StrictModel):
-    """One text or several, as vLLM takes them; token ids and chats are not taken."""
+    """One text or several, in vLLM's form; token ids and chats are refused."""
 
     model: Text | None = Field(default=None, description="A loaded model's name; default: the served one.")
     input: Texts = Field(examples=["a gripping, beautifully acted film"])
@@ -42,7 +42,7 @@ class VllmRequest(StrictModel):
 
 
 class VllmClass(BaseModel):
-    """What one text was found to be; ``probs`` in the order of the model's labels."""
+    """The class of one text; ``probs`` in the order of the model's labels."""
 
     index: int
     label: str
@@ -51,7 +51,7 @@ class VllmClass(BaseModel):
 
 
 class VllmUsage(BaseModel):
-    """Tokens, special ones included."""
+    """Number of tokens, special ones included."""
 
     prompt_tokens: int
     total_tokens: int
@@ -73,7 +73,7 @@ class VllmResponse(BaseModel):
 async def classify(
     body: VllmRequest, service: ServiceDep, trace: TraceDep, backend: BackendHeader = None
 ) -> VllmResponse:
-    """Answer with each text's best label and the probabilities of all."""
+    """Return each text's best label and the probabilities of all."""
     if body.input == []:
         raise EmptyInput("input is an empty list; send at least one text")
     model = named_model(service, "classify", body.model)
@@ -96,7 +96,7 @@ async def classify(
 
 
 def _cut(body: VllmRequest, model: Model) -> Cut:
-    """What to cut, if anything is to be cut; more than the model takes is refused, as vLLM does."""
+    """Return how to truncate; more tokens than the model takes are refused, as in vLLM."""
     tokens, most, side = body.truncate_prompt_tokens, model.max_length, body.truncation_side or "right"
     if tokens is None or tokens == -1:
         return Cut(side=side)
