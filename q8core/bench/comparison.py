@@ -1,4 +1,4 @@
-"""Which times a contender's are compared with: stock transformers, the fastest peers, the matrix products alone."""
+"""The references of a contender's times: stock transformers, the fastest peers, the matrix products alone."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ INT8_PEER = "fastest_int8_peer"
 
 
 def is_int8(name: str) -> bool:
-    """Return whether a contender computes in 8 bits: all that do say so in their names."""
+    """Return whether a contender computes in 8 bits, which its name says."""
     return "int8" in name
 
 
 def with_references(timings: Sequence[Timing], peers: Collection[str]) -> list[Timing]:
-    """Return the timings of one workload, each with what it is compared with; of several, the one of lowest median.
+    """Return the timings of one workload, each with its references; of several peers, the one with the lowest median.
 
     Args:
-        timings: of all contenders, from the same rounds.
-        peers: the contenders that are other people's runtimes.
+        timings: the timings of all contenders, from the same rounds.
+        peers: the names of contenders that are other runtimes.
     """
     by_name = {timing.engine: timing for timing in timings}
     shared = {STOCK: by_name[STOCK]} if STOCK in by_name else {}

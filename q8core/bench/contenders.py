@@ -1,4 +1,4 @@
-"""What is compared: our engines, stock transformers, and how each is loaded from a checkpoint."""
+"""The contenders: our engines and stock transformers, and how each is loaded from a checkpoint."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from q8core.native import load_library
 STOCK = "transformers"
 ENGINES = ("fp32", "fp32-onednn", "int8-fbgemm", "int8-onednn", "int8-native")
 CONTENDERS = (STOCK, *ENGINES)
-"""What runs without further packages; stock transformers in fp32 first."""
+"""Contenders that need no further packages; stock transformers in fp32 first."""
 
 
 def missing_engines() -> dict[str, str]:
@@ -37,18 +37,18 @@ class Contender(Protocol):
     """Something that computes a model's output for packed sequences."""
 
     def bind(self, batch: TokenBatch) -> Callable[[], object]:
-        """Lay a batch out as this contender wants it, which is not timed; what is returned runs it, which is."""
+        """Convert a batch to the contender's layout, which is not timed, and return the function to time."""
         ...
 
 
 class StockTransformers:
-    """A Hugging Face model as its users run it: fp32, SDPA attention, inference mode, padded."""
+    """A Hugging Face model as users run it: fp32, SDPA attention, inference mode, padded."""
 
     def __init__(self, model: Any) -> None:
         self._model = model.eval()
 
     def bind(self, batch: TokenBatch) -> Callable[[], object]:
-        """Pad the batch, with the mask a tokenizer gives."""
+        """Pad the batch, with the mask that a tokenizer returns."""
         inputs = pad(batch)._asdict()
 
         def run() -> object:
@@ -65,7 +65,7 @@ class OurEngine:
         self._engine = engine
 
     def bind(self, batch: TokenBatch) -> Callable[[], object]:
-        """Take the batch as it is: packed."""
+        """Use the batch as it is, packed."""
         return lambda: self._engine.infer(batch)
 
 

@@ -1,4 +1,4 @@
-"""What a measurement ran on: without it a number means nothing."""
+"""The machine and versions of a measurement, without which its numbers mean nothing."""
 
 from __future__ import annotations
 

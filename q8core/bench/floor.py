@@ -1,11 +1,11 @@
-"""The least time that a model's linear layers can take: their matrix products alone, on real tokens only.
+"""A lower bound on the time of a model: the matrix products of its linear layers alone, on real tokens only.
 
-No embeddings, attention, activation or normalisation between the layers: what an engine takes beyond this is everything
-that is not a matrix product. Each layer has its own weights, as in a model.
+There are no embeddings, attention, activations or normalisation: the time that an engine takes beyond this floor goes
+into everything that is not a matrix product. Each layer has its own weights, as in a model.
 
-In fp32 the products are oneDNN's, the weights laid out beforehand. In int8 there are two floors, both of which write
-bytes: oneDNN's products, and the native library's, all in one team of threads, where this machine has that library. An
-engine is compared with the faster one of its precision.
+In fp32 the products are oneDNN's, with prepacked weights. In int8 there are two floors, both of which write bytes:
+oneDNN's products, and the native library's, computed in one team of threads, if this machine has that library. An
+engine is compared with the faster floor of its precision.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Product:
     Attributes:
         out: columns of its result.
         columns: columns of its input.
-        first_rows: it is computed for each sequence's first token only.
+        first_rows: whether it is computed for each sequence's first token only.
     """
 
     out: int
@@ -47,7 +47,7 @@ class Product:
 
 
 def products(plan: Plan) -> list[Product]:
-    """Return the products of the encoder; those of the last layer are of one token per sequence where the head is."""
+    """Return the products of the encoder; if the head reads one token per sequence, so do those of the last layer."""
     spec, h = plan.spec, plan.spec.hidden
     full = [Product(*size) for size in spec.linear_shapes]
     if plan.head.reads == "every":
@@ -57,26 +57,26 @@ def products(plan: Plan) -> list[Product]:
 
 
 def load_floors(checkpoint: Checkpoint, threads: int, *, int8: bool) -> dict[str, Contender]:
-    """Load the floors of a precision, by name; the native one only where an engine could use that kernel.
+    """Load the floors of a precision, by name; the native one only if an engine could use that kernel.
 
     Args:
         checkpoint: the model.
         threads: CPU threads.
-        int8: which precision.
+        int8: whether to load the int8 floors or the fp32 one.
     """
     if not int8:
         return {_FP32: OnednnFloor(checkpoint.float_plan, int8=False)}
     floors: dict[str, Contender] = {_ONEDNN: OnednnFloor(checkpoint.float_plan, int8=True)}
     try:
         model = load_named_engine("int8-native", checkpoint, threads).model
-    except EngineError:  # there was no compiler, or it computes something else: then nothing is compared with it
+    except EngineError:  # no compiler, or a kernel that computes wrongly: then there is no native floor
         return floors
     assert isinstance(model, NativeModel)
     return {**floors, _NATIVE: NativeFloor(model)}
 
 
 class OnednnFloor:
-    """The matrix products of a model, one after the other, on inputs that stay as they are."""
+    """The matrix products of a model by oneDNN, one after another, on constant inputs."""
 
     def __init__(self, plan: Plan, *, int8: bool) -> None:
         self._products = products(plan)
@@ -86,7 +86,7 @@ class OnednnFloor:
             self._layers = [make(product) for product in self._products]
 
     def bind(self, batch: TokenBatch) -> Callable[[], object]:
-        """Make inputs of the sizes of the batch."""
+        """Create inputs with the sizes of the batch."""
         inputs: dict[tuple[int, int], Tensor] = {}
         for product in self._products:
             size = (len(batch.lengths) if product.first_rows else batch.tokens, product.columns)
@@ -106,13 +106,13 @@ class OnednnFloor:
 
 
 class NativeFloor:
-    """The matrix products of a model by the native library, each on what the one before wrote."""
+    """The matrix products of a model by the native library, each on the output of the one before."""
 
     def __init__(self, model: NativeModel) -> None:
         self._model = model
 
     def bind(self, batch: TokenBatch) -> Callable[[], object]:
-        """Make the memory that the products write and read."""
+        """Allocate the memory that the products write and read."""
         library, model = load_library(), self._model
         what = structs.Batch(batch.tokens, len(batch.lengths))
         memory = torch.full((library.q8_products_bytes(model.packed.view, what),), ZERO_POINT + 1, dtype=torch.uint8)

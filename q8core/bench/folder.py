@@ -1,4 +1,4 @@
-"""A temporary checkpoint folder with random weights, int8 and float: what every contender is loaded from."""
+"""A temporary checkpoint folder with random weights, int8 and float, from which every contender is loaded."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from q8core.quant import Plan, preset
 
 @contextmanager
 def random_folder(model: str, task: TaskKind, **changes: int) -> Generator[Path]:
-    """Write a random model of a named shape as a checkpoint into a temporary folder that goes away afterwards.
+    """Write a random model of a named shape as a checkpoint into a temporary folder, which is removed afterwards.
 
-    Meanwhile the cache of this process, and of those that it starts, is in there too: it is empty to begin with, and
-    the user's own does not fill with random weights.
+    Meanwhile the cache folder of this process, and of those that it starts, is in there too: it starts empty, and the
+    user's own is not filled with random weights.
 
     Args:
         model: one of `MODEL_NAMES`.
-        task: which head it has.
-        changes: to the fields of its config.
+        task: the task of its head.
+        changes: values of config fields to change.
 
     Raises:
         InputError: if there is no such shape.
@@ -46,7 +46,7 @@ def random_folder(model: str, task: TaskKind, **changes: int) -> Generator[Path]
 
 
 def write_random(folder: Path, name: str, config: ModelConfig, task: TaskKind) -> None:
-    """Write a random checkpoint that can be opened like any other; nobody reads text with its tokenizer."""
+    """Write a random checkpoint that can be opened like any other; its tokenizer is a dummy."""
     Tokenizer(WordPiece({"[UNK]": 0}, unk_token="[UNK]")).save(str(folder / "tokenizer.json"))
     write_checkpoint(
         folder,
@@ -59,7 +59,7 @@ def write_random(folder: Path, name: str, config: ModelConfig, task: TaskKind) -
         tensors=RandomInt8(Plan.of(config.spec, config.head(task), preset("q8bert"))),
         tokenizer_folder=folder,
     )
-    # Afterwards, so that it is not part of what is hashed whenever the checkpoint is opened.
+    # Written last, so that it is not hashed whenever the checkpoint is opened.
     floats, names = RandomFloat(Plan.of(config.spec, config.head(task))), config.file_names(task)
     write_tensors(folder / FLOAT_FILE, {names[name]: tensor for name, tensor in floats.items()})
 

@@ -1,4 +1,4 @@
-"""The shapes that are benchmarked."""
+"""The model shapes to benchmark."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ MODEL_NAMES = tuple(_SIZES)
 
 
 def bench_config(name: str, **changes: int) -> ModelConfig:
-    """Return the config of a named shape, with `changes` to its fields.
+    """Return the config of a named shape, with some fields changed.
 
     Raises:
-        InputError: if there is no such shape; names the known ones.
+        InputError: if there is no such shape; lists the known ones.
     """
     if name not in _SIZES:
         raise InputError(f"model is {name!r}; allowed: {', '.join(MODEL_NAMES)}")

@@ -1,4 +1,4 @@
-"""Batches as runtimes without packing want them: a rectangle, each sequence padded to the longest."""
+"""Padded batches, for runtimes that do not pack: a rectangle, each sequence padded to the longest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a picture of a run shows, before it is drawn: a panel for each workload, a bar for each contender."""
+"""The content of a run's picture, before it is drawn: a panel per workload, a bar per contender."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from q8core.bench.threads import threads_text
 from q8core.bench.timing import Ratio, Timing
 
 _COLUMNS = 4
-"""Most panels beside each other."""
+"""Most panels in a row."""
 
 _ALL_FLOORS = [name for names in FLOORS for name in names]
 
@@ -24,10 +24,10 @@ class Bar:
     """A contender on a workload.
 
     Attributes:
-        label: its name for readers who know no option.
+        label: its name for readers who do not know the options.
         int8: whether it computes in 8 bits.
         ours: whether it is an engine of this project.
-        ratio: its throughput over the reference's, with the quartiles over the rounds.
+        ratio: its throughput divided by the reference's, with the quartiles over the rounds.
         milliseconds: median time of the workload.
     """
 
@@ -44,9 +44,9 @@ class Panel:
 
     Attributes:
         group: model and threads, in words.
-        workload: what it is, in words.
-        bars: fp32 first.
-        floors: whether it is the int8 one -> throughput of the matrix products alone over the reference's.
+        workload: the workload, in words.
+        bars: the contenders, fp32 first.
+        floors: True for int8 -> throughput of the matrix products alone, divided by the reference's.
     """
 
     group: str
@@ -56,29 +56,29 @@ class Panel:
 
     @property
     def furthest(self) -> float:
-        """The end of what is drawn."""
+        """The largest value to draw."""
         return max([bar.ratio.high for bar in self.bars] + list(self.floors.values()))
 
 
 def label_of(name: str) -> str:
-    """Return what a picture calls a contender."""
+    """Return the name of a contender in a picture."""
     return f"q8bert {name}" if name in ENGINES else f"{name} fp32" if name == STOCK else name
 
 
 def describe_workload(name: str) -> str:
-    """Return what a picture calls a workload: `8x128` is one of 8 sequences."""
+    """Return the name of a workload in a picture; `8x128` is one of 8 sequences."""
     sequences, cross, length = name.partition("x")
     return f"{sequences} \N{MULTIPLICATION SIGN} {length} tokens" if cross else f"{name}, mixed lengths"
 
 
 def reference_of(timings: Sequence[Timing]) -> str:
-    """Return the contender that the others are compared with: stock transformers, or the first one."""
+    """Return the reference of the others: stock transformers, or the first contender."""
     names = [timing.engine for timing in timings]
     return STOCK if STOCK in names else names[0]
 
 
 def panel_rows(timings: Sequence[Timing]) -> list[list[Panel]]:
-    """Return the panels of a run row by row: a model and thread count begins a new row."""
+    """Return the panels of a run row by row; each model and thread count starts a new row."""
     rows: list[list[Panel]] = []
     for (model, threads), group in groupby(timings, key=lambda timing: (timing.model, timing.threads)):
         title = f"{model}, {threads_text((threads,))}"
@@ -97,7 +97,7 @@ def _panel(group: str, workload: str, timings: Sequence[Timing]) -> Panel:
     for int8 in (False, True):
         found = [ratios[name].median for name in FLOORS[int8] if name in ratios]
         if found:
-            floors[int8] = max(found)  # the fastest is the floor
+            floors[int8] = max(found)  # the faster one is the floor
     return Panel(
         group,
         describe_workload(workload),

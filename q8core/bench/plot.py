@@ -1,4 +1,4 @@
-"""A picture of a run: for each workload, how many times a reference's throughput every contender reaches.
+"""A picture of a run: for each workload, every contender's throughput as a multiple of the reference's.
 
 int8 and fp32 differ in brightness and hatching, so that the picture can be read without colours. matplotlib is an extra
 (`plot`), imported by name and used without its global state.
@@ -18,7 +18,7 @@ from q8core.bench.timing import Timing
 from q8core.errors import InputError
 
 _DPI = 200
-# Inches.
+# In inches.
 _PANEL_WIDTH, _LEAST_WIDTH, _LABELS_WIDTH, _BAR_HEIGHT = 2.3, 6.0, 1.5, 0.21
 _TITLE_HEIGHT, _LINE_HEIGHT, _FOOTER_HEIGHT = 0.6, 0.15, 0.55
 _FILLS = {
@@ -29,20 +29,20 @@ _FLOOR_LINES = {False: (0, (5, 3)), True: (0, (1, 1.5))}
 _FLOOR = {"color": "black", "linewidth": 1.1}
 _PRECISIONS = {False: "fp32", True: "int8"}
 _LETTERS = 17
-"""Letters of the subtitle to an inch."""
+"""Letters of the subtitle per inch."""
 
 _GAP = 0.6
-"""Between fp32 and int8, in bars."""
+"""Gap between fp32 and int8, in bar heights."""
 
 _NEAR = 0.3
-"""How near a bar's end a floor is that its number would cover, as a share of the longest bar."""
+"""Distance of a floor from a bar's end, as a share of the longest bar, below which the bar's number would cover it."""
 
 
 def check_plot(file: Path) -> None:
-    """Refuse a file that could not be drawn, before anything is measured.
+    """Check that a picture can be drawn to this file, before anything is measured.
 
     Raises:
-        InputError: if matplotlib is not installed, the file is no PNG, or its folder does not exist.
+        InputError: if matplotlib is not installed, the file's ending is not .png, or its folder does not exist.
     """
     if file.suffix.lower() != ".png":
         raise InputError(f"--plot {file}: the picture is a PNG; name a file that ends in .png")
@@ -53,12 +53,12 @@ def check_plot(file: Path) -> None:
 
 
 def subtitle_of(environment: Mapping[str, object], versions: Mapping[str, str], what: str) -> tuple[str, ...]:
-    """Return the lines that say what was measured, on which CPU, with which packages.
+    """Return lines about the measurement: CPU, packages, contenders.
 
     Args:
         environment: from `environment()`.
-        versions: package -> version, beside torch and transformers.
-        what: the lines' last words.
+        versions: package -> version, besides torch and transformers.
+        what: text at the end.
     """
     flags = " ".join(cast("list[str]", environment["cpu_flags"])) or "none of the int8 flags"
     names = {"torch": environment["torch"], "transformers": environment["transformers"], **versions}
@@ -70,16 +70,16 @@ def plot_run(timings: Sequence[Timing], title: str, subtitle: Sequence[str], fil
     """Draw the timings into a PNG.
 
     Args:
-        timings: of one run, in the order taken; at least one.
+        timings: timings of one run, in the order taken; at least one.
         title: the first line above the panels.
-        subtitle: the lines below it, wrapped where they are too long: what was measured, on what.
-        file: is replaced if it exists.
+        subtitle: the lines below it about what was measured; long ones are wrapped.
+        file: the file to write; replaced if it exists.
     """
     draw_run(timings, title, subtitle).savefig(file, format="png")
 
 
 def draw_run(timings: Sequence[Timing], title: str, subtitle: Sequence[str]) -> Any:
-    """Return matplotlib's figure of what `plot_run` writes."""
+    """Return the matplotlib figure that `plot_run` writes."""
     rows = panel_rows(timings)
     panels = [panel for row in rows for panel in row]
     columns, bars = max(map(len, rows)), max(len(panel.bars) for panel in panels)
@@ -106,7 +106,7 @@ def draw_run(timings: Sequence[Timing], title: str, subtitle: Sequence[str]) -> 
 
 
 def _draw(axes: Any, panel: Panel, furthest: float, *, names: bool) -> None:
-    """Draw a workload: bars from top to bottom, each floor as a line across those of its precision."""
+    """Draw a workload: bars from top to bottom, and each floor as a line across the bars of its precision."""
     places = [number + _GAP * bar.int8 for number, bar in enumerate(panel.bars)]
     for int8, ratio in panel.floors.items():
         own = [place for place, bar in zip(places, panel.bars, strict=True) if bar.int8 == int8]
@@ -116,7 +116,7 @@ def _draw(axes: Any, panel: Panel, furthest: float, *, names: bool) -> None:
         _draw_quartiles(axes, place, bar)
         end, floor = bar.ratio.high, panel.floors.get(bar.int8, 0.0)
         if 0 < floor - end < _NEAR * furthest:
-            end = floor  # the number stands behind the line, not on it
+            end = floor  # put the number behind the line, not on it
         text = f"{bar.ratio.median:.2f}  ({_time(bar.milliseconds)})"
         box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
         axes.text(end + 0.025 * furthest, place, text, va="center", fontsize=7, zorder=4, bbox=box)
@@ -131,7 +131,7 @@ def _draw(axes: Any, panel: Panel, furthest: float, *, names: bool) -> None:
 
 
 def _draw_quartiles(axes: Any, place: float, bar: Bar) -> None:
-    """Draw the quartiles in black on white: seen on both fills."""
+    """Draw the quartiles in black on white, which is visible on both fills."""
     median, low, high = bar.ratio
     if low == high:
         return
@@ -141,7 +141,7 @@ def _draw_quartiles(axes: Any, place: float, bar: Bar) -> None:
 
 
 def _explain(figure: Any, panels: Sequence[Panel]) -> None:
-    """Add the legend of what occurs."""
+    """Add a legend of the colours and lines in use."""
     patches, lines = import_module("matplotlib.patches"), import_module("matplotlib.lines")
     handles: list[Any] = []
     for int8, name in _PRECISIONS.items():
@@ -157,7 +157,7 @@ def _explain(figure: Any, panels: Sequence[Panel]) -> None:
 
 
 def _time(milliseconds: float) -> str:
-    """Return a time of about three digits."""
+    """Return a time with about three digits."""
     if milliseconds < 10:
         return f"{milliseconds:.1f} ms"
     return f"{milliseconds:.0f} ms" if milliseconds < 1000 else f"{milliseconds / 1000:.2f} s"

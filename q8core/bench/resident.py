@@ -1,4 +1,4 @@
-"""How much memory an engine adds to a process: each in a fresh one, measured by the kernel's own accounts."""
+"""How much memory an engine adds to a process: each in a fresh process, measured by the operating system's counters."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from q8core.errors import EngineError
 from q8core.model.head import TaskKind
 
 _TINY = {"vocab_size": 100, "num_hidden_layers": 1, "hidden_size": 48, "intermediate_size": 64}
-"""The model that is run before the measurement."""
+"""The model that runs before the measurement."""
 
 
 @dataclass(frozen=True)
 class Resident:
-    """Bytes that one engine added to a fresh process, beyond what imports and the libraries' code took.
+    """Bytes that one engine added to a fresh process, without those of imports and libraries' code.
 
-    A second process, with the same engine of the same checkpoint, is measured while the first one is there: what it
-    adds is its unique set, the pages that it shares with no other process.
+    A second process, with the same engine of the same checkpoint, is measured while the first one runs: it adds its
+    unique set, the pages that it shares with no other process.
 
     Attributes:
         loaded_rss: resident set after loading.
-        loaded_pss: the same, shared pages counted in part.
+        loaded_pss: the same, with shared pages divided among their processes.
         used_rss: resident set after some batches.
-        used_pss: the same, shared pages counted in part.
+        used_pss: the same, with shared pages divided among their processes.
         peak_rss: the highest resident set while loading.
-        reported: what the engine's own `memory()` says after use, 0 for stock transformers.
+        reported: the engine's own `memory()` after use, 0 for stock transformers.
         load_seconds: time to verify and load.
         second_loaded_uss: unique set of the second process after loading.
         second_used_uss: the same after some batches.
-        second_load_seconds: time to verify and load in the second process, which finds what the first one left.
+        second_load_seconds: time to verify and load in the second process, which finds the first one's cache.
     """
 
     engine: str
@@ -53,21 +53,21 @@ class Resident:
     second_load_seconds: float
 
     def to_dict(self) -> dict[str, object]:
-        """Return it as plain JSON values, with the peak over the resident size."""
+        """Return plain JSON values, with the peak divided by the resident size."""
         return {**asdict(self), "peak_over_loaded": self.peak_rss / max(self.loaded_rss, 1)}
 
 
 def measure_resident(engine: str, folder: Path, task: TaskKind, threads: int) -> Resident:
-    """Load `engine` from `folder` in a new process, use it, then in another one beside it; return what they added.
+    """Load and use `engine` in a new process, then in a second one while the first runs; return what they added.
 
     Args:
         engine: a contender's name, or a peer's.
-        folder: a checkpoint; our engines open it (hash and check it) as serving does.
+        folder: a checkpoint; our engines hash and check it as serving does.
         task: classify or qa.
         threads: CPU threads of the engine.
 
     Raises:
-        EngineError: if the process fails; carries its last line.
+        EngineError: if the process fails; has its last line of output.
     """
     command = [sys.executable, "-m", "q8core.bench.resident_process"]
     with random_folder("minilm-l6", task, **_TINY) as tiny:
@@ -85,7 +85,7 @@ def measure_resident(engine: str, folder: Path, task: TaskKind, threads: int) ->
 
 
 def measurable(engines: tuple[str, ...], folder: Path) -> tuple[str, ...]:
-    """Return the engines that `folder` has weights for: stock transformers needs float ones."""
+    """Return the engines that `folder` has weights for; stock transformers needs float weights."""
     has_float, has_int8 = (folder / FLOAT_FILE).is_file(), (folder / INT8_FILE).is_file()
     return tuple(
         name

@@ -1,6 +1,6 @@
 """The process that `resident` starts: load one engine, use it, print what it added as one line of JSON.
 
-It then starts itself a second time, and waits with its engine loaded: what is shared is not counted there.
+It then starts itself a second time, and waits with its engine loaded, so that the second process shares its pages.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def main(request: dict[str, Any]) -> dict[str, float]:
     begin = time.perf_counter()
     contender, engine = _load(request["engine"], folder, request)
     seconds = time.perf_counter() - begin
-    # The kernel brings its account of the peak up to date late, so what is there now may exceed it.
+    # The operating system updates its peak late, so the current size may exceed it.
     peak = max(_peak(), _now().rss) - base.rss
     gc.collect()
     loaded = _now()
@@ -77,7 +77,7 @@ def _second_process(request: dict[str, Any]) -> dict[str, float]:
     command = [sys.executable, "-m", "q8core.bench.resident_process", json.dumps({**request, "second": True})]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        sys.exit(done.returncode)  # with its last words on the standard error stream, which both have
+        sys.exit(done.returncode)  # its error message is on stderr, which both processes share
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -91,18 +91,18 @@ def _load(name: str, folder: Path, request: dict[str, Any]) -> tuple[Contender, 
 
 
 def _settle(name: str, folder: Path, task: TaskKind) -> None:
-    """Run a tiny model on each engine and on `name`: code that is loaded once per process is not counted as memory."""
+    """Run a tiny model on each engine and on `name`, so that code loaded once per process does not count as memory."""
     checkpoint, threads = Checkpoint.open(folder), torch.get_num_threads()
     for each in CONTENDERS:
         load_contender(each, checkpoint, threads).bind(Shape(1, 8).batch(100))()
     if name in PEER_NAMES:
         load_peer(name, folder, task, threads).bind(Shape(1, 8).batch(100))()
     gc.collect()
-    release_freed_memory()  # or an engine could grow into what the imports left, and look smaller than it is
+    release_freed_memory()  # else an engine could reuse memory freed after imports, and look smaller than it is
 
 
 class _Sizes(NamedTuple):
-    """Bytes of this process: resident, with shared pages in part, without them."""
+    """Bytes of this process: resident set, proportional set, unique set."""
 
     rss: int
     pss: int
@@ -110,13 +110,13 @@ class _Sizes(NamedTuple):
 
 
 def _now() -> _Sizes:
-    """Return what the kernel says now (psutil reads smaps_rollup; private pages are the unique set)."""
+    """Return the current sizes (psutil reads smaps_rollup; private pages are the unique set)."""
     info = psutil.Process().memory_full_info()
     return _Sizes(info.rss, info.pss, info.uss)
 
 
 def _reset_peak() -> None:
-    """Make the kernel forget the peak so far (proc(5), clear_refs)."""
+    """Reset the operating system's peak of this process (proc(5), clear_refs)."""
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 

@@ -1,4 +1,4 @@
-"""Tokens of real texts, for benchmarks without files: all that timing needs, as speed does not depend on the words.
+"""Token counts of real texts, for benchmarks without files. Timing needs no more: speed does not depend on the words.
 
 Counted with BERT's uncased vocabulary in the official development sets, as `--workload sst2=FILE` and
 `--workload squad=FILE` of `q8bert bench` count them again.
@@ -16,11 +16,11 @@ SST2 = (
     34, 25, 16, 23, 20, 15, 23, 41, 53, 18, 13, 40, 34, 21, 19, 20, 22, 16, 14, 16, 39, 31, 41, 44, 25, 18, 17, 18,
     13, 32, 25, 25,
 )  # fmt: skip
-"""[CLS] sentence [SEP], of the first 256 sentences of SST-2's dev.tsv: 6,446 tokens."""
+"""[CLS] sentence [SEP], for the first 256 sentences of SST-2's dev.tsv: 6,446 tokens."""
 
 SQUAD = (
     171, 96, 111, 93, 120, 175, 162, 226, 141, 52, 106, 215, 117, 200, 209, 157, 57, 111, 230, 226, 178, 193, 165,
     131, 131, 368, 251, 119, 153, 159, 127, 259, 178, 283, 321, 177, 194, 160, 150, 114, 192, 120, 149, 207, 181,
     209, 158, 237, 204, 126, 367, 239, 132, 257, 164, 155, 162, 159, 217, 229, 202, 220, 140, 162,
 )  # fmt: skip
-"""[CLS] question [SEP] piece of context [SEP], of 64 questions spread over SQuAD's dev-v1.1.json: 11,374 tokens."""
+"""[CLS] question [SEP] piece of context [SEP], for 64 questions spread over SQuAD's dev-v1.1.json: 11,374 tokens."""

@@ -1,4 +1,4 @@
-"""Timing models and workloads: write random weights, load every contender from them, let them take turns."""
+"""Timing models and workloads: write random weights, load every contender from them, time them in turns."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from q8core.model.head import TaskKind
 
 @dataclass(frozen=True)
 class SpeedRun:
-    """What is timed.
+    """What to time.
 
     Attributes:
         models: names of shapes.
-        workloads: what each runs.
-        engines: names of contenders; the floors of their precisions join them.
+        workloads: the workloads of each model.
+        engines: names of contenders; the floors of their precisions are added.
         task: classify or qa.
-        threads: CPU threads of each; everything is timed with each count.
+        threads: CPU thread counts; everything is timed with each.
         repeats: rounds.
     """
 
@@ -51,11 +51,11 @@ class SpeedRun:
 
 @dataclass
 class Measured:
-    """What was measured so far: an interrupted run keeps it.
+    """The measurements so far, which an interrupted run keeps.
 
     Attributes:
-        timings: in the order taken.
-        load_seconds: (model, threads) -> contender -> seconds from its files in the page cache to ready to run.
+        timings: the timings, in the order taken.
+        load_seconds: (model, threads) -> contender -> seconds from its files (in the page cache) to ready to run.
     """
 
     timings: list[Timing] = field(default_factory=list[Timing])
@@ -69,14 +69,14 @@ def measure_speed(run: SpeedRun, found: Measured, say: Callable[[str], None], on
 
     Args:
         run: what to time.
-        found: takes each workload's timings when its rounds are complete.
-        say: is told what is being done.
-        on_round: is called after each round.
+        found: receives each workload's timings when its rounds are complete.
+        say: called with a description of each step.
+        on_round: called after each round.
 
     Raises:
         EngineError: if a kernel cannot be used on this machine, or a peer cannot be prepared.
     """
-    logging.disable_progress_bar()  # transformers' own would run across ours
+    logging.disable_progress_bar()  # transformers' bar would garble ours
     for model in run.models:
         say(f"{model}: writing random weights")
         with random_folder(model, run.task) as folder:
@@ -98,8 +98,8 @@ def _measure_model(
     say: Callable[[str], None],
     on_round: Callable[[], None],
 ) -> None:
-    """Time the workloads of a model with a thread count, which peers fix when they load: all are loaded for it."""
-    gc.collect()  # the contenders of another thread count are gone before these are loaded
+    """Time the workloads of a model with one thread count; all contenders are loaded for it, as peers require."""
+    gc.collect()  # free the contenders of the previous thread count before these are loaded
     torch.set_num_threads(threads)
     config, seconds = bench_config(model), found.load_seconds.setdefault((model, threads), {})
     where, contenders = f"{model}, {threads_text((threads,))}", dict[str, Contender]()
@@ -115,7 +115,7 @@ def _measure_model(
 
 
 def _timed_load(name: str, checkpoint: Checkpoint, threads: int) -> tuple[Contender, float]:
-    """Load a contender; importing a peer's package and verifying the checkpoint are not part of the time."""
+    """Load a contender; the time excludes importing a peer's package and verifying the checkpoint."""
     if name in PEER_NAMES:
         import_runtime(name)
     begin = time.perf_counter()

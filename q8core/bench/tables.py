@@ -1,4 +1,4 @@
-"""What a benchmark prints."""
+"""The tables that a benchmark prints."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _REFERENCES = {FLOOR: "x\nfloor", FP32_PEER: "x fp32\npeer", INT8_PEER: "x int8\
 
 
 def heading(environment: Mapping[str, object], threads: Sequence[int]) -> str:
-    """Return the lines that say what was measured on."""
+    """Return lines about the machine of the measurement."""
     flags = " ".join(cast("list[str]", environment["cpu_flags"])) or "none of the int8 flags"
     return (
         f"{environment['cpu']} ({environment['cpus']} CPUs usable, load {environment['load_average']}), {flags}\n"
@@ -40,10 +40,10 @@ def timing_tables(timings: Sequence[Timing], title: str) -> list[Table]:
 def comparison_tables(
     timings: Sequence[Timing], load_seconds: Mapping[tuple[str, int], Mapping[str, float]]
 ) -> list[Table]:
-    """Return a table for each model and thread count: latency of batches, times against floor and fastest peers.
+    """Return a table for each model and thread count: latency of batches, ratios to the floor and to the fastest peers.
 
     Args:
-        timings: those that were measured.
+        timings: the measured timings.
         load_seconds: (model, threads) -> contender -> seconds.
     """
     tables: list[Table] = []
@@ -69,7 +69,7 @@ def comparison_tables(
 
 
 def training_tables(timings: Sequence[Timing], title: str) -> list[Table]:
-    """Return a table for each model and thread count: each step's time, also in times of both stock steps."""
+    """Return a table for each model and thread count: each step's time, and its ratios to both stock steps."""
     tables: list[Table] = []
     for key, rows in _by_model(timings):
         table = _table(f"{_name(*key)}: {title}", ("batch", "step"))
@@ -95,7 +95,7 @@ def training_tables(timings: Sequence[Timing], title: str) -> list[Table]:
 
 
 def memory_table(found: Sequence[Resident], title: str) -> Table:
-    """Return a table of what each engine added to a fresh process, and to a second one beside it, in MiB."""
+    """Return a table of the MiB that each engine added to a fresh process, and to a second one."""
     table = _table(title, ("engine",))
     for column in (
         "loaded\nRSS", "in use\nRSS", "peak of\nloading", "peak /\nloaded", "own\naccount", "load\ns",
@@ -150,13 +150,13 @@ def _cells(timing: Timing) -> tuple[str, ...]:
 
 
 def _against(timing: Timing, reference: str) -> str:
-    """Times the floor it takes; times faster than a peer it is."""
+    """Return its time divided by the floor's, or how many times faster than a peer it is."""
     ratio = timing.over(reference) if reference == FLOOR else timing.faster_than(reference)
     return "" if ratio is None else f"{ratio.median:.2f}"
 
 
 def _times_of(timing: Timing, reference: str) -> tuple[str, str]:
-    """The reference's times that it takes, and the quartiles."""
+    """Return its time divided by the reference's, and the quartiles."""
     ratio = timing.over(reference)
     return ("", "") if ratio is None else (f"{ratio.median:.2f}", f"{ratio.low:.2f}-{ratio.high:.2f}")
 

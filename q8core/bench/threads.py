@@ -1,4 +1,4 @@
-"""How many CPU threads a run uses: one count, or several to compare."""
+"""The CPU thread counts of a run: one, or several to compare."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from q8core.errors import InputError
 
 
 def parse_threads(texts: Sequence[str]) -> list[int]:
-    """Return thread counts in the order given, each once; all usable CPUs for none.
+    """Return thread counts in the order given, without duplicates; for no text, the number of usable CPUs.
 
     Args:
         texts: counts, or lists of them such as `1,2`.
@@ -27,7 +27,7 @@ def parse_threads(texts: Sequence[str]) -> list[int]:
 
 
 def threads_text(counts: Sequence[int]) -> str:
-    """Return the counts as words: `1 thread`, `2 threads`, `1 and 2 threads`."""
+    """Return the counts in words: `1 thread`, `2 threads`, `1 and 2 threads`."""
     *others, last = (str(count) for count in counts)
     words = f"{', '.join(others)} and {last}" if others else last
     return f"{words} thread" if words == "1" else f"{words} threads"

@@ -1,8 +1,8 @@
-"""Taking times so that they can be compared: one process, same threads, the contenders taking turns.
+"""Comparable times: in one process, with the same threads, the contenders taking turns.
 
-A shared machine drifts by tens of percent within minutes. Ratios are therefore taken inside each round, where the
-contenders ran right after each other, and the median ratio is what counts. Threads of one runtime spin for a moment
-after their work and would take the next one's cores: each turn begins with a pause and an untimed batch.
+The speed of a shared machine drifts by tens of percent within minutes. Ratios are therefore taken inside each round,
+where the contenders ran right after each other, and the median ratio is reported. Threads of one runtime spin for a
+moment after their work and would occupy the next one's cores: each turn begins with a pause and an untimed batch.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class Timing:
         engine: the contender's name.
         threads: CPU threads it ran on.
         tokens: real tokens of the workload.
-        milliseconds: of the whole workload, one for each round.
-        batch_milliseconds: of each batch of each round.
-        references: what it is compared with: reference -> (contender, its milliseconds in the same rounds).
+        milliseconds: times of the whole workload, one per round.
+        batch_milliseconds: times of each batch of each round.
+        references: reference -> (contender, its milliseconds in the same rounds).
     """
 
     model: str
@@ -62,12 +62,12 @@ class Timing:
 
     @property
     def spread(self) -> tuple[float, float]:
-        """The first and third quartile of the times."""
+        """The first and third quartiles of the times."""
         return _quartiles(self.milliseconds)
 
     @property
     def tokens_per_second(self) -> float:
-        """Real tokens over the median time."""
+        """Real tokens divided by the median time."""
         return self.tokens / self.median * 1000
 
     @property
@@ -76,14 +76,14 @@ class Timing:
         return {f"p{p}": _percentile(self.batch_milliseconds or self.milliseconds, p) for p in PERCENTILES}
 
     def faster_than(self, reference: str) -> Ratio | None:
-        """Return how many times faster than the reference it is, None without that reference."""
+        """Return how many times faster than the reference it is, None if there is no such reference."""
         if reference not in self.references:
             return None
         theirs = self.references[reference][1]
         return _ratio([their / own for their, own in zip(theirs, self.milliseconds, strict=True)])
 
     def over(self, reference: str) -> Ratio | None:
-        """Return how many times the reference's time it takes, None without that reference."""
+        """Return its time divided by the reference's, None if there is no such reference."""
         if reference not in self.references:
             return None
         theirs = self.references[reference][1]
@@ -102,7 +102,7 @@ class Timing:
         }
 
     def to_dict(self) -> dict[str, object]:
-        """Return the times and what follows from them as plain JSON values."""
+        """Return the times and derived values as plain JSON values."""
         stock = self.faster_than(STOCK)
         return {
             "model": self.model,
@@ -129,10 +129,10 @@ def take_turns(
     repeats: int,
     on_round: Callable[[], None] = lambda: None,
 ) -> list[Timing]:
-    """Time contenders, loaded for `threads`, on one workload in `repeats` rounds; in each, another one starts."""
+    """Time contenders, loaded for `threads`, on one workload in `repeats` rounds; the first one of a round rotates."""
     batches = workload.batches(vocabulary)
     calls = {name: [contender.bind(batch) for batch in batches] for name, contender in contenders.items()}
-    for runs in calls.values():  # the first calls lay out buffers and pick code
+    for runs in calls.values():  # the first calls allocate buffers and choose code
         for run in runs * 2:
             run()
     taken: dict[str, list[list[float]]] = {name: [] for name in calls}

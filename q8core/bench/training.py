@@ -21,12 +21,12 @@ from q8core.training.allocator import keep_freed_memory
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """What is timed.
+    """What to time.
 
     Attributes:
         models: names of shapes.
-        workloads: a batch of a step each.
-        threads: CPU threads; everything is timed with each count.
+        workloads: the batch of a step, one for each.
+        threads: CPU thread counts; everything is timed with each.
         repeats: rounds.
     """
 
@@ -46,15 +46,15 @@ def measure_training(
 ) -> None:
     """Time all steps into `found`.
 
-    Freed memory is kept by the process, as in `q8bert train`; stock transformers has the advantage of it too.
+    The process keeps freed memory, as in `q8bert train`; stock transformers profits from that too.
 
     Args:
         run: what to time.
-        found: takes each workload's timings when its rounds are complete.
-        say: is told what is being done.
-        on_round: is called after each round.
+        found: receives each workload's timings when its rounds are complete.
+        say: called with a description of each step.
+        on_round: called after each round.
     """
-    logging.disable_progress_bar()  # transformers' own would run across ours
+    logging.disable_progress_bar()  # transformers' bar would garble ours
     keep_freed_memory()
     for model in run.models:
         say(f"{model}: writing random weights")
@@ -68,11 +68,11 @@ def measure_training(
                     say(f"{model}, {threads_text((threads,))}: {workload.name}")
                     timings = take_turns(model, threads, steps, workload, vocabulary, run.repeats, on_round)
                     found += with_stock(timings)
-                del steps  # weights and moments, before those of the next thread count
+                del steps  # free weights and moments before those of the next thread count are loaded
                 gc.collect()
 
 
 def with_stock(timings: Sequence[Timing]) -> list[Timing]:
-    """Return the timings of one workload, each with both stock steps of the same rounds as its references."""
+    """Return the timings of one workload, each with both stock steps of the same rounds as references."""
     references = {t.engine: (t.engine, t.milliseconds) for t in timings if t.engine in (STOCK, AUTOCAST)}
     return [replace(timing, references=references) for timing in timings]

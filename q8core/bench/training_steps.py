@@ -1,7 +1,7 @@
-"""Whole training steps that are compared: ours, and stock transformers in fp32 and under bf16 autocast.
+"""The training steps to compare: ours, and stock transformers' in fp32 and under bf16 autocast.
 
-A step is forward, backward, clipping, update and clearing of the gradients, of a classifier, without dropout: ours
-trains quantized models without, and it would cost stock transformers a third of a step.
+A step is forward, backward, clipping, update and clearing of the gradients of a classifier, without dropout: our
+recipes train quantized models without it, and it would cost stock transformers a third of a step.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from q8core.training.step import training_step
 AUTOCAST = "transformers-bf16"
 QAT, FLOAT = "q8bert-qat", "q8bert-float"
 STEPS = (STOCK, AUTOCAST, FLOAT, QAT)
-"""Names: stock transformers in fp32 and in bf16 mixed precision, `q8bert train --scheme fp32` and `--scheme q8bert`."""
+"""Stock transformers in fp32 and in bf16 mixed precision, `q8bert train --scheme fp32` and `--scheme q8bert`."""
 
 
 class OurStep:

@@ -1,7 +1,7 @@
-"""What is timed: token batches of one length, or of the mixed lengths of real texts.
+"""Workloads: token batches of one length, or of the mixed lengths of real texts.
 
-Only the lengths of texts matter: speed does not depend on the words, so the ids are random. The built-in samples are
-therefore plain lists of lengths, and a tokenizer is needed only to count the tokens of a user's own file.
+Speed depends on the lengths of texts, not on the words, so the ids are random. The built-in samples are plain lists of
+lengths, and a tokenizer is needed only to count the tokens of a user's own file.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ DOC_STRIDE = 128
 
 
 class Shape(NamedTuple):
-    """Sequences times tokens of each."""
+    """Number of sequences, and tokens of each."""
 
     sequences: int
     length: int
 
     def __str__(self) -> str:
-        """Return it as written on the command line: 8x128."""
+        """Return the shape as written on the command line: 8x128."""
         return f"{self.sequences}x{self.length}"
 
     @classmethod
@@ -58,16 +58,16 @@ class Shape(NamedTuple):
         return random_batch((self.length,) * self.sequences, vocabulary)
 
     def workload(self) -> Workload:
-        """Return the workload of this one batch."""
+        """Return a workload of one such batch."""
         return Workload(str(self), ((self.length,) * self.sequences,))
 
 
 @dataclass(frozen=True)
 class Workload:
-    """Batches that are run one after the other.
+    """Batches to run one after another.
 
     Attributes:
-        name: what tables call it.
+        name: its name in tables.
         lengths: for each batch the tokens of its sequences.
     """
 
@@ -81,7 +81,7 @@ class Workload:
 
     @property
     def padded_tokens(self) -> int:
-        """Tokens once each sequence is as long as the longest of its batch."""
+        """Tokens if each sequence is padded to the longest of its batch."""
         return sum(len(batch) * max(batch) for batch in self.lengths)
 
     @property
@@ -104,7 +104,7 @@ class Workload:
 
 
 class _Kind(NamedTuple):
-    """A kind of text: how many sequences, in batches of how many, and where their lengths come from."""
+    """A kind of text: number of sequences, batch size, and the source of the lengths."""
 
     sequences: int
     batch: int
@@ -113,15 +113,15 @@ class _Kind(NamedTuple):
 
 
 def parse_workload(text: str, tokenizer: Path | None) -> Workload:
-    """Read `KIND` (the built-in lengths) or `KIND=FILE` (the lengths in a user's file).
+    """Parse `KIND` (the built-in lengths) or `KIND=FILE` (the lengths in a user's file).
 
     Args:
-        text: sst2: 256 sentences in batches of 16; squad: 64 windows in batches of 4; both in the order of arrival.
-        tokenizer: a folder with tokenizer.json, for files.
+        text: sst2: 256 sentences in batches of 16; squad: 64 windows in batches of 4; both in the order of the file.
+        tokenizer: a folder with tokenizer.json, needed for files.
 
     Raises:
         InputError: for an unknown kind, a file of another layout, or a file without a tokenizer.
-        CheckpointError: if the folder holds no tokenizer.
+        CheckpointError: if the folder has no tokenizer.
     """
     name, equals, file = text.partition("=")
     if name not in _KINDS or (equals and not file):
@@ -148,7 +148,7 @@ def _sentence_lengths(file: Path, wanted: int, tokenizer: Tokenizer) -> list[int
 
 
 def _window_lengths(file: Path, wanted: int, tokenizer: Tokenizer) -> list[int]:
-    """Count the tokens of the windows of questions spread over a file: neighbours ask about the same paragraph."""
+    """Count the tokens of windows of questions spread over a file, since neighbours ask about the same paragraph."""
     examples = read_squad(file)
     number = min(wanted, len(examples))
     spread = [examples[place * len(examples) // number] for place in range(number)]

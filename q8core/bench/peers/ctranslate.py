@@ -1,4 +1,4 @@
-"""CTranslate2 in int8. It computes the encoder and the pooler, not the task's head: a thousandth of the work less."""
+"""CTranslate2 in int8. It computes encoder and pooler, not the task's head, which is a thousandth of the work."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FOLDER = "ctranslate2.int8"
 
 
 class CTranslate:
-    """An encoder on the CPU, given ids padded and the lengths: it drops the padding itself where it can."""
+    """An encoder on the CPU; it gets padded ids and the lengths, and drops the padding itself where it can."""
 
     def __init__(self, folder: Path, threads: int) -> None:
         self._library: Any = importlib.import_module("ctranslate2")
@@ -36,7 +36,7 @@ class CTranslate:
 
 
 def prepare(folder: Path, task: TaskKind) -> None:
-    """Convert the float encoder with CTranslate2's own loader, which wants a tokenizer only for its vocabulary."""
+    """Convert the float encoder with CTranslate2's own loader, which needs a tokenizer only for its vocabulary."""
     converters = importlib.import_module("ctranslate2.converters.transformers")
     config: Any = BertConfig.from_pretrained(folder)
     config.position_embedding_type = "absolute"  # no longer set by transformers 5

@@ -1,4 +1,4 @@
-"""The random float model as an ONNX file, which ONNX Runtime and OpenVINO read."""
+"""Exports the random float model to ONNX, for ONNX Runtime and OpenVINO."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ ONNX_FILE = "model.onnx"
 
 
 def export_onnx(folder: Path, task: TaskKind) -> Path:
-    """Write the float model of a folder as ONNX beside it, unless it is there, and return the file.
+    """Export the float model of a folder to an ONNX file beside it, unless it exists, and return the file.
 
     Inputs are those of `Padded`, of any batch size and length; outputs are logits, or start and end logits.
     """
     file = folder / ONNX_FILE
     if file.is_file():
         return file
-    # The exporter does not get through the masks of transformers' SDPA attention.
+    # The exporter fails on the masks of transformers' SDPA attention.
     model = stock_class(task).from_pretrained(folder, attn_implementation="eager").eval()
     example = pad(random_batch((7, 11, 5), int(model.config.vocab_size)))._asdict()
     any_size = torch.export.Dim.DYNAMIC

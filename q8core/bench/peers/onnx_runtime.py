@@ -41,7 +41,7 @@ def prepare_int8(folder: Path, task: TaskKind) -> None:
     onnx: Any = importlib.import_module("onnx")
     tools: Any = importlib.import_module("onnxruntime.quantization")
     model: Any = onnx.load(export_onnx(folder, task))
-    del model.graph.value_info[:]  # shapes that the exporter inferred, which the quantizer's contradict
+    del model.graph.value_info[:]  # shapes inferred by the exporter, which contradict the quantizer's
     tools.quantize_dynamic(model, folder / _INT8_FILE, per_channel=True, weight_type=tools.QuantType.QInt8)
 
 

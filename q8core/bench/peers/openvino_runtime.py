@@ -18,7 +18,7 @@ from q8core.model.head import TaskKind
 
 _FP32_FILE, _INT8_FILE = "openvino.fp32.xml", "openvino.int8.xml"
 _CALIBRATION = ((32, 17), (64, 40), (128, 90), (50, 50))
-"""Lengths of the batches that NNCF sees; on random weights the ranges it finds do not matter."""
+"""Shapes of NNCF's calibration batches; with random weights the ranges it finds do not matter."""
 
 
 class OpenVino:
@@ -36,7 +36,7 @@ class OpenVino:
 
 
 def prepare_fp32(folder: Path, task: TaskKind) -> None:
-    """Convert the exported model to OpenVINO's format, the weights as they are."""
+    """Convert the exported model to OpenVINO's format, with unchanged weights."""
     runtime: Any = importlib.import_module("openvino")
     model = runtime.Core().read_model(str(export_onnx(folder, task)))
     runtime.save_model(model, folder / _FP32_FILE, compress_to_fp16=False)
@@ -56,12 +56,12 @@ def prepare_int8(folder: Path, task: TaskKind) -> None:
 
 
 def load_fp32(folder: Path, task: TaskKind, threads: int) -> Contender:
-    """Compile the float model; without the hint OpenVINO would compute in bf16 where the CPU can."""
+    """Compile the float model; without the hint OpenVINO would compute in bf16 if the CPU can."""
     return OpenVino(folder / _FP32_FILE, threads, {"INFERENCE_PRECISION_HINT": "f32"})
 
 
 def load_int8(folder: Path, task: TaskKind, threads: int) -> Contender:
-    """Compile the quantized model; what is left in float computes in the precision that OpenVINO chooses."""
+    """Compile the quantized model; its float parts are computed in the precision that OpenVINO chooses."""
     return OpenVino(folder / _INT8_FILE, threads, {})
 
 

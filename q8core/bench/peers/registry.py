@@ -1,4 +1,4 @@
-"""The peers by name: what each needs, how it is prepared and loaded."""
+"""The peers by name: required packages, preparing and loading."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Peer:
     """A runtime to compare with.
 
     Attributes:
-        module: its file in this package; it has `load` and, where files have to be made, `prepare`, with the suffix.
-        suffix: of these functions.
+        module: its file in this package; it has `load` and, if files have to be made, `prepare`, each with the suffix.
+        suffix: the suffix of these functions' names.
         runtime: the package that runs it.
         tools: the packages that prepare it.
-        about: what it is, for progress and reports.
+        about: a short description, for progress and reports.
     """
 
     module: str
@@ -38,7 +38,7 @@ class Peer:
     about: str
 
     def function(self, name: str) -> Callable[..., Any] | None:
-        """Return its `prepare` or `load`, None if it has none."""
+        """Return the peer's `prepare` or `load`, None if it has none."""
         return getattr(import_module(f"q8core.bench.peers.{self.module}"), name + self.suffix, None)
 
 
@@ -55,12 +55,12 @@ PEER_NAMES = tuple(_PEERS)
 
 
 def about(name: str) -> str:
-    """Return what a peer is."""
+    """Return the description of a peer."""
     return _PEERS[name].about
 
 
 def peer_versions(names: Sequence[str]) -> dict[str, str]:
-    """Return package -> version of what runs the peers among `names`."""
+    """Return package -> version of the runtimes of the peers among `names`."""
     return {package: version(package) for package in dict.fromkeys(_PEERS[n].runtime for n in names if n in _PEERS)}
 
 
@@ -68,8 +68,8 @@ def choose_contenders(names: tuple[str, ...], *, peers: bool) -> tuple[str, ...]
     """Return the contenders of a run, in a fixed order.
 
     Args:
-        names: contenders or peers; for none all of `CONTENDERS` that this installation has a kernel for.
-        peers: whether all peers join.
+        names: contenders or peers; if empty, all of `CONTENDERS` that this installation has a kernel for.
+        peers: whether to add all peers.
 
     Raises:
         InputError: for an unknown name, or a peer whose packages are not installed.
@@ -89,7 +89,7 @@ def check_packages(names: Sequence[str]) -> None:
     """Refuse peers whose packages are not installed.
 
     Raises:
-        InputError: naming the packages, and how they are installed.
+        InputError: lists the packages, and how to install them.
     """
     wanted = {package for name in names for package in (_PEERS[name].runtime, *_PEERS[name].tools)}
     missing = sorted(package for package in wanted if find_spec(package) is None)
@@ -100,10 +100,10 @@ def check_packages(names: Sequence[str]) -> None:
 def prepare_peer(name: str, folder: Path, task: TaskKind) -> None:
     """Write a peer's files beside the float weights of a folder, in a process of its own.
 
-    Exporters print, log and leave memory behind; none of it shall reach the measurement.
+    Exporters print, log and leave memory behind, which must not disturb the measurement.
 
     Raises:
-        EngineError: if it fails; carries its last line.
+        EngineError: if it fails; has the process's last line of output.
     """
     if _PEERS[name].function("prepare") is None:
         return
@@ -119,12 +119,12 @@ def prepare_peer(name: str, folder: Path, task: TaskKind) -> None:
 def prepare_here(name: str, folder: Path, task: TaskKind) -> None:
     """Write a peer's files, in this process."""
     prepare = _PEERS[name].function("prepare")
-    assert prepare is not None  # or no process would have been started
+    assert prepare is not None  # the process is only started for peers that have it
     prepare(folder, task)
 
 
 def import_runtime(name: str) -> None:
-    """Import a peer's package, which is not part of loading a model."""
+    """Import a peer's package, so that loading a model does not include it."""
     import_module(_PEERS[name].runtime)
 
 

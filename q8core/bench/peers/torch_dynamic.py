@@ -14,14 +14,14 @@ from q8core.model.head import TaskKind
 
 
 def load(folder: Path, task: TaskKind, threads: int) -> Contender:
-    """Load the float model and quantize it; torch's thread count is the process's."""
+    """Load the float model and quantize it; torch's thread count is set for the whole process."""
     return StockTransformers(quantize_linears(stock_class(task).from_pretrained(folder).eval()))
 
 
 def quantize_linears(model: nn.Module) -> nn.Module:
-    """Return a copy of a model in evaluation mode whose linear layers are torch's dynamically quantized ones."""
+    """Return a copy of a model in evaluation mode, with torch's dynamically quantized linear layers."""
     quantization: Any = torch.ao.quantization
     with warnings.catch_warnings():
-        # Deprecated in favour of a package of its own, but what people have.
+        # Deprecated in favour of torchao, but what users of torch have.
         warnings.simplefilter("ignore")
         return quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
