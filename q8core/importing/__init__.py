@@ -1,1 +1,1 @@
-"""From a model folder as it lies on the hub to one that every command takes: found, converted, proven, moved."""
+"""Importing models from the hub into folders that every command reads: find, convert, prove, move."""

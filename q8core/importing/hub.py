@@ -1,4 +1,4 @@
-"""Where a model comes from: a folder of the user's, or the files of a hub id that can be imported."""
+"""The source of an import: a local folder, or the files of a hub id."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _PICKLES = [PICKLE, f"{Path(PICKLE).stem}-*-of-*.bin"]
 
 
 def fetch(source: str) -> Path:
-    """Return the folder of a model; of a hub id, no code is fetched, and pickles only where there are no safetensors.
+    """Return the folder of a model; from the hub no code is fetched, and pickles only if there are no safetensors.
 
     Raises:
-        InputError: there is no such folder, nor can it be had from the hub.
+        InputError: there is no such folder, and it cannot be fetched from the hub.
     """
     if Path(source).is_dir():
         return Path(source)
@@ -35,13 +35,13 @@ def fetch(source: str) -> Path:
 
 def _download(source: str, patterns: list[str]) -> Path:
     try:
-        # patterns match paths, too: without the second line also those of folders for other runtimes
+        # patterns match whole paths: the second one excludes subfolders with files for other runtimes
         return Path(snapshot_download(source, allow_patterns=patterns, ignore_patterns=["*/*"]))
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise InputError(
             f"{source!r} is no folder, and the hub cannot be reached (or HF_HUB_OFFLINE is set) and has not been asked "
             "for it before; with a connection, import it again, or import a folder that holds its files"
         ) from error
-    except Exception as error:  # the hub client raises many kinds; all mean: not to be had
+    except Exception as error:  # the hub client raises many kinds, all of which mean that it cannot be fetched
         reason = " ".join(str(error).split())
         raise InputError(f"{source!r} is neither a folder nor to be had from the hub: {reason}") from error

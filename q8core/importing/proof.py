@@ -1,4 +1,4 @@
-"""Whether an imported folder computes what transformers computes: the same tokens, and the same numbers within 1e-4."""
+"""The proof that an imported folder computes what transformers computes: equal tokens, and numbers within 1e-4."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from q8core.tasks.qa import encode_windows
 from q8core.tokenizer import copy_tokenizer
 
 LIMIT = 1e-4
-"""The largest absolute difference of two numbers: float32 sums in another order differ by a tenth of it, or less."""
+"""Largest allowed absolute difference: summing float32 in another order gives a tenth of it or less."""
 _SEED = 20
 
 
 @dataclass(frozen=True)
 class Proof:
-    """What was compared.
+    """The result of the comparison.
 
     Attributes:
-        inputs: how many texts, pairs, or questions with their contexts.
-        numbers: what the two programs computed of them.
-        reference: what transformers' model was made of.
-        largest_difference: of two numbers, absolute.
+        inputs: number of texts, pairs, or questions with their contexts.
+        numbers: what was compared, such as logits.
+        reference: what transformers' model was loaded from.
+        largest_difference: the largest absolute difference of two numbers.
     """
 
     inputs: int
@@ -56,11 +56,11 @@ class _Input:
 def prove(folder: Path, original: Path, written: FloatSource, work: Path) -> Proof:
     """Compare transformers' model of the original weights with the fp32 engine on the written folder.
 
-    A model without a head gets the same random one on both sides: two numbers of each token's hidden state.
+    A model without a head gets the same random head on both sides, with two outputs per token.
 
     Args:
-        folder: as it came; its tokenizer is transformers'.
-        original: the same, or the folder that its pickles were converted to.
+        folder: the original folder, which has the tokenizer for transformers.
+        original: the same folder, or the one that its pickles were converted to.
         written: the imported model.
         work: an empty folder to write in.
 
@@ -86,7 +86,7 @@ def prove(folder: Path, original: Path, written: FloatSource, work: Path) -> Pro
 
 
 def _with_random_head(encoder: Any, config: Any) -> Any:
-    """Return a question-answering model around an encoder; its outputs are of the size of hidden states."""
+    """Return a question-answering model around an encoder, with outputs of the magnitude of hidden states."""
     config = deepcopy(config)
     config.num_labels = 2
     with torch.random.fork_rng(devices=[]), quiet_transformers():
@@ -97,7 +97,7 @@ def _with_random_head(encoder: Any, config: Any) -> Any:
         for name, parameter in model.named_parameters():
             if not name.startswith(inside):
                 torch.nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
-    model.base_model.load_state_dict(encoder.state_dict(), strict=False)  # it has no pooler
+    model.base_model.load_state_dict(encoder.state_dict(), strict=False)  # this model has no pooler
     return model.eval()
 
 
@@ -113,7 +113,7 @@ def _inputs(folder: Path, opened: Checkpoint, *, with_questions: bool) -> list[_
     """Encode the samples with both tokenizers.
 
     Raises:
-        CheckpointError: they give different tokens.
+        CheckpointError: the tokens differ.
     """
     tokenizer, theirs = opened.tokenizer(), load_theirs(folder)
     theirs.truncation_side = "right"
@@ -130,7 +130,7 @@ def _inputs(folder: Path, opened: Checkpoint, *, with_questions: bool) -> list[_
         else:
             pair = questions[i] if i in pairs else None
             encoded = encode_text(tokenizer, text, pair, length)
-            if encoded.truncated and pair is not None:  # which of the two is cut is each program's own rule
+            if encoded.truncated and pair is not None:  # programs differ in which of the two texts they cut
                 pair, encoded = None, encode_text(tokenizer, text, None, length)
             call = {"text": text, "text_pair": pair, "truncation": True}
             ours = _Input(encoded.input_ids, encoded.token_type_ids, None)
@@ -160,7 +160,7 @@ def _check_tokens(folder: Path, text: str, ours: list[int], theirs: list[int]) -
 
 
 def _largest_difference(model: Any, opened: Checkpoint, inputs: list[_Input]) -> float:
-    """Return the largest absolute difference; NaN where a number is none."""
+    """Return the largest absolute difference, which is NaN if any number is."""
     engine = load_engine(opened, "fp32")
     ours = engine.infer(TokenBatch.pack([(one.ids, one.types) for one in inputs]))
     with torch.inference_mode():
@@ -173,7 +173,7 @@ def _largest_difference(model: Any, opened: Checkpoint, inputs: list[_Input]) ->
 
 
 def _outputs(model: Any, inputs: Iterable[_Input]) -> Iterable[Tensor]:
-    """Yield the numbers of each input, rows as the engine packs them: one of a text, or one of each token."""
+    """Yield the outputs of each input, with rows as the engine packs them: one per text, or one per token."""
     for one in inputs:
         output = model(**one.theirs)
         if "start_logits" in output:

@@ -1,4 +1,4 @@
-"""Transformers' own model of a folder: what an imported one is compared with."""
+"""Transformers' own model of a folder, the reference for an imported one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _HEADS: tuple[Any, ...] = (
 
 @contextmanager
 def quiet_transformers() -> Generator[None]:
-    """Keep transformers' tables of tensors and progress bars away; what matters in them is checked here."""
+    """Suppress transformers' tables of tensors and progress bars; what matters in them is checked here."""
     level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
@@ -46,7 +46,7 @@ def read_theirs(folder: Path) -> Any:
     """Return a folder's config as transformers reads it.
 
     Raises:
-        CheckpointError: it does not.
+        CheckpointError: transformers cannot read it.
     """
     try:
         return AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
@@ -65,7 +65,7 @@ def declared_class(config: Any) -> Any:
     """Return transformers' class for the head that `architectures` declares.
 
     Raises:
-        CheckpointError: there is none among the known kinds of head.
+        CheckpointError: it is none of the known kinds of head.
     """
     for classes in _HEADS:
         found = classes.get(type(config), None)
@@ -75,17 +75,17 @@ def declared_class(config: Any) -> Any:
 
 
 def load_reference(original: Path, written: Path, config: Any, model_class: Any) -> tuple[Any, str]:
-    """Load transformers' model of the original folder, and hold the written one to it tensor by tensor.
+    """Load transformers' model of the original folder, and compare the written one with it tensor by tensor.
 
     Args:
-        original: the folder with the weights under the names that they came with.
-        written: the folder with the imported ones.
-        config: of the model.
+        original: the folder with the weights under their original names.
+        written: the folder with the imported weights.
+        config: the model's config.
         model_class: transformers' class for it.
 
     Returns:
-        The model, in float32, and a phrase for what it was made of: where transformers does not know the original's
-        names, the written tensors.
+        The model, in float32, and a phrase for what it was loaded from: the written tensors if transformers does not
+        know the original's names.
 
     Raises:
         CheckpointError: transformers cannot load the written folder, or finds other values in it.
@@ -103,7 +103,7 @@ def load_reference(original: Path, written: Path, config: Any, model_class: Any)
 
 
 def _load(model_class: Any, folder: Path, config: Any) -> tuple[Any, set[str]]:
-    """Return a folder's model in float32, and the names of the tensors that are not in it."""
+    """Return a folder's model in float32, and the names of the tensors that the folder lacks."""
     try:
         with quiet_transformers():
             model, report = model_class.from_pretrained(

@@ -1,4 +1,4 @@
-"""What is known and not supported, refused by name before any weights are read."""
+"""Refuses known but unsupported models by name, before any weights are read."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _ADAPTER = "adapter_config.json"
 
 
 def check_supported(folder: Path) -> None:
-    """Refuse a folder that no conversion makes a model of.
+    """Refuse a folder that cannot be converted.
 
     Raises:
-        CheckpointError: it is an adapter, needs code of its own, is a checkpoint already, or its config describes a
-            model that is not supported.
+        CheckpointError: it is an adapter, needs code of its own, is a checkpoint already, or its config describes an
+            unsupported model.
     """
     if (folder / _ADAPTER).is_file():
         raise CheckpointError(

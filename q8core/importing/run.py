@@ -1,4 +1,4 @@
-"""The whole import: fetch, refuse, convert, check, prove, and only then a folder under the name that was asked for."""
+"""The whole import: fetch, refuse, convert, check, prove, and only then move the folder to its final path."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ from q8core.importing.weights import Weights, find_weights
 
 @dataclass(frozen=True)
 class Imported:
-    """What an import made, and of what.
+    """The result of an import.
 
     Attributes:
-        folder: what was written.
-        weights: the file that named the weights.
+        folder: the written folder.
+        weights: the original's file of weights, or their index.
         pickled: whether that was a pickle.
         architecture: transformers' class of the written model.
         head: the task of its head; None for an encoder alone.
-        dtypes: safetensors' names of the dtypes that they had; all are float32 now.
+        dtypes: safetensors' names of the original dtypes; all tensors are float32 now.
         left_out: tensors of the original that the written model does not have.
-        tokenizer: how it was made.
+        tokenizer: how the tokenizer was made.
         proof: what was compared, and the largest difference.
     """
 
@@ -57,15 +57,15 @@ class Imported:
 
 
 def import_model(source: str, output: Path) -> Imported:
-    """Make a folder that every command takes of a model as it lies on the hub; nothing is written unless it is proven.
+    """Convert a model from the hub into a folder that every command reads; write nothing unless it is proven.
 
     Args:
         source: a folder, or a hub id.
-        output: the folder to write; it must not exist, or be empty.
+        output: the folder to write; it must not exist or must be empty.
 
     Raises:
-        InputError: there is no such model, or the folder to write is in use.
-        CheckpointError: the model is damaged or not supported, or computes something else than with transformers.
+        InputError: there is no such model, or the output folder is not empty.
+        CheckpointError: the model is damaged or not supported, or gives other results than transformers.
         EngineError: no engine runs on this machine.
     """
     _check_output(output)
@@ -100,7 +100,7 @@ def _convert(folder: Path, weights: Weights, raw: Path, written: Path) -> Import
     tokenizer = write_tokenizer(folder, written)
     probe = written.with_name("probe")
     probe.mkdir()
-    # transformers reads shards itself; pickles are read by the process without a network alone
+    # transformers reads shards itself; pickles are only read by the process without a network
     theirs = original if weights.pickled else folder
     proof = prove(folder, theirs, open_source(written), probe)
     used = set(source.stored.values())
@@ -118,14 +118,14 @@ def _convert(folder: Path, weights: Weights, raw: Path, written: Path) -> Import
 
 
 def _own_tensors(source: FloatSource) -> dict[str, torch.Tensor]:
-    """Return the tensors that the model has, by its own names, in float32, which holds every value of a half type."""
+    """Return the model's tensors by its own names, in float32, which represents every value of a half type."""
     used = set(source.stored.values())
     names = read_names(source.file, source.config.family, str(source.file.path)).stored
     return {name: source.file[found].to(torch.float32) for name, found in names.items() if found in used}
 
 
 def _write_config(source: FloatSource, target: Path) -> str:
-    """Write the config with float32 as dtype, names of labels as texts, and a class that fits; return the class."""
+    """Write the config with float32 as dtype, label names as strings, and a matching class; return the class."""
     values = cast("dict[str, Any]", read_json(source.path / CONFIG_FILE, CheckpointError))
     values.pop("torch_dtype", None)
     values["dtype"] = "float32"
@@ -145,7 +145,7 @@ def _check_output(output: Path) -> None:
 
 @contextmanager
 def _beside(output: Path) -> Generator[Path]:
-    """Make a folder on the same disk as the output, and remove it and all that is left in it."""
+    """Make a temporary folder on the same disk as the output, which is removed at the end."""
     parent = next(folder for folder in output.resolve().parents if folder.is_dir())
     work = Path(tempfile.mkdtemp(prefix=f".{output.name}.import-", dir=parent))
     try:

@@ -15,15 +15,15 @@ _SENTENCES = (
     "Unbelievably, internationalization and counterrevolutionaries share the longest words of this paragraph.",
 )
 _WORDS = (1, 2, 3, 4, 5, 7, 9, 12, 15, 18, 22, 27, 33, 40, 50, 65, 90, 130, 200, 2000)
-"""Words of each input; the last one is longer than a model reads, so that it is cut."""
+"""Words of each input; the last one is longer than models read, so that it is cut."""
 _QUESTIONS = ("Who built it?", "When was it built?", "What did he say, and when did he leave?", "Which cities?")
 PAIRS = range(3, 9)
-"""Which inputs are pairs, where a model takes pairs: short ones, which no model has to cut."""
+"""Inputs that are pairs if the model takes pairs: short ones, which no model has to cut."""
 COUNT = len(_WORDS)
 
 
 def texts() -> list[str]:
-    """Return texts, from a word to more than a model reads."""
+    """Return texts, from one word to more than models read."""
     words = " ".join(_SENTENCES).split()
     return [" ".join(islice(cycle(words), 3 * i, 3 * i + count)) for i, count in enumerate(_WORDS)]
 

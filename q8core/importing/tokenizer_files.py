@@ -17,16 +17,16 @@ from q8core.tokenizer_config import CONFIG_FILE, read_json
 
 _FILE = "tokenizer.json"
 _OF_THE_CALL = ("is_local", "local_files_only")
-"""What transformers writes of how it was called, not of the tokenizer."""
+"""Keys that transformers writes about its call, not about the tokenizer."""
 
 
 def write_tokenizer(folder: Path, target: Path) -> str:
-    """Write a folder's tokenizer, made by transformers where there is none of the fast kind; return how it was made.
+    """Write a folder's tokenizer, made by transformers if there is no tokenizer.json; return how it was made.
 
-    A ``model_max_length`` that stands for "no limit" is left out.
+    A ``model_max_length`` that means "no limit" is left out.
 
     Raises:
-        CheckpointError: it has no vocabulary, or one that cannot be read.
+        CheckpointError: the folder has no vocabulary, or one that cannot be read.
     """
     if (folder / _FILE).is_file() and (folder / CONFIG_FILE).is_file():
         copy_tokenizer(folder, target)
@@ -42,10 +42,10 @@ def write_tokenizer(folder: Path, target: Path) -> str:
 
 
 def load_theirs(folder: Path) -> Any:
-    """Return transformers' tokenizer of a folder, without network and code from the folder.
+    """Return transformers' tokenizer of a folder, without network and without code from the folder.
 
     Raises:
-        CheckpointError: transformers cannot make one of these files.
+        CheckpointError: transformers cannot load these files.
     """
     try:
         return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
@@ -64,7 +64,7 @@ def _vocabulary_files(folder: Path, tokenizer: Any) -> list[str]:
     """Return the files that hold the vocabulary.
 
     Raises:
-        CheckpointError: one is missing; transformers makes an empty vocabulary then, and says nothing.
+        CheckpointError: one is missing, in which case transformers silently makes an empty vocabulary.
     """
     if (folder / _FILE).is_file():
         return [_FILE]
@@ -80,7 +80,7 @@ def _vocabulary_files(folder: Path, tokenizer: Any) -> list[str]:
 
 
 def _case(folder: Path, tokenizer: Any) -> str:
-    """Say what is done about case, where the tokenizer has such a switch and the folder does not set it."""
+    """Say how case is handled, if the tokenizer has such a switch and the folder does not set it."""
     lowers = getattr(tokenizer, "do_lower_case", None)
     if lowers is None:
         return ""
@@ -101,7 +101,7 @@ def _has_upper_case(words: Iterable[str]) -> bool:
 
 
 def _clean_config(file: Path) -> None:
-    """Leave out what is no fact of the tokenizer; a file without such values keeps its bytes."""
+    """Remove keys that are not facts of the tokenizer; a file without such keys keeps its bytes."""
     values = read_json(file)
     limit = values.get("model_max_length")
     drop = {name for name in _OF_THE_CALL if name in values}

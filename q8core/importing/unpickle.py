@@ -20,20 +20,20 @@ log = logging.getLogger(__name__)
 PROCESS = Path(__file__).with_name("unpickle_process.py")
 _GIB = 2**30
 _TORCH_BYTES = 2 * _GIB
-"""What torch takes for itself, generously."""
+"""Memory of torch itself, estimated generously."""
 _COPIES = 4
-"""The file's tensors, those that are cloned out of shared storages, and the bytes that are written."""
+"""Copies in memory: the file's tensors, clones out of shared storages, and the bytes to write."""
 _SHARED = 3
-"""Tied tensors are stored once in a pickle and several times in safetensors."""
+"""Factor of the written size: tied tensors are stored once in a pickle and several times in safetensors."""
 _SECONDS, _BYTES_PER_SECOND = 120, 10_000_000
-"""To start and import torch, and then a speed that the slowest disk has."""
+"""Time to start and import torch, and the speed of the slowest disks."""
 
 
 def unpickle(file: Path, target: Path) -> None:
-    """Write the tensors of a pickle as safetensors, with the names, dtypes and values that they have there.
+    """Write the tensors of a pickle as safetensors, with the same names, dtypes and values.
 
     Raises:
-        CheckpointError: it holds more than tensors by name, is damaged, or its process did not come to an end.
+        CheckpointError: it has more than tensors by name, is damaged, or its process was stopped.
     """
     size = file.stat().st_size
     seconds = _SECONDS + size // _BYTES_PER_SECOND
@@ -64,7 +64,7 @@ def unpickle(file: Path, target: Path) -> None:
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    """Return what the process gets to know: where modules and libraries are, and a folder of its own."""
+    """Return the environment of the process: paths of modules and libraries, and a folder of its own."""
     libraries = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
     return {
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
@@ -78,7 +78,7 @@ def _environment(folder: Path) -> dict[str, str]:
 
 
 def _answer(file: Path, ended: subprocess.CompletedProcess[bytes]) -> dict[str, object]:
-    """Return what the process said of itself.
+    """Return the answer of the process.
 
     Raises:
         CheckpointError: it was stopped, or failed without a reason for the user.

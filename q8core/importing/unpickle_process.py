@@ -1,16 +1,16 @@
-"""The process in which pickled weights are read: one file in, its tensors as safetensors out.
+"""The process that reads pickled weights: one file in, its tensors as safetensors out.
 
-A pickle is a program. What stands between it and the machine, from the inside out:
+A pickle is a program. These barriers protect the machine, from the inside out:
 
 - ``torch.load(weights_only=True)``: an unpickler that builds tensors and plain containers, and refuses all else;
-- no file or socket can be opened while it runs: the two files are open before, and the limit of descriptors is then 0;
-- no network: a network namespace of its own without an interface, where the kernel lets users make one. Where it does
-  not (as in containers with Docker's default profile), the answer says so, and the limit of descriptors has to do;
-- nothing to find: the parent gives it an environment without its own variables, and no descriptor;
-- limits of memory, CPU time and written bytes, so that a bomb ends this process and nothing else.
+- no file or socket can be opened: the two files are opened before, and then the limit of descriptors is set to 0;
+- no network: a network namespace of its own without an interface, if the kernel lets users make one. If it does not (as
+  in containers with Docker's default profile), the answer says so, and only the limit of descriptors protects;
+- no secrets: the parent gives it an environment without its own variables, and no descriptors;
+- limits of memory, CPU time and written bytes, so that a decompression bomb ends this process and nothing else.
 
 It is started by the path of this file and imports nothing of q8bert. Its answer is one line of JSON on stdout:
-``{"network": null}``, or why there is one; ``{"refused": REASON}`` for a file that is not taken.
+``{"network": null}``, or why there is a network; ``{"refused": REASON}`` for a refused file.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ import sys
 from typing import IO, Any
 
 NEW_USER, NEW_NETWORK = 0x10000000, 0x40000000
-"""CLONE_NEWUSER and CLONE_NEWNET of Linux's <sched.h>; a network of one's own needs no privilege with the first."""
+"""CLONE_NEWUSER and CLONE_NEWNET of Linux's <sched.h>; with the former, the latter needs no privilege."""
 REASON_LENGTH = 300
 
 
 class RefusedError(Exception):
-    """Raised for a file that holds something else than tensors by name."""
+    """Raised for a file that has anything but tensors by name."""
 
 
 def leave_network() -> str | None:
@@ -42,7 +42,7 @@ def leave_network() -> str | None:
 
 
 def limit(memory: int, seconds: int, written: int) -> None:
-    """Bound this process: bytes of memory of its own, CPU seconds, bytes of a file; a crash leaves no core."""
+    """Limit this process: bytes of memory, CPU seconds, bytes of a written file; a crash leaves no core dump."""
     for kind, most in (
         (resource.RLIMIT_DATA, memory),
         (resource.RLIMIT_CPU, seconds),
@@ -53,12 +53,12 @@ def limit(memory: int, seconds: int, written: int) -> None:
 
 
 def open_nothing_more() -> None:
-    """Let no file, socket or pipe be opened from now on; what is open stays so."""
+    """Forbid opening files, sockets and pipes from now on; open ones stay open."""
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
 
 
 def warm_up() -> None:
-    """Load one of each kind, so that what torch imports late is imported while it can be."""
+    """Load one file of each kind, so that torch's lazy imports happen while files can be opened."""
     import torch
 
     kinds = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64)
@@ -75,13 +75,13 @@ def read(file: IO[bytes]) -> dict[str, Any]:
     """Return a pickle's tensors by name.
 
     Raises:
-        RefusedError: it holds something else, or is damaged.
+        RefusedError: it has anything else, or is damaged.
     """
     import torch
 
     try:
         found: object = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # what a damaged file makes the unpickler raise is of any kind
+    except Exception as error:  # the unpickler raises any kind of error on damaged files
         raise RefusedError(reason_of(error)) from error
     if not isinstance(found, dict) or not found:
         raise RefusedError(f"it holds {type(found).__name__}; tensors by name are expected")
@@ -94,7 +94,7 @@ def read(file: IO[bytes]) -> dict[str, Any]:
 
 
 def serialized(tensors: dict[str, Any]) -> bytes:
-    """Return the tensors as safetensors, each with values of its own; empties `tensors`, to hold each value once."""
+    """Return the tensors as safetensors, without shared storage; empties `tensors` to save memory."""
     from safetensors.torch import save
 
     own = {name: tensors.pop(name).detach().clone().contiguous() for name in list(tensors)}
@@ -102,7 +102,7 @@ def serialized(tensors: dict[str, Any]) -> bytes:
 
 
 def reason_of(error: Exception) -> str:
-    """Return why the conversion stopped, without torch's advice to switch off what it checks."""
+    """Return why the conversion stopped, without torch's advice to switch off its checks."""
     text = " ".join(str(error).split())
     if isinstance(error, MemoryError) or "allocate memory" in text:
         return "its tensors need more memory than weights of its size do"
@@ -129,7 +129,7 @@ def main(source: str, target: str, memory: int, seconds: int, written: int) -> d
             output.write(serialized(read(pickled)))
         except RefusedError as error:
             return {"refused": str(error)}
-        except Exception as error:  # no memory for the values, no room for the file: kinds differ by where it ends
+        except Exception as error:  # out of memory or disk space: the kind of error depends on where it happens
             return {"refused": reason_of(error)}
     return {"network": network}
 

@@ -1,4 +1,4 @@
-"""Weights of a hub folder, whatever their layout, as one safetensors file under the names that they have there."""
+"""The weights of a hub folder in any layout, gathered in one safetensors file under their original names."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from q8core.importing.unpickle import unpickle
 PICKLE = "pytorch_model.bin"
 INDEX_ENDING = ".index.json"
 LAYOUTS = (FLOAT_FILE, FLOAT_FILE + INDEX_ENDING, PICKLE, PICKLE + INDEX_ENDING)
-"""What names a folder's weights, the preferred first: safetensors before pickles, as in transformers."""
+"""Names of weights' files and indexes, the preferred first: safetensors before pickles, as in transformers."""
 _OTHER_ENDINGS = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".safetensors", ".h5", ".msgpack", ".gguf", ".onnx", ".ot")
 _POINTER = b"version https://git-lfs"
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Where the weights of a folder are.
+    """The files with the weights of a folder.
 
     Attributes:
-        folder: of the model.
-        name: of the file that stands for all: the weights themselves, or the index of their shards.
-        shards: file -> names of the tensors that the index expects in it; None where nothing says which.
+        folder: the model's folder.
+        name: the name of the weights' file, or of the index of their shards.
+        shards: file -> names of the tensors that the index expects in it; None if there is no index.
     """
 
     folder: Path
@@ -44,14 +44,14 @@ class Weights:
 
     @property
     def ready(self) -> bool:
-        """Whether they already are one safetensors file."""
+        """Whether the weights already are one safetensors file."""
         return self.name == FLOAT_FILE
 
     def gather(self, target: Path) -> None:
-        """Write all tensors to one safetensors file, under the names and in the dtypes that they have.
+        """Write all tensors to one safetensors file, with their original names and dtypes.
 
         Raises:
-            CheckpointError: a file is damaged, holds code, or other tensors than the index says.
+            CheckpointError: a file is damaged, has code, or has other tensors than the index says.
         """
         tensors: dict[str, torch.Tensor] = {}
         for name, expected in self.shards.items():
@@ -74,7 +74,7 @@ def find_weights(folder: Path) -> Weights:
     """Find the weights of a model's folder.
 
     Raises:
-        CheckpointError: there are none that can be read, or they are not complete.
+        CheckpointError: there are no readable weights, or they are incomplete.
     """
     name = next((name for name in LAYOUTS if (folder / name).is_file()), None)
     if name is None:
@@ -94,10 +94,10 @@ def find_weights(folder: Path) -> Weights:
 
 
 def _read_index(folder: Path, name: str) -> dict[str, frozenset[str]]:
-    """Return each shard with the tensors that it must hold.
+    """Return each shard with the tensors that it must have.
 
     Raises:
-        CheckpointError: the index is no index, or the folder holds more or fewer shards.
+        CheckpointError: the index is malformed, or the folder has more or fewer shards.
     """
     index: object = read_json(folder / name, CheckpointError)
     places: object = cast("dict[str, object]", index).get("weight_map") if isinstance(index, dict) else None
@@ -122,7 +122,7 @@ def _read_index(folder: Path, name: str) -> dict[str, frozenset[str]]:
 
 
 def _check_shard(file: Path, found: frozenset[str], expected: frozenset[str] | None) -> None:
-    """Refuse a shard that holds other tensors than its index says."""
+    """Refuse a shard that has other tensors than its index says."""
     if expected is None or found == expected:
         return
     missing, more = sorted(expected - found), sorted(found - expected)
