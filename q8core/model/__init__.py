@@ -1,4 +1,4 @@
-"""What a model is, as data: an encoder's sizes, a head, the sites of both, and the families that name them in files."""
+"""A model as data: an encoder's sizes, a head, the sites of both, and the families with their names in files."""
 
 from __future__ import annotations
 

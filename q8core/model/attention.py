@@ -1,7 +1,7 @@
-"""The products of attention in float, between the projections of a layer's input and the linear on their context.
+"""The products of attention in float: from queries, keys and values to the context.
 
-Two passes over the scores are saved that the textbook's form makes: the matrix product itself scales them, and a mask
-is added in place. Under mixed precision everything of size queries * keys stays in bfloat16.
+Compared with the textbook's form this saves two passes over the scores: the matrix product itself scales them, and the
+mask is added in place. Under mixed precision everything of size queries * keys stays in bfloat16.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from q8core.errors import InputError
 
 
 class AttentionProducts(nn.Module):
-    """softmax(Q K^T / sqrt(D)) V of Vaswani et al. (2017); it has no tensors.
+    """softmax(Q K^T / sqrt(D)) V of Vaswani et al. (2017); a module without parameters.
 
     Args:
-        dropout: the share of the probabilities that training drops.
+        dropout: the dropout rate of the probabilities in training.
     """
 
     def __init__(self, dropout: float = 0.0) -> None:
@@ -32,9 +32,9 @@ class AttentionProducts(nn.Module):
         Args:
             q: queries (batch, heads, queries, D).
             k: keys (batch, heads, keys, D).
-            v: values, as the keys.
-            hidden_keys: True where no query may see a key; broadcast against (batch, heads, queries, keys).
-            bias: added to the scores; broadcast likewise.
+            v: values (batch, heads, keys, D).
+            hidden_keys: True for masked keys; broadcast against (batch, heads, queries, keys).
+            bias: added to the scores; broadcast in the same way.
         """
         operands = q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2)
         nothing = q.new_empty(1, 1, 1)  # not read: beta is 0
@@ -42,18 +42,18 @@ class AttentionProducts(nn.Module):
         if bias is not None:
             scores.add_(bias)
         if hidden_keys is not None:
-            # the smallest number, not -inf: a query that sees no key gets a mean of all, and no NaN
+            # the lowest number, not -inf: a query with all keys masked gets the mean of all values instead of NaN
             scores.add_(hidden_keys.to(scores.dtype) * torch.finfo(scores.dtype).min)
         probabilities = F.dropout(F.softmax(scores, dim=-1), p=self.dropout, training=self.training)
         return torch.matmul(probabilities, v)
 
     def extra_repr(self) -> str:
-        """Say what is dropped in training."""
+        """Show the dropout rate."""
         return f"dropout={self.dropout}"
 
 
 def hidden_keys(attention_mask: Tensor | None) -> Tensor | None:
-    """Return where keys are hidden, (batch, 1, 1, sequence); None where all are seen.
+    """Return the mask of hidden keys, (batch, 1, 1, sequence); None if no key is hidden.
 
     Args:
         attention_mask: (batch, sequence), 0 for padding.
@@ -66,5 +66,5 @@ def hidden_keys(attention_mask: Tensor | None) -> Tensor | None:
     if attention_mask.dim() != 2:
         raise InputError(f"attention_mask must be (batch, sequence); found {tuple(attention_mask.shape)}")
     seen = attention_mask.to(torch.bool)
-    # bucketed batches are often without padding, and a mask costs a pass over the scores of every layer
+    # bucketed batches often have no padding, and a mask costs a pass over the scores in every layer
     return None if bool(seen.all()) else ~seen[:, None, None, :]

@@ -1,4 +1,4 @@
-"""Where training drops, and how much of it: families differ in the places alone."""
+"""Dropout: the points of a model where it applies, in which families differ, and its rates."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Literal
 
 DropoutPlace = Literal["embeddings", "attention", "attention_output", "ffn_output", "head_input", "head_output"]
 ENCODER_PLACES: tuple[DropoutPlace, ...] = ("embeddings", "attention", "attention_output", "ffn_output")
-"""Where BERT's encoder drops (Devlin et al., 2018)."""
+"""The dropout of BERT's encoder (Devlin et al., 2018)."""
 
 
 @dataclass(frozen=True)
 class DropoutRates:
-    """The share that training drops at each place. A rate of 0 draws no random numbers.
+    """The rate at each point. A rate of 0 draws no random numbers.
 
     Attributes:
-        embeddings: of the normalised embeddings.
-        attention: of the attention probabilities.
-        attention_output: of what attention adds to the hidden state.
-        ffn_output: of what the feed-forward network adds to it.
-        head_input: of the hidden states that the head reads.
-        head_output: of what the last linear reads, where a dense layer comes before it.
+        embeddings: on the normalised embeddings.
+        attention: on the attention probabilities.
+        attention_output: on the output of attention, before the residual sum.
+        ffn_output: on the output of the feed-forward network, before the residual sum.
+        head_input: on the hidden states that the head reads.
+        head_output: on the input of the last linear, if a dense layer comes before it.
     """
 
     embeddings: float = 0.0
@@ -33,5 +33,5 @@ class DropoutRates:
 
     @classmethod
     def alike(cls, places: Iterable[DropoutPlace], rate: float) -> DropoutRates:
-        """Return one rate at all of `places` and 0 elsewhere."""
+        """Return the same rate at all of `places`, and 0 elsewhere."""
         return cls(**dict.fromkeys(places, rate))

@@ -1,4 +1,4 @@
-"""The head of a model: what it reads of the encoder's hidden state, and what it computes of that."""
+"""The head of a model: which hidden states it reads, and its layers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 TaskKind = Literal["classify", "qa"]
-"""The tasks: classes or a score of a text or a pair, and the answer's place in a context."""
+"""The tasks: classes or a score for a text or a pair, and the span of an answer in a context."""
 
 Activation = Literal["tanh", "relu", "gelu"]
 Reads = Literal["first", "every"]
@@ -14,12 +14,12 @@ Reads = Literal["first", "every"]
 
 @dataclass(frozen=True)
 class HeadSpec:
-    """A linear layer on some hidden states, perhaps behind a dense one with an activation.
+    """A linear layer on some hidden states, optionally after a dense layer with an activation.
 
     Attributes:
         reads: the "first" token of each sequence, or "every" token.
         outputs: columns of the logits.
-        dense: the activation behind a layer (hidden) -> (hidden) that comes first; None where there is no such layer.
+        dense: the activation after a first layer (hidden) -> (hidden); None if there is no such layer.
     """
 
     reads: Reads

@@ -1,8 +1,8 @@
 """The network of a model in float, read top to bottom: token ids -> hidden states -> logits.
 
-Its modules have the paths of `q8core.model.sites`, so a parameter has the name of its tensor, and what is to be
-computed in another way is replaced by `set_submodule(path, twin)`. Two more kinds of module can be replaced:
-``layers.N.gelu``, which has no tensors, and ``head.activation``.
+Its modules have the paths of `q8core.model.sites`, so a parameter has the name of its tensor, and `set_submodule(path,
+module)` replaces a site by a quantized version. Two more kinds of module can be replaced: ``layers.N.gelu``, which has
+no tensors, and ``head.activation``.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _NO_DROPOUT = DropoutRates()
 class Network(nn.Module):
     """An encoder with the head of a task, or without one.
 
-    It is the post-norm transformer encoder of BERT (Devlin et al., 2018) with what its descendants changed: the place
+    It is the post-norm transformer encoder of BERT (Devlin et al., 2018) with the changes of its descendants: the row
     of the first position (RoBERTa, Liu et al., 2019), no token types (DistilBERT, Sanh et al., 2019), a projection
-    behind narrow tables (ELECTRA, Clark et al., 2020), a bias by relative position (MPNet, Song et al., 2020).
+    after narrow tables (ELECTRA, Clark et al., 2020), a bias by relative position (MPNet, Song et al., 2020).
 
     Args:
         spec: the encoder.
-        head: the head; None for hidden states.
-        dropout: what training drops.
+        head: the head; None to return hidden states.
+        dropout: the dropout rates.
     """
 
     def __init__(self, spec: EncoderSpec, head: HeadSpec | None = None, dropout: DropoutRates = _NO_DROPOUT) -> None:
@@ -58,14 +58,14 @@ class Network(nn.Module):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
     ) -> Tensor:
-        """Return the logits: (batch, outputs) of a head on the first token, (batch, sequence, outputs) of one on all.
+        """Return the logits: (batch, outputs) if the head reads the first token, else (batch, sequence, outputs).
 
         Without a head, the hidden states of the last layer (batch, sequence, hidden).
 
         Args:
             input_ids: (batch, sequence).
-            attention_mask: likewise, 0 for padding; None where there is none.
-            token_type_ids: likewise; None for all 0. A model without token types reads none.
+            attention_mask: (batch, sequence), 0 for padding; None if there is no padding.
+            token_type_ids: (batch, sequence); None for all 0. A model without token types ignores it.
 
         Raises:
             InputError: if the mask has another number of dimensions.
@@ -88,13 +88,13 @@ class Network(nn.Module):
         return x if self.embedding_projection is None else self.embedding_projection(x)
 
     def _relative_bias(self, input_ids: Tensor) -> Tensor | None:
-        """Return what all layers add to their scores, (1, heads, queries, keys)."""
+        """Return the bias that all layers add to their scores, (1, heads, queries, keys)."""
         if self.relative_attention_bias is None:
             return None
         length, device = input_ids.shape[1], input_ids.device
         buckets = torch.tensor(buckets_by_distance(length, self.spec.relative_buckets), device=device)
         index = torch.arange(length, device=device)
-        distance = index - index.unsqueeze(1)  # (queries, keys): how far the key is behind the query
+        distance = index - index.unsqueeze(1)  # (queries, keys): index of the key less the query's
         rows = self.relative_attention_bias(buckets[distance + length - 1])
         return rows.permute(2, 0, 1).unsqueeze(0)
 
@@ -128,8 +128,8 @@ class Layer(nn.Module):
         """Return the next hidden state (batch, sequence, hidden).
 
         Args:
-            x: the hidden state, likewise.
-            hidden: True where a key is hidden, (batch, 1, 1, sequence).
+            x: the hidden state (batch, sequence, hidden).
+            hidden: True for masked keys, (batch, 1, 1, sequence).
             bias: added to the scores, (1, heads, sequence, sequence).
         """
         q, k, v = (self._by_head(linear(x)) for linear in (self.query, self.key, self.value))
@@ -145,11 +145,11 @@ class Layer(nn.Module):
 
 
 class Head(nn.Module):
-    """A linear layer on the first or on every token, perhaps behind a dense one with an activation.
+    """A linear layer on the first or on every token, optionally after a dense layer with an activation.
 
     Args:
         spec: the encoder.
-        head: what is read and how many outputs there are.
+        head: which tokens it reads, its layers and outputs.
         dropout: what training drops.
     """
 
@@ -163,7 +163,7 @@ class Head(nn.Module):
         self.output = nn.Linear(spec.hidden, head.outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits (batch, outputs) or (batch, sequence, outputs) of hidden states (batch, sequence, H)."""
+        """Return the logits (batch, outputs) or (batch, sequence, outputs) for hidden states (batch, sequence, H)."""
         x = self.input_dropout(x[:, 0] if self.reads == "first" else x)
         if self.dense is not None and self.activation is not None:
             x = self.activation(self.dense(x))

@@ -1,8 +1,10 @@
-"""The places of a model, by one name in every family: what schemes, checkpoints, training and engines speak of.
+"""The sites of a model: its parts, under names that are the same in every family.
 
-A site's path names one, its slot the like ones of all layers: ``word_embeddings`` is both, ``layers.3.query`` fills the
-slot ``query``, ``head.output`` the slot ``head_output``. Its float tensors are ``path.weight`` and, but for tables,
-``path.bias``.
+Schemes, checkpoints, training and engines refer to parts and tensors by these names.
+
+A path names one site, a slot the same site in all layers: ``layers.3.query`` has the slot ``query``, ``head.output``
+the slot ``head_output``, and for ``word_embeddings`` both are the same. The float tensors of a site are ``path.weight``
+and, except for tables, ``path.bias``.
 """
 
 from __future__ import annotations
@@ -30,13 +32,14 @@ HEAD = (HEAD_DENSE, HEAD_OUTPUT)
 
 @dataclass(frozen=True)
 class Site:
-    """A place of a model.
+    """A part of a model that computes something.
 
     Attributes:
         path: its name in the model.
-        slot: its name in a layer, alike for all layers.
-        kind: what is computed there.
-        shape: of its weight: (rows, columns) of a table, (out, in) of a linear, (columns,) of a norm; () of products.
+        slot: its name without the layer.
+        kind: what it computes.
+        shape: shape of its weight: (rows, columns) of a table, (out, in) of a linear, (columns,) of a norm; () for
+            products, which have none.
     """
 
     path: str
@@ -59,7 +62,7 @@ def layer_path(layer: int, slot: str) -> str:
 
 
 def sites(spec: EncoderSpec, head: HeadSpec | None) -> tuple[Site, ...]:
-    """Return the sites of an encoder and, where there is one, of a head, in the order of computation."""
+    """Return the sites of an encoder and, if given, of a head, in the order of computation."""
     found = [*_embedding_sites(spec)]
     for layer in range(spec.layers):
         found += _layer_sites(spec, layer)

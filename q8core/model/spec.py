@@ -1,4 +1,4 @@
-"""The sizes of an encoder, and in what it differs from the others: all that engines and training need to know."""
+"""The sizes of an encoder, and how it differs from other families: everything that engines and training need."""
 
 from __future__ import annotations
 
@@ -18,13 +18,12 @@ class EncoderSpec:
         inner: columns of the feed-forward state.
         vocabulary: rows of the table of words.
         positions: tokens of the longest sequence.
-        token_types: rows of the table of token types; 0 where a family has none.
-        norm_epsilon: what layer norms add to the variance.
-        first_position: the row of the position table that a sequence's first token has. RoBERTa and MPNet count from 2.
-        embedding: columns of the tables, where a projection takes these to `hidden` (ELECTRA); None where they
-            are alike.
+        token_types: rows of the table of token types; 0 if the family has none.
+        norm_epsilon: added to the variance in layer norms.
+        first_position: row of the position table for a sequence's first token. RoBERTa and MPNet count from 2.
+        embedding: columns of the tables, if a projection maps them to `hidden` (ELECTRA); None if they are equal.
         relative_buckets: rows of the table of relative attention biases, which all layers share (MPNet); 0 for none.
-        pad_token: the id that fills short sequences, whose row is never trained; None where there is no such id.
+        pad_token: the padding id, whose row is never trained; None if there is none.
     """
 
     layers: int
@@ -47,7 +46,7 @@ class EncoderSpec:
 
     @property
     def table_columns(self) -> int:
-        """Columns of the embedding tables and of the norm behind them."""
+        """Columns of the embedding tables and of the norm after them."""
         return self.embedding or self.hidden
 
     @property
@@ -57,6 +56,6 @@ class EncoderSpec:
 
     @property
     def linear_shapes(self) -> tuple[tuple[int, int], ...]:
-        """The (out, in) of an encoder layer's matrices, with queries, keys and values as one."""
+        """The (out, in) of an encoder layer's matrices, with queries, keys and values as one matrix."""
         h, f = self.hidden, self.inner
         return (3 * h, h), (h, h), (f, h), (h, f)

@@ -1,4 +1,4 @@
-"""A network's weights: read from tensors by the names of sites, or drawn where a head is new."""
+"""A network's weights: copied from tensors by the names of sites, or drawn for a new head."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def load_network(
     *,
     new_head_std: float | None = None,
 ) -> Network:
-    """Return a network in float32 with copies of `tensors`; no random number is drawn but for a new head.
+    """Return a network in float32 with copies of `tensors`; random numbers are drawn only for a new head.
 
     Args:
         spec: the encoder.
-        head: the head; None for hidden states.
-        tensors: by the names of `float_shapes(spec, head)`.
-        dropout: what training drops; None for nothing.
-        new_head_std: the standard deviation of what the head lacks (see `initialize_head`); None to refuse that.
+        head: the head; None to return hidden states.
+        tensors: tensors by the names of `float_shapes(spec, head)`.
+        dropout: the dropout rates; None for no dropout.
+        new_head_std: standard deviation of missing weights of the head (see `initialize_head`); None to refuse that.
 
     Raises:
         CheckpointError: if a tensor is missing, unknown or has another shape.
@@ -56,10 +56,11 @@ def load_network(
 def initialize_head(network: Network, std: float, missing: Collection[str] | None = None) -> None:
     """Draw a head's weights from a normal distribution and set its biases to 0, as Devlin et al. (2018).
 
-    After `torch.manual_seed` they are those that transformers gives a new head: weight after weight, nothing else.
+    After `torch.manual_seed` the weights equal those of a new head in transformers, as they are drawn in the same
+    order.
 
     Args:
-        network: changed in place.
+        network: the network, changed in place.
         std: the standard deviation (`initializer_range` in config.json).
         missing: the names of the tensors to set; None for all of the head.
     """

@@ -1,6 +1,6 @@
-"""The families of encoders that are supported, by ``model_type`` in config.json.
+"""The supported families of encoders, by ``model_type`` in config.json.
 
-A file of this folder is a family, or several that differ in names alone: it holds `FAMILIES`. There is no other list.
+Each file of this folder defines `FAMILIES`: one family, or several that differ only in names. There is no other list.
 """
 
 from __future__ import annotations

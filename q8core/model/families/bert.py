@@ -1,4 +1,4 @@
-"""BERT (Devlin et al., 2018), and what was distilled or trained anew in its shape: MiniLM, TinyBERT, BGE, E5, GTE."""
+"""BERT (Devlin et al., 2018), and models of the same architecture: MiniLM, TinyBERT, BGE, E5, GTE."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ MODULES = {
     "ffn_out": f"{_LAYER}.output.dense",
     "ffn_norm": f"{_LAYER}.output.LayerNorm",
 }
-"""Alike in the families that transformers derived from its BERT."""
+"""The same in the families whose code transformers derived from its BERT."""
 
 
 def bert_spec(values: Values) -> EncoderSpec:
-    """Return the encoder of a config in BERT's words."""
+    """Return the encoder of a config with BERT's names."""
     return EncoderSpec(
         layers=values["num_hidden_layers"],
         hidden=values["hidden_size"],

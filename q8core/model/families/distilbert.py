@@ -1,4 +1,4 @@
-"""DistilBERT (Sanh et al., 2019): BERT without token types and without a pooler, under names of its own."""
+"""DistilBERT (Sanh et al., 2019): BERT without token types and without a pooler, with names of its own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DEFAULTS: Values = {
     "pad_token_id": 0,
     "initializer_range": 0.02,
 }
-# Sinusoidal positions need no word: they are stored as a table like any other.
+# Sinusoidal positions need no special case: they are stored as a table like any other.
 FIXED: Values = {"activation": "gelu"}
 _LAYER = "transformer.layer.{layer}"
 MODULES = {
@@ -43,7 +43,7 @@ def spec(values: Values) -> EncoderSpec:
         vocabulary=values["vocab_size"],
         positions=values["max_position_embeddings"],
         token_types=0,
-        norm_epsilon=1e-12,  # no config says it
+        norm_epsilon=1e-12,  # not in the config
         pad_token=values["pad_token_id"],
     )
 

@@ -1,4 +1,4 @@
-"""ELECTRA (Clark et al., 2020): BERT's encoder, in the small ones behind tables with fewer columns and a projection."""
+"""ELECTRA (Clark et al., 2020): BERT's encoder; small models have narrower embedding tables and a projection."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DEFAULTS: Values = {
 
 
 def spec(values: Values) -> EncoderSpec:
-    """Return the encoder of a config: it has a projection only where the tables have other columns than the layers."""
+    """Return the encoder of a config; it has a projection only if the tables and the layers differ in columns."""
     columns = values["embedding_size"]
     return replace(bert.bert_spec(values), embedding=None if columns == values["hidden_size"] else columns)
 

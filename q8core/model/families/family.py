@@ -1,6 +1,6 @@
-"""What a family is: how its config.json says an encoder's sizes, and how its files name the sites.
+"""A family: how its config.json describes an encoder, and the names of the sites in its files.
 
-Hugging Face's files are what all families are read from and written to; everything else speaks of sites.
+Only Hugging Face's files use a family's own names; everything else uses those of sites.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from q8core.model.sites import HEAD_DENSE, HEAD_OUTPUT, sites
 from q8core.model.spec import EncoderSpec
 
 Values = Mapping[str, Any]
-"""A config.json, what it leaves out filled in with the family's defaults."""
+"""A config.json, completed with the family's defaults."""
 
 
 def buffers(prefix: str) -> tuple[str, str]:
-    """Return the names of buffers that older transformers stored beside the tables, and no model reads any more."""
+    """Return the names of buffers that older versions of transformers stored, and no model reads any more."""
     return f"{prefix}.embeddings.position_ids", f"{prefix}.embeddings.token_type_ids"
 
 
@@ -31,8 +31,8 @@ class HeadNames:
         architecture: transformers' class, as ``architectures`` in config.json names it.
         output: the module of the last linear.
         dense: the module of the layer before it, if there is one.
-        activation: what follows that layer.
-        dropout: where training drops in the head.
+        activation: the activation after that layer.
+        dropout: the dropout points of the head.
     """
 
     architecture: str
@@ -53,17 +53,17 @@ class Family:
 
     Attributes:
         model_type: its name in config.json.
-        tokenizer: transformers' class of tokenizer for a folder that names none.
+        tokenizer: transformers' tokenizer class for a folder that names none.
         prefix: the module of the encoder in a model with a head, without the dot.
-        defaults: transformers' own values of what a config.json may leave out.
-        sizes: names of whole numbers in config.json that must be at least 1.
-        fixed: what a config.json may say in one way only, such as the activation.
-        spec: the encoder's description, of a config's values.
+        defaults: transformers' defaults for keys that a config.json may leave out.
+        sizes: keys of whole numbers in config.json that must be at least 1.
+        fixed: keys with only one supported value, such as the activation.
+        spec: makes the encoder's description from a config's values.
         modules: slot -> module below the prefix; ``{layer}`` stands for a layer's number.
         heads: the head of each task.
-        unused: beginnings of the names of tensors that files may hold and no task reads.
-        other_heads: classes of transformers whose heads no task reads, and the beginning of their tensors' names.
-        dropout: where training drops in the encoder.
+        unused: prefixes of the names of tensors that files may have and no task reads.
+        other_heads: classes of transformers whose heads no task reads, and the prefix of their tensors' names.
+        dropout: the dropout points of the encoder.
     """
 
     model_type: str
@@ -86,33 +86,33 @@ class Family:
 
     @property
     def head_roots(self) -> frozenset[str]:
-        """The first parts of modules beside the encoder: of the tasks' heads, and of those that no task reads."""
+        """The first parts of modules outside the encoder: the tasks' heads, and heads that no task reads."""
         modules = [module for names in self.heads.values() for module in names.modules.values()]
         every = (*modules, *self.unused, *self.other_heads.values())
         return frozenset(module.split(".")[0] for module in every) - {self.prefix}
 
     @property
     def kinds(self) -> Mapping[str, TaskKind]:
-        """The task of each class of transformers."""
+        """Class of transformers -> task."""
         return {names.architecture: kind for kind, names in self.heads.items()}
 
     def head(self, kind: TaskKind, labels: int) -> HeadSpec:
-        """Return the head of a task: a classifier has an output for each label, question answering has two."""
+        """Return the head of a task: a classifier has one output per label, question answering has two."""
         names = self.heads[kind]
         if kind == "qa":
             return HeadSpec("every", 2, names.activation)
         return HeadSpec("first", labels, names.activation)
 
     def dropout_rates(self, kind: TaskKind | None, rate: float) -> DropoutRates:
-        """Return a rate wherever the family's own training drops, in the encoder and a task's head."""
+        """Return this rate at all dropout points of the family, in the encoder and a task's head."""
         return DropoutRates.alike((*self.dropout, *(self.heads[kind].dropout if kind else ())), rate)
 
     def module(self, slot: str, layer: int | None = None) -> str:
-        """Return the module of an encoder's site in files."""
+        """Return the name in files of the module of an encoder's site."""
         return f"{self.prefix}.{self.modules[slot].format(layer=layer)}"
 
     def site_modules(self, spec: EncoderSpec, kind: TaskKind | None) -> dict[str, str]:
-        """Return site -> module in files, of the encoder and a task's head, for all sites that have tensors."""
+        """Return site -> module in files, for all sites with tensors of the encoder and a task's head."""
         found: dict[str, str] = {}
         for site in sites(spec, None):
             if site.kind != "products":

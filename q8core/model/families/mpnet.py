@@ -16,7 +16,7 @@ DEFAULTS: Values = {
     "vocab_size": 30527,
     "pad_token_id": _PAD_TOKEN,
 }
-# transformers counts positions from row 2 and sorts distances into 32 buckets whatever a config says
+# transformers counts positions from row 2 and uses 32 buckets of distances, whatever a config says
 FIXED: Values = {"hidden_act": "gelu", "pad_token_id": _PAD_TOKEN, "relative_attention_num_buckets": _BUCKETS}
 _ATTENTION = "encoder.layer.{layer}.attention"
 MODULES = {

@@ -1,7 +1,7 @@
-"""RoBERTa (Liu et al., 2019) and what was trained in its shape: XLM-RoBERTa, CamemBERT.
+"""RoBERTa (Liu et al., 2019) and models of the same architecture: XLM-RoBERTa, CamemBERT.
 
-Its position table has rows for padding and for what comes before it in the vocabulary, which no token takes: the first
-token has the row behind ``pad_token_id``, and as many rows fewer than ``max_position_embeddings`` can be taken.
+Positions are counted from the row after ``pad_token_id``, so the first ``pad_token_id + 1`` rows of the position table
+are never used, and a sequence has that many positions fewer than ``max_position_embeddings``.
 """
 
 from __future__ import annotations
