@@ -1,4 +1,4 @@
-"""The step of the package's build that compiles the native kernel, where that is possible."""
+"""The step of the package's build that compiles the native kernel, if possible."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
 class NativeKernel(BuildHookInterface[Any]):
-    """Adds the compiled library to a wheel. Without a compiler the wheel is complete, with torch's kernels only."""
+    """Adds the compiled library to a wheel. Without a compiler the wheel works too, with torch's kernels only."""
 
     PLUGIN_NAME = "custom"
     _folder: tempfile.TemporaryDirectory[str] | None = None
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Compile: next to the sources for an editable install, else into the wheel."""
+        """Compile the library, next to the sources for an editable install, else into the wheel."""
         if self.target_name != "wheel":
             return
         compiling, package = _compiling(), Path(__file__).parent
@@ -36,7 +36,7 @@ class NativeKernel(BuildHookInterface[Any]):
         build_data["tag"] = f"py3-none-linux_{platform.machine()}"
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
-        """Remove what was compiled for the wheel."""
+        """Remove the temporary folder of the library."""
         if self._folder is not None:
             self._folder.cleanup()
 

@@ -1,4 +1,4 @@
-"""Compiling the library. Needs only the standard library: the package's build runs it before anything is installed."""
+"""Compiles the library. Uses only the standard library: the build runs it before anything is installed."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "avx2": ("-mavx2", "-mfma"),
     "portable": (),
 }
-"""Variant -> the compiler's flags for it; the best first."""
-# By default the compiler stops inlining, even vec.h's functions into the hot loops, once that has made a variant's only
-# file larger by 40 %: new code anywhere would slow down the old.
+"""Variant -> compiler flags; the best variant first."""
+# By default the compiler stops inlining once it has made a file larger by 40 %, even for vec.h's functions in hot
+# loops. A variant is a single file, so new code anywhere could slow down existing code.
 _INLINING = "--param=inline-unit-growth=200"
-# No contraction of products and sums, which is for the compiler to choose: all variants give the same bits.
+# No contraction of products and sums, which the compiler may apply or not: all variants must give the same bits.
 _FLAGS = (
     "-std=c++17",
     "-O3",
@@ -42,11 +42,11 @@ _QUIET = ("-fno-rtti", "-fno-threadsafe-statics", "-fvisibility=hidden", "-Wall"
 
 
 class CannotCompile(Exception):
-    """There is no usable compiler, or it failed; the message says which and how."""
+    """Raised if there is no usable compiler, or it fails; the message says why."""
 
 
 def source_digest() -> str:
-    """Return a digest of the sources, by which a library that is older than they are is found out."""
+    """Return a digest of the sources, to detect a library that was built from other sources."""
     digest = hashlib.sha256()
     for path in sorted(_SOURCES.iterdir()):
         digest.update(path.name.encode() + path.read_bytes())
@@ -78,9 +78,9 @@ def compile_library(folder: Path) -> Path:
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             objects = list(pool.map(compile_one, jobs))
-        # Not linked with an OpenMP runtime: the one that torch brings is there already, and two would fight for CPUs.
+        # Not linked with an OpenMP runtime: torch's is loaded already, and two would compete for CPUs.
         _run(compiler, "-shared", "-Wl,--as-needed", *objects, "-o", str(Path(build, LIBRARY)))
-        # Moved, not overwritten: a process that runs the old library keeps it.
+        # Moved, not overwritten: a process that uses the old library keeps it.
         shutil.move(str(Path(build, LIBRARY)), folder / LIBRARY)
     return folder / LIBRARY
 

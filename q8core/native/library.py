@@ -1,4 +1,4 @@
-"""Finding and loading the compiled library, and the functions that it exports."""
+"""Loads the compiled library, and declares the functions that it exports."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ VARIANT_NAMES = tuple(VARIANTS)
 
 
 _ROWS = (c_void_p, c_void_p, c_int, c_int64, c_int64)
-"""Of a tensor: variant, address, type, rows, columns."""
+"""Arguments for a tensor: variant, address, type, rows, columns."""
 
 _FUNCTIONS: tuple[tuple[str, Any, tuple[Any, ...]], ...] = (
     ("q8_sizeof", c_int64, (c_char_p,)),
@@ -51,7 +51,7 @@ _FUNCTIONS: tuple[tuple[str, Any, tuple[Any, ...]], ...] = (
 
 @cache
 def load_library() -> Any:
-    """Return the library, its functions typed.
+    """Return the library with typed functions.
 
     Raises:
         EngineError: if it was not built, cannot be loaded, or was built from other sources.
@@ -62,7 +62,7 @@ def load_library() -> Any:
             "the native kernel was not built: installing q8bert on Linux with g++ at hand builds it (Debian: apt "
             "install g++, then pip install again)"
         )
-    importlib.import_module("torch")  # its OpenMP runtime must be there first: the library shares its threads
+    importlib.import_module("torch")  # torch's OpenMP runtime must be loaded first: the library uses its threads
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:
@@ -78,10 +78,10 @@ def load_library() -> Any:
 
 
 def _check_structures(library: Any) -> None:
-    """Compare the structures with their mirrors: a field that one side lacks would shift all behind it.
+    """Compare the sizes of the structures with those in C++: a missing field would shift all fields after it.
 
     Raises:
-        EngineError: naming the first that differs.
+        EngineError: a size differs; names the first one.
     """
     for mirror in MIRRORED:
         theirs, ours = library.q8_sizeof(mirror.__name__.encode()), ctypes.sizeof(mirror)

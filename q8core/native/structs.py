@@ -8,7 +8,7 @@ from ctypes import POINTER, c_float, c_int32, c_int64, c_void_p
 from q8core.model.head import Activation
 
 ACTIVATIONS: dict[Activation | None, int] = {None: 0, "tanh": 1, "relu": 2, "gelu": 3}
-"""The numbers of `head_activation`."""
+"""The values of `head_activation`."""
 
 
 class Grid(ctypes.Structure):
@@ -34,7 +34,7 @@ class Linear(ctypes.Structure):
 
 
 class Table(ctypes.Structure):
-    """An embedding table; all null where a model has none."""
+    """An embedding table; all null if a model has none."""
 
     _fields_ = (("q", c_void_p), ("f", c_void_p), ("scale", c_void_p), ("scale_per_row", c_int32))
 
@@ -46,7 +46,7 @@ class Norm(ctypes.Structure):
 
 
 class RelativeBias(ctypes.Structure):
-    """A bias for each head and distance, float32 (heads, 2 * positions - 1); null where a model has none."""
+    """A bias for each head and distance, float32 (heads, 2 * positions - 1); null if a model has none."""
 
     _fields_ = (("values", c_void_p), ("positions", c_int32))
 
@@ -166,4 +166,4 @@ MIRRORED: tuple[type[ctypes.Structure], ...] = (
     FloatLayer,
     FloatModel,
 )
-"""All of them, each under its C++ name."""
+"""All structures, which have the same names in C++."""
