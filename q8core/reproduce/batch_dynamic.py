@@ -1,8 +1,8 @@
-"""The original's DYNAMIC mode, simulated: symmetric, one scale per tensor, activations scaled by the batch at hand.
+"""The original's DYNAMIC mode, simulated: symmetric, one scale per tensor, activations scaled by the current batch.
 
 It is the paper's post-training baseline ("DQ"). The scale of an activation is the largest magnitude of the whole batch,
-padding included, so an answer depends on what it was batched with: nothing that an engine should execute, which is why
-it exists only here, as integers held in float32.
+padding included, so an answer depends on its batch. No engine should do that, so it exists only here, with integers
+stored in float32.
 
 Source: Q8BERT (Zafrir et al., 2019) and the DYNAMIC mode of NLP Architect, whose configuration puts queries and keys on
 an 8-bit grid as well.
@@ -42,7 +42,7 @@ class BatchDynamicLinear(nn.Module):
         self.bias = linear.bias.detach()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the layer's output; the bias has the accumulator's step, as int32."""
+        """Return the layer's output; the bias is rounded to the accumulator's step, as an int32."""
         scale_x = _tensor_scale(x)
         bias = dequantize_bias(quantize_bias(self.bias, scale_x, self.scale_w), scale_x, self.scale_w)
         y = F.linear(quantize(x, scale_x), self.w_q) * rescale_factor(scale_x, self.scale_w) + bias
@@ -51,7 +51,7 @@ class BatchDynamicLinear(nn.Module):
 
 @torch.no_grad()
 def simulate_batch_dynamic(model: Network) -> Network:
-    """Replace all linear layers, and put the word and position tables on their grids; returns the changed model.
+    """Replace all linear layers and quantize the word and position tables; return the changed model.
 
     Raises:
         CalibrationError: if a weight, or later an activation, is infinite or NaN.

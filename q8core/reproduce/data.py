@@ -1,4 +1,4 @@
-"""Where each task's official files lie under one folder, and what they held."""
+"""The official files of each task below one folder, and facts about them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TITLES = {
     "mnli-mm": "MNLI-mm",
     "wnli": "WNLI",
 }
-"""Every task's usual name."""
+"""The usual names of the tasks."""
 
 OFFICIAL = {
     "cola": (8551, 1043),
@@ -41,20 +41,20 @@ OFFICIAL = {
     "mnli-mm": (392702, 9832),
     "wnli": (635, 71),
 }
-"""Training and dev examples of the public data sets."""
+"""Numbers of training and dev examples of the public data sets."""
 
 _FOLDERS = {"mnli-mm": "mnli"}
 
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What a task's files held.
+    """Facts about a task's files.
 
     Attributes:
-        train: training examples.
-        dev: dev examples.
-        sha256: digest of all examples, whatever files they came in.
-        characters: of all texts, training and dev: what time is spent on.
+        train: number of training examples.
+        dev: number of dev examples.
+        sha256: digest of all examples, independent of their files.
+        characters: characters of all training and dev texts, to estimate times.
     """
 
     train: int
@@ -64,10 +64,10 @@ class DataFacts:
 
 
 def find_folder(root: Path, task: str) -> Path:
-    """The folder of a task under `root` or `root/glue`, as GLUE names it (SST-2) or as we do (sst2).
+    """Return the folder of a task below `root` or `root/glue`, under GLUE's name (SST-2) or ours (sst2).
 
     Raises:
-        InputError: there is none, or there are several.
+        InputError: there is no such folder, or several.
     """
     wanted = _plain(_FOLDERS.get(task, task))
     parents = [root, *(child for child in _folders(root) if _plain(child.name) == "glue")]
@@ -82,7 +82,7 @@ def find_folder(root: Path, task: str) -> Path:
 
 @dataclass(frozen=True)
 class DataSource:
-    """All tasks' files, and what a base model makes of them.
+    """The files of all tasks, and the base model that reads them.
 
     Attributes:
         root: folder with the tasks' folders.
@@ -95,18 +95,18 @@ class DataSource:
     positions: int
 
     def read(self, task: str) -> Task:
-        """Read and check a task's files; inputs may be as long as usual, or as the positions allow.
+        """Read and check a task's files, with the task's usual input length or as many tokens as the positions allow.
 
         Raises:
-            InputError: with file and line.
+            InputError: a file is wrong; names file and line.
         """
         return read_task(task, find_folder(self.root, task), self.tokenizer, None, self.positions, with_train=True)
 
     def facts(self, tasks: Sequence[str]) -> dict[str, DataFacts]:
-        """Read all tasks' files, one after the other, and keep only what is known about them.
+        """Read all tasks' files, one after another, and keep only the facts about them.
 
         Raises:
-            InputError: naming every task whose files are missing or wrong, not only the first.
+            InputError: files are missing or wrong; names all such tasks, not only the first.
         """
         found: dict[str, DataFacts] = {}
         wrong: list[str] = []
@@ -121,10 +121,10 @@ class DataSource:
 
 
 def check_tasks(names: Sequence[str]) -> tuple[str, ...]:
-    """Return the names, each once.
+    """Return the names without duplicates.
 
     Raises:
-        InputError: for a task that is none, or no task at all.
+        InputError: an unknown task, or no task at all.
     """
     allowed = (*GLUE, "squad")
     for name in names:

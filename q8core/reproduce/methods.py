@@ -29,7 +29,7 @@ _PAPER_BATCH = 8
 
 @dataclass(frozen=True)
 class Scored:
-    """Scores on the dev set, and what computed them."""
+    """Scores on the dev set, and how they were computed."""
 
     scores: dict[str, float]
     how: str
@@ -119,4 +119,4 @@ BASELINES: dict[str, Method] = {
         partial(_our_int8, "static", "mse"),
     ),
 }
-"""By name in results; on the fine-tuned model of every seed."""
+"""The baselines by their names in results; each is scored on the fine-tuned model of every seed."""

@@ -1,4 +1,4 @@
-"""What Q8BERT reports (Zafrir et al., 2019): mean and standard deviation over runs on the dev sets, in percent."""
+"""The results in the Q8BERT paper (Zafrir et al., 2019): mean and standard deviation on the dev sets, in percent."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class PaperScore(NamedTuple):
-    """Mean and standard deviation as printed."""
+    """Mean and standard deviation as printed in the paper."""
 
     mean: float
     deviation: float
@@ -54,4 +54,4 @@ PAPER: dict[str, tuple[PaperRow, ...]] = {
     ),
     "squad": (_row("base", 88.46, 0.15, 87.74, 0.15, 80.02, 2.38),),
 }
-"""By task, on the metric that is first in our list too."""
+"""Results by task, on the metric that is also the first in our list."""

@@ -23,10 +23,10 @@ from q8core.reproduce.summary import Cell, Row, metrics_of
 from q8core.reproduce.table import METRIC_TITLES, PAPER_DYNAMIC, signed
 
 _DPI = 200
-# Inches.
+# In inches.
 _WIDTH, _BAR_HEIGHT, _HEADER, _FOOTER = 8.5, 0.17, 0.95, 1.3
 _GAP = 1.2
-"""Between tasks, in bars."""
+"""Gap between tasks, in bar heights."""
 _LETTERS = 15
 _EDGE = {"edgecolor": "black", "linewidth": 0.7}
 _FILLS: dict[str, dict[str, Any]] = {
@@ -39,11 +39,11 @@ _FILLS: dict[str, dict[str, Any]] = {
     PAPER_DYNAMIC: {"facecolor": "white", "hatch": "xxxx", **_EDGE},
 }
 _LEAST, _MOST = -12.0, 4.0
-"""The axis ends here: a method that fails altogether must not flatten the others."""
+"""Limits of the axis: a method that fails completely must not flatten the others."""
 
 
 def check_plot() -> None:
-    """Refuse what could not be drawn, before anything is trained.
+    """Check that a picture can be drawn, before anything is trained.
 
     Raises:
         InputError: if matplotlib is not installed.
@@ -53,7 +53,7 @@ def check_plot() -> None:
 
 
 def plot_errors(rows: Sequence[Row], base: str, environment: Mapping[str, object], file: Path) -> None:
-    """Draw the rows of each task's first metric into a PNG, which is replaced if it exists."""
+    """Draw the rows of each task's first metric into a PNG; the file is replaced if it exists."""
     shown = [row for row in rows if row.metric == metrics_of(row.task)[0] and _bars(row)]
     part = file.with_name(f"{file.name}.part")
     draw_errors(shown, base, environment).savefig(part, format="png")
@@ -61,7 +61,7 @@ def plot_errors(rows: Sequence[Row], base: str, environment: Mapping[str, object
 
 
 def draw_errors(rows: Sequence[Row], base: str, environment: Mapping[str, object]) -> Any:
-    """Return matplotlib's figure of what `plot_errors` writes; each row with a relative error at least."""
+    """Return the matplotlib figure that `plot_errors` writes; each row must have a relative error."""
     count = sum(len(_bars(row)) + _GAP for row in rows)
     height = _HEADER + _FOOTER + count * _BAR_HEIGHT
     figure = import_module("matplotlib.figure").Figure(figsize=(_WIDTH, height), dpi=_DPI, layout="constrained")
@@ -86,7 +86,7 @@ def draw_errors(rows: Sequence[Row], base: str, environment: Mapping[str, object
 
 
 def _bars(row: Row) -> list[tuple[str, Cell, float]]:
-    """The methods of a row that have a relative error, in drawing order."""
+    """Return the methods of a row that have a relative error, in drawing order."""
     found = [(method, row.cells[method]) for method in _FILLS if method in row.cells]
     return [(method, cell, cell.relative) for method, cell in found if cell.relative is not None]
 
@@ -113,7 +113,7 @@ def _draw(axes: Any, place: float, task: str, method: str, cell: Cell, error: fl
 
 
 def _paper(task: str, method: str) -> float | None:
-    """The relative error that the paper reports for BERT-base, if it has this task and method."""
+    """Return the paper's relative error for BERT-base, None if it has no such task or method."""
     for row in PAPER.get(task, ()):
         if row.model == "BERT-base" and method in (QAT, PAPER_DYNAMIC):
             score = row.qat if method == QAT else row.dynamic
@@ -134,7 +134,7 @@ def _frame(axes: Any, end: float, ticks: Sequence[tuple[float, str]]) -> None:
 
 
 def _explain(figure: Any, rows: Sequence[Row]) -> None:
-    """Add the legend of what occurs."""
+    """Add a legend of the methods in use."""
     patches, lines = import_module("matplotlib.patches"), import_module("matplotlib.lines")
     drawn = {method for row in rows for method, _, _ in _bars(row)}
     titles = {QAT: "QAT", **{name: method.title for name, method in BASELINES.items()}}

@@ -1,4 +1,4 @@
-"""A run's result file: what was asked, what came out, and what it takes to go on or to refuse to."""
+"""A run's result file: what was asked for and the results; decides whether a later command may go on from it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from q8core.training.config import TrainConfig
 RESULT_FILE = "result.json"
 FP32, QAT = "fp32", "qat"
 METHODS = (FP32, *BASELINES, QAT)
-"""In the order of a run."""
+"""The methods, in the order of a run."""
 
 _CONFIGS = ("fp32", "qat")
 
@@ -27,16 +27,16 @@ class RunRecord:
     """One task and seed.
 
     Attributes:
-        folder: where the run's files lie; ``result.json`` among them.
-        task: its name.
-        seed: of data order, new head and calibration.
-        identity: everything that decides the scores: base, scheme, data, both recipes and whether the first result
-            teaches the second, as JSON values.
+        folder: the folder of the run's files, such as ``result.json``.
+        task: the task's name.
+        seed: seed of data order, new head and calibration.
+        identity: everything that decides the scores: base, scheme, data, both recipes and whether the fine-tuned model
+            is the teacher, as JSON values.
         scores: method -> metric -> score on the dev set.
-        how: method -> what computed its scores.
+        how: method -> how its scores were computed.
         seconds: method -> time spent, training included.
         errors: method -> why it has no scores.
-        versions: of what it ran with.
+        versions: package -> version.
     """
 
     folder: Path
@@ -60,12 +60,12 @@ class RunRecord:
         return "finished" if self.complete else "failed" if self.errors else "unfinished"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, without the folder."""
+        """Return the record as plain JSON values, without the folder."""
         values = {name: value for name, value in asdict(self).items() if name != "folder"}
         return {"status": self.status, **values}
 
     def save(self) -> None:
-        """Replace ``result.json`` in one step."""
+        """Replace ``result.json`` atomically."""
         self.folder.mkdir(parents=True, exist_ok=True)
         part = self.folder / f"{RESULT_FILE}.part"
         part.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
@@ -73,7 +73,7 @@ class RunRecord:
 
     @classmethod
     def load(cls, folder: Path) -> RunRecord | None:
-        """Read the folder's ``result.json``; None where there is none.
+        """Read the folder's ``result.json``; return None if there is none.
 
         Raises:
             CheckpointError: it is damaged.
@@ -90,16 +90,16 @@ class RunRecord:
 
 
 def load_records(runs: Path) -> list[RunRecord]:
-    """All records below a folder of runs, by task and seed."""
+    """Return all records below a folder of runs, sorted by task and seed."""
     records = [RunRecord.load(file.parent) for file in sorted(runs.glob(f"*/*/{RESULT_FILE}"))]
     return sorted((record for record in records if record is not None), key=lambda record: (record.task, record.seed))
 
 
 def check_same(record: RunRecord, identity: Mapping[str, Any]) -> None:
-    """Refuse to go on from a run, or to count it, that was asked for something else.
+    """Check that a run was made with the same settings, before going on from it or counting it.
 
     Raises:
-        InputError: naming every difference.
+        InputError: settings differ; names every difference.
     """
     old, new = dict(_flat(_completed(record.identity))), dict(_flat(_completed(identity)))
     changed = [
@@ -115,12 +115,12 @@ def check_same(record: RunRecord, identity: Mapping[str, Any]) -> None:
 
 
 def _completed(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Add the defaults of what a recipe could not say yet when the run was made; leave out what changes no score."""
+    """Add defaults of settings that did not exist when the run was made; drop those that change no score."""
     defaults = TrainConfig().to_dict()
     seedless = {name: {**defaults, **identity.get(name, {})} for name in _CONFIGS}
     for values in seedless.values():
-        values.pop("seed")  # the run's own
-    base = {name: value for name, value in identity.get("base", {}).items() if name != "name"}  # the digest decides
+        values.pop("seed")  # the run has its own
+    base = {name: value for name, value in identity.get("base", {}).items() if name != "name"}  # compare by digest
     return {"teacher": False, **identity, "base": base, **seedless}
 
 

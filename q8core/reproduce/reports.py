@@ -1,4 +1,4 @@
-"""Table, JSON and picture of all runs in an output folder, written anew whenever something was scored."""
+"""Table, JSON and picture of all runs in an output folder, rewritten after each scored method."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ TABLE_FILE, RESULTS_FILE, PLOT_FILE = "table.md", "results.json", "relative_erro
 
 @dataclass(frozen=True)
 class Reports:
-    """Where reports go, and what they say beside the runs.
+    """Writes the reports of an output folder.
 
     Attributes:
         output: the folder, with the runs in `runs`.
         base: the base model's name.
-        scheme: of the quantization-aware training.
+        scheme: the scheme of the quantization-aware training.
         plot: whether to draw a picture too.
     """
 
@@ -35,11 +35,11 @@ class Reports:
     plot: bool
 
     def write(self, planned: Sequence[RunRecord], draw: bool = True) -> None:
-        """Write the reports of every run that the folder holds, those of earlier commands too.
+        """Write the reports of all runs in the folder, including those of earlier commands.
 
         Args:
-            planned: the runs of this command, whose records may be ahead of their files.
-            draw: whether the picture, which takes a second, is drawn again.
+            planned: the runs of this command, whose records may be newer than their files.
+            draw: whether to draw the picture again, which takes a second.
         """
         self.output.mkdir(parents=True, exist_ok=True)
         current = {(record.task, record.seed): record for record in planned}

@@ -26,14 +26,14 @@ ERROR_FILE = "error.txt"
 
 @dataclass(frozen=True)
 class RunSettings:
-    """What a run is made from.
+    """The settings of a run.
 
     Attributes:
         base: folder or hub id of the pretrained model.
         scheme: preset or file of the quantization-aware training.
         fp32: recipe of the fine-tuning, with the run's seed.
         qat: recipe of the quantization-aware training, with the run's seed.
-        teacher: whether the latter learns from the former's result instead of the labels.
+        teacher: whether it learns from the fine-tuned model instead of the labels.
         keep_float: whether a finished run keeps its float weights.
     """
 
@@ -46,20 +46,20 @@ class RunSettings:
 
 
 def execute(record: RunRecord, settings: RunSettings, task: Task, changed: Callable[[str], None]) -> None:
-    """Do what the record still lacks, and note it there; errors are noted too, and the other methods go on.
+    """Compute the scores that the record lacks; an error is recorded too, and the other methods go on.
 
     Args:
-        record: of this run; saved after each method.
-        settings: what it is made from.
+        record: the record of this run; saved after each method.
+        settings: the settings of the run.
         task: the data.
-        changed: is told the method whose scores or error were just noted.
+        changed: called with a method's name when its scores or error have been recorded.
     """
     record.errors.clear()
-    record.save()  # before anything else is written there: a later command has to know what the run was asked for
+    record.save()  # before anything else is written there: a later command must know the settings of the run
     (record.folder / ERROR_FILE).unlink(missing_ok=True)
     float_folder, checkpoint = record.folder / "fp32", record.folder / "qat"
     if not (float_folder / FLOAT_FILE).is_file() and not record.complete:
-        record.scores.pop(FP32, None)  # the weights are needed, so they are made again
+        record.scores.pop(FP32, None)  # the weights are needed, so the model is trained again
     stages: dict[str, Callable[[], Scored]] = {FP32: lambda: _fine_tune(record, settings, task, float_folder)}
     for name, method in BASELINES.items():
         stages[name] = lambda method=method: method.score(str(float_folder), task, record.seed)
@@ -78,11 +78,11 @@ def execute(record: RunRecord, settings: RunSettings, task: Task, changed: Calla
 
 @contextmanager
 def _noting(record: RunRecord, name: str) -> Generator[None]:
-    """Note time and error of a method; an interruption passes through."""
+    """Record time and error of a method; an interruption is raised."""
     started = time.monotonic()
     try:
         yield
-    except Exception as error:  # whatever it is, it belongs into the table, and the other runs go on
+    except Exception as error:  # any error goes into the table, and the other runs go on
         record.errors[name] = str(error) if isinstance(error, Q8Error) else f"{type(error).__name__}: {error}"
         with (record.folder / ERROR_FILE).open("a", encoding="utf-8") as file:
             file.write(f"{name}\n{traceback.format_exc()}\n")
@@ -94,7 +94,7 @@ def _noting(record: RunRecord, name: str) -> Generator[None]:
 def _fine_tune(record: RunRecord, settings: RunSettings, task: Task, output: Path) -> Scored:
     made = base_record(str(output))
     if made.get("config") == settings.fp32.to_dict() and (output / FLOAT_FILE).is_file():
-        return Scored(made["scores"], "executed in float32")  # interrupted between this and its note
+        return Scored(made["scores"], "executed in float32")  # trained, but interrupted before it was recorded
     scores = finetune(settings.base, task, settings.fp32, output, record.task)
     return Scored(scores["fp32"], "executed in float32")
 
@@ -123,7 +123,7 @@ def _train_quantized(record: RunRecord, settings: RunSettings, task: Task, sourc
 
 
 def _tidy(float_folder: Path, checkpoint: Path, keep_float: bool) -> None:
-    """Leave the int8 checkpoint and all records, and the float weights only where they are wanted."""
+    """Keep the int8 checkpoint and all records, and the float weights only if wanted."""
     discard_state(float_folder)
     discard_state(checkpoint)
     if not keep_float:

@@ -32,15 +32,15 @@ from q8core.training.recipe import Recipe, load_recipe
 
 @dataclass(frozen=True)
 class Order:
-    """What the user asked for.
+    """The options of `q8bert reproduce`.
 
     Attributes:
         model: folder or hub id of the pretrained model.
         data: folder with the tasks' folders.
-        tasks: their names.
-        output: where runs and tables go.
-        seeds: for every task; None for as many as its recipe says.
-        scheme: of the quantization-aware training.
+        tasks: names of the tasks.
+        output: folder for runs and tables.
+        seeds: number of seeds for every task; None: as its recipe says.
+        scheme: the scheme of the quantization-aware training.
         recipes: folder with the user's own recipes.
         keep_float: whether finished runs keep their float weights.
         plot: whether to draw a picture too.
@@ -59,7 +59,7 @@ class Order:
 
 @dataclass(frozen=True)
 class Planned:
-    """A run to make, and its record so far."""
+    """A planned run, and its record so far."""
 
     record: RunRecord
     settings: RunSettings
@@ -67,14 +67,14 @@ class Planned:
 
 
 def reproduce(order: Order, say: Callable[[str], None]) -> bool:
-    """Make every run that is not finished; returns whether all have all their scores.
+    """Make every run that is not finished; return whether all have all their scores.
 
     Args:
-        order: what to do.
-        say: is given a line for the user whenever something begins or ends.
+        order: the options.
+        say: called with a line for the user whenever something begins or ends.
 
     Raises:
-        InputError: data, recipe, model or an earlier run in the output folder is wrong, before any time is spent.
+        InputError: data, recipe, model or an earlier run in the output folder is wrong; raised before any training.
     """
     source, runs = plan(order)
     reports = Reports(order.output, base_name(order.model), find_scheme(order.scheme).name, order.plot)
@@ -101,7 +101,7 @@ def reproduce(order: Order, say: Callable[[str], None]) -> bool:
 
 
 def plan(order: Order) -> tuple[DataSource, list[Planned]]:
-    """Check everything that can be checked without training; returns the data and the runs in order.
+    """Check everything that can be checked without training; return the data and the runs in order.
 
     Raises:
         InputError: as for :func:`reproduce`.
@@ -134,7 +134,7 @@ def plan(order: Order) -> tuple[DataSource, list[Planned]]:
 def _runs(
     order: Order, task: str, recipe: Recipe, facts: DataFacts, common: dict[str, Any], found: Sequence[RunRecord]
 ) -> list[Planned]:
-    """The runs of a task, each with what an earlier command left of it."""
+    """Return the runs of a task, each with its record by an earlier command if there is one."""
     data = {"train": facts.train, "dev": facts.dev, "sha256": facts.sha256}
     identity = {**common, "data": data, "fp32": recipe.fp32.to_dict(), "qat": recipe.qat.to_dict()}
     identity["teacher"] = recipe.teacher
@@ -153,12 +153,12 @@ def _runs(
 
 
 def _scheme_identity(scheme: Scheme) -> str | dict[str, object]:
-    """A preset's name, or all rules of a user's own scheme, whose file may change."""
+    """Return a preset's name, or the whole scheme if it is from a user's file, which may change."""
     return scheme.name if scheme.name in PRESETS else scheme.to_dict()
 
 
 def _check_head(model: FloatSource, task: str) -> None:
-    """Refuse a base model whose head has other labels than a task; a pretrained one has none."""
+    """Refuse a base model whose head has other labels than a task; a pretrained model has no head."""
     if task != "squad":
         names = tuple(GLUE[task].labels.values())
         output_order(model, official_classes(names) if names else Classes(REGRESSION_LABELS))
@@ -184,7 +184,7 @@ def _left(runs: Sequence[Planned], todo: Sequence[Planned]) -> str:
 
 
 def base_name(model: str) -> str:
-    """What tables call the base model."""
+    """Return the name of the base model in tables."""
     return Path(model).absolute().name if Path(model).is_dir() else model
 
 

@@ -19,11 +19,11 @@ class Cell:
     """A method's scores on a task over seeds.
 
     Attributes:
-        seeds: how many there are.
-        mean: in percent.
+        seeds: number of seeds.
+        mean: mean in percent.
         deviation: sample standard deviation; None for a single seed.
-        relative: 100 * (mean - fp32's mean) / fp32's mean over the seeds that both have; None where that is undefined.
-        relative_deviation: standard deviation over these seeds of each one's relative error; None for a single seed.
+        relative: 100 * (mean - fp32's mean) / fp32's mean over the seeds that both have; None if undefined.
+        relative_deviation: standard deviation of the relative errors of these seeds; None for a single seed.
     """
 
     seeds: int
@@ -35,24 +35,24 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """A task and metric: a cell for each method that has scores."""
+    """A task and metric, with a cell for each method that has scores."""
 
     task: str
     metric: str
     cells: dict[str, Cell]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain JSON values."""
         return asdict(self)
 
 
 def metrics_of(task: str) -> tuple[str, ...]:
-    """A task's metrics, the one that the paper reports first."""
+    """Return a task's metrics, the one in the paper first."""
     return GLUE[task].metrics if task in GLUE else _SQUAD_METRICS
 
 
 def summarize(records: Sequence[RunRecord]) -> list[Row]:
-    """One row for each task and metric, in the usual order of tasks; tasks without scores have empty rows."""
+    """Return one row per task and metric, in the usual order of tasks; tasks without scores have empty rows."""
     rows: list[Row] = []
     for task in TITLES:
         own = [record for record in records if record.task == task]

@@ -1,4 +1,4 @@
-"""The Markdown table: this run beside the paper's numbers, then every method and metric, then what failed."""
+"""The Markdown table: these results beside the paper's, then every method and metric, then the failures."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _MINUS = "\N{MINUS SIGN}"
 
 @dataclass(frozen=True)
 class Report:
-    """What the table is made of.
+    """The content of the table.
 
     Attributes:
         base: the base model's name.
-        scheme: of the quantization-aware training.
-        environment: where it ran.
-        records: of all runs in the output folder.
-        planned: how many runs were asked for.
+        scheme: the scheme of the quantization-aware training.
+        environment: the machine and versions.
+        records: the records of all runs in the output folder.
+        planned: number of planned runs.
     """
 
     base: str
@@ -67,7 +67,7 @@ def markdown(report: Report) -> str:
 
 
 def signed(value: float | None, digits: int = 2) -> str:
-    """A relative error as the paper prints it, with a sign."""
+    """Return a relative error with a sign, as in the paper."""
     if value is None:
         return "undefined"
     text = f"{abs(value):.{digits}f} %"
@@ -158,7 +158,7 @@ def _legend() -> str:
 
 
 def _data_notes(records: Sequence[RunRecord]) -> str:
-    """Say where the data was not the public data set, by its counts."""
+    """Return notes on data that differs from the public data set in its number of examples."""
     notes: list[str] = []
     for task, official in OFFICIAL.items():
         found = {(r.identity["data"]["train"], r.identity["data"]["dev"]) for r in records if r.task == task}

@@ -8,14 +8,14 @@ from q8core.reproduce.data import DataFacts
 from q8core.reproduce.record import METHODS, RunRecord
 from q8core.reproduce.run import RunSettings
 
-# Cost of a pass over the data beside that of a step of fp32 training, roughly.
+# Rough cost of a QAT step and of scoring, for the same data, relative to fp32 training.
 _QAT_STEP, _SCORING = 1.3, 0.4
 
 
 def remaining(runs: Sequence[tuple[RunRecord, RunSettings, DataFacts]], todo: Sequence[RunRecord]) -> float | None:
-    """Seconds that the runs in `todo` will take; None before any run is complete.
+    """Return the seconds that the runs in `todo` will take; None before any run is complete.
 
-    By runs of the same task where there are some, else by the amount of text and the epochs.
+    Estimated from runs of the same task if there are some, else from the amount of text and the epochs.
     """
     spent: dict[str, list[float]] = {}
     costs = {id(record): _cost(settings, facts) for record, settings, facts in runs}
