@@ -1,1 +1,1 @@
-"""Tasks: reading data sets, encoding text into tokens, turning logits into answers and scores."""
+"""Tasks: reading data sets, encoding texts as tokens, turning logits into answers and scores."""

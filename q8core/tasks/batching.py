@@ -1,4 +1,4 @@
-"""Batches of features in order of their length: little padding, or few tokens at once."""
+"""Batches of features sorted by length, for little padding."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def sorted_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Indices in order of length, as many a batch as fit ``max_tokens`` with padding; for evaluation."""
+    """Return indices sorted by length, in batches of at most ``max_tokens`` with padding; for evaluation."""
     batches: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
         if batches and (len(batches[-1]) + 1) * lengths[index] <= max_tokens:

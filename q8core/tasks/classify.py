@@ -16,12 +16,12 @@ from q8core.tokenizer import first_ids, last_ids
 
 FunctionToApply = Literal["softmax", "sigmoid", "none"]
 Side = Literal["left", "right"]
-"""Where a text loses tokens: at its beginning or at its end."""
+"""The side on which truncation removes tokens: the beginning or the end."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of one input, a text or a pair with its special tokens, not padded."""
+    """Token ids of one input, a text or a pair, with special tokens and without padding."""
 
     input_ids: list[int]
     token_type_ids: list[int]
@@ -41,8 +41,8 @@ def encode_text(
 ) -> Encoded:
     """Encode one text or a pair with the tokenizer's special tokens, cut to ``max_length`` tokens.
 
-    A pair is cut token by token from the longer text, as in BERT's original pre-processing; each of the two texts is
-    cut on the same side.
+    A pair loses tokens one by one from the longer text, as in BERT's original pre-processing, and both texts on the
+    same side.
 
     Raises:
         InputError: ``max_length`` leaves no room for text, or the tokenizer makes no pairs.
@@ -68,7 +68,7 @@ def _cut(ids: list[int], keep: int, side: Side) -> list[int]:
 
 
 def _share(len_a: int, len_b: int, room: int) -> list[int]:
-    """Lengths left of both texts when the longer one gives up tokens until both fit."""
+    """Return the lengths of both texts after removing tokens from the longer one until both fit."""
     if len_a + len_b <= room:
         return [len_a, len_b]
     half = room // 2
@@ -91,7 +91,7 @@ def postprocess(
         scores = np.exp(scores - scores.max(-1, keepdims=True))
         scores /= scores.sum(-1, keepdims=True)
     elif function_to_apply == "sigmoid":
-        # of the magnitude, whose exponential cannot overflow
+        # exp of the negative magnitude cannot overflow
         small = np.exp(-np.abs(scores))
         scores = np.where(scores >= 0, 1.0, small) / (1.0 + small)
     elif function_to_apply != "none":

@@ -1,4 +1,4 @@
-"""Which columns of a table are read, and that a file has each of them once."""
+"""The columns to read from a table, and the check that a file has each of them once."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ class Columns:
     text_pair: str | None = None
     label: str = "label"
     header: tuple[str, ...] | None = None
-    """The columns of a .csv or .tsv file that does not name them in its first line."""
+    """The columns of a .csv or .tsv file without a header line."""
     empty_texts: bool = False
     """Whether a text may be empty."""
     short_rows: float = 0.0
-    """The largest share of rows with too few cells that are skipped, which is logged; with more the file is refused."""
+    """Up to this share of rows with too few cells are skipped and logged; a file with more is refused."""
     raw_quotes: bool = False
-    """Whether a .tsv is known to be written without quoting, as GLUE's are: a cell in quotes is a text in quotes."""
+    """Whether a .tsv is known to be written without quoting, as GLUE's are: quotes around a cell belong to the text."""
 
     @property
     def wanted(self) -> tuple[str, ...]:
-        """The names of all columns that are read."""
+        """The names of all columns to read."""
         return (self.text, self.label, *((self.text_pair,) if self.text_pair else ()))
 
 
@@ -38,7 +38,7 @@ def check_names(where: str, names: Sequence[str], columns: Columns) -> None:
     """Check a header, or the keys of an object.
 
     Raises:
-        InputError: a column to read is missing, or is there twice.
+        InputError: a column to read is missing or occurs twice.
     """
     for name in columns.wanted:
         if name not in names:
@@ -49,7 +49,7 @@ def check_names(where: str, names: Sequence[str], columns: Columns) -> None:
 
 
 def _hint(name: str, names: Sequence[str]) -> str:
-    """What the user probably meant, by names that look alike."""
+    """Return a hint about similar names, which the user probably meant."""
     alike = [each for each in names if _plain(each) == _plain(name)]
     if alike:
         return f"; {shown(alike[0])} differs only by case, spaces or quotes: rename it, or ask for it by that name"

@@ -1,4 +1,4 @@
-"""Texts that were cut to the longest input: counted, and said in the log."""
+"""Counts and logs texts that were cut to the longest input."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class CutTexts:
-    """How many texts of each part of the data were cut when they were encoded last.
+    """How many texts of each part of the data were cut when they were last encoded.
 
     Attributes:
         counts: part (``training``, ``dev``) -> number of texts.
@@ -21,14 +21,14 @@ class CutTexts:
     counts: dict[str, int] = field(default_factory=dict[str, int])
 
     def note(self, part: str, what: str, cut: int, total: int, limit: int) -> None:
-        """Count, and log once where something was cut.
+        """Record a count, and log it once if anything was cut.
 
         Args:
-            part: of the data.
-            what: texts or questions.
+            part: the part of the data.
+            what: "texts" or "questions".
             cut: how many were cut.
             total: how many there are.
-            limit: their longest, in tokens.
+            limit: the longest input in tokens.
         """
         self.counts[part] = cut
         if cut:

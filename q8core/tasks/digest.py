@@ -1,4 +1,4 @@
-"""A digest of a data set's examples, by which runs on other data are told apart."""
+"""A digest of a data set's examples, to recognise runs on other data."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from q8core.tasks.examples import QAExample, TextExample
 
 
 def examples_digest(*parts: Sequence[TextExample] | Sequence[QAExample]) -> str:
-    """Return the SHA-256 of all examples in their order, whatever files they came in."""
+    """Return the SHA-256 of all examples in their order, independent of their files."""
     digest = hashlib.sha256()
     for examples in parts:
         for example in examples:

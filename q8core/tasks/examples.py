@@ -1,4 +1,4 @@
-"""What every reader yields: examples, and how their files are found."""
+"""Examples, the output of every reader, and finding their files."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from q8core.errors import InputError
 
 # The only name of a regression's output, as in Hugging Face's configs.
 REGRESSION_LABELS = ("LABEL_0",)
-# Hugging Face's problem_type of a head that gives a text several labels, each with a sigmoid of its own.
+# Hugging Face's problem_type of a head that gives a text several labels, with a sigmoid for each.
 MULTI_LABEL = "multi_label_classification"
 
 
 def is_regression(labels: Sequence[str]) -> bool:
-    """Whether a head with these outputs predicts a number: one output does, several are classes."""
+    """Whether a head with these outputs predicts a number: one output is a regression, several are classes."""
     return len(labels) == 1
 
 
@@ -36,8 +36,8 @@ class ClassifyData:
         labels: names of the classes by index.
         train: examples to learn from.
         dev: examples to score.
-        numbers: what the classes' numbers are: see :class:`q8core.tasks.labels.Classes`.
-        outputs: which outputs of the named model they are, likewise.
+        numbers: numbers of the classes; see :class:`q8core.tasks.labels.Classes`.
+        outputs: outputs of the model for the classes; see there.
     """
 
     labels: tuple[str, ...]
@@ -59,10 +59,10 @@ class QAExample:
 
 
 def official_file(folder: Path, name: str) -> Path:
-    """The file of a public data set, as it is or compressed with gzip.
+    """Return the file of a public data set, plain or compressed with gzip.
 
     Raises:
-        InputError: the folder holds neither.
+        InputError: the folder has neither.
     """
     for path in (folder / name, folder / f"{name}.gz"):
         if path.is_file():

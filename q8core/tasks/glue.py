@@ -15,8 +15,8 @@ from q8core.tasks.tabular import TableRow, label_examples, read_table, score_exa
 _TRUTH = {"entailment": "entailment", "not_entailment": "not_entailment"}
 _TRUTH_3 = {"entailment": "entailment", "neutral": "neutral", "contradiction": "contradiction"}
 _MNLI = Columns("sentence1", "sentence2", "gold_label")
-# A few of the 400,000 rows in QQP's official files are cut in two by line breaks in their questions; the usual counts
-# (363,846 training pairs) leave them out. A file with one in a hundred is another one, or damaged.
+# A few of the 400,000 rows in QQP's official files are broken by line breaks in their questions; the usual counts
+# (363,846 training pairs) leave them out. A file with 1 % of such rows is damaged, or not QQP's.
 _QQP_SHORT_ROWS = 0.01
 # STS-B's scale of similarity.
 _LOWEST, _HIGHEST = 0.0, 5.0
@@ -24,11 +24,11 @@ _LOWEST, _HIGHEST = 0.0, 5.0
 
 @dataclass(frozen=True)
 class GlueTask:
-    """One task: where its texts and labels stand, and what it is scored by.
+    """One task: the columns of its texts and labels, and its metrics.
 
     Attributes:
-        columns: which columns to read.
-        labels: label as written -> its name, in the order of Hugging Face's ``glue`` data set; none for regression.
+        columns: the columns to read.
+        labels: label as written -> its name, in the order of Hugging Face's ``glue`` data set; empty for regression.
         metrics: names in :data:`q8core.tasks.metrics.METRICS`; the first chooses the best weights.
         dev: the file to score on.
     """
@@ -52,7 +52,7 @@ GLUE: dict[str, GlueTask] = {
     ),
     "qnli": GlueTask(Columns("question", "sentence"), _TRUTH),
     "qqp": GlueTask(
-        # Quora's questions may be empty.
+        # QQP has empty questions.
         Columns("question1", "question2", "is_duplicate", empty_texts=True, short_rows=_QQP_SHORT_ROWS),
         {"0": "not_duplicate", "1": "duplicate"},
         ("f1", "accuracy"),
@@ -76,15 +76,15 @@ def read_glue(
     """Read a task's folder: its dev file and, if wanted, ``train.tsv``; both may be compressed (``.gz``).
 
     Args:
-        name: of the task.
-        folder: with its files.
+        name: the task's name.
+        folder: the folder of its files.
         with_train: whether to read the training data.
-        outputs: the labels of the model by index; empty for one without a head.
-        asked: the task's labels in the order of the outputs, as ``--labels`` has them.
+        outputs: the model's labels by index; empty for a model without a head.
+        asked: the task's labels in the order of the outputs, from ``--labels``.
 
     Raises:
-        InputError: a file is missing or not in the task's layout, with file and line where there is one; or ``asked``
-            does not fit: see :func:`official_classes`.
+        InputError: a file is missing or not in the task's layout (names file and line), or ``asked`` does not fit
+            (see :func:`official_classes`).
     """
     task = GLUE[name]
     if asked is not None and not task.labels:

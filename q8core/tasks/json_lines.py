@@ -1,4 +1,4 @@
-"""Rows of JSON Lines files: one object a line, as texts by key."""
+"""Rows of JSON Lines files: one object per line, as strings by key."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from q8core.text_file import lines_of, text_problem
 
 
 class _Object(list[tuple[str, Any]]):
-    """The pairs of a JSON object: a dict would keep the last of two with the same key."""
+    """The pairs of a JSON object; a dict would silently keep the last of two equal keys."""
 
 
 def json_rows(path: Path, text: str, columns: Columns) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield the columns to read of each object, with its line; what other columns hold does not matter.
+    """Yield the line number and the wanted columns of each object; other columns may hold anything.
 
     A text is a JSON string; a label may also be a whole number, true or false.
 
     Raises:
-        InputError: with file and line, for a line that is no JSON object, a missing or repeated column, and a text or
-            label that is none.
+        InputError: a line is not a JSON object, a column is missing or repeated, or a value has a wrong type; names
+            file and line.
     """
     for number, line in enumerate(lines_of(text), start=1):
         if not line.strip():
@@ -47,7 +47,7 @@ def _text(where: str, name: str, value: object) -> str:
 
 
 def _label(where: str, name: str, value: object) -> str:
-    """A label as a .csv would hold it: numbers as they are written, truth values as Python and pandas write them."""
+    """Return a label as in a .csv file: numbers as written, truth values as Python and pandas write them."""
     if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
         return str(value)
     if isinstance(value, list) and not isinstance(value, _Object):

@@ -1,8 +1,8 @@
-"""Labels matched by meaning: which class of the data is which output of a model.
+"""Matches labels by meaning: which class of the data belongs to which output of a model.
 
-A name means the same in any order and case, a whole number means that number however it is written (``1``, ``1.0``),
-and ``LABEL_k``, which Hugging Face writes where nobody named the classes, means the number k. What is left is said
-with the option ``--labels``, which names the data's labels in the order of the model's outputs.
+Names match in any order and case, whole numbers match however they are written (``1``, ``1.0``), and ``LABEL_k``, which
+Hugging Face writes where nobody named the classes, matches the number k. Everything else needs the option ``--labels``,
+which lists the data's labels in the order of the model's outputs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _NUMBER = re.compile(r"[+-]?[0-9]{1,15}(\.0{1,15})?")
 _GENERIC = re.compile(r"LABEL_([0-9]{1,15})")
 _SHOWN = 20
 MOST_CLASSES, MOST_CHARACTERS = 100_000, 10_000_000
-"""Of a task, and of all its labels together: what a manifest and /info can hold."""
+"""Limits of a task's number of classes and of the characters of all labels, so that a manifest and /info stay small."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class Classes:
     """The classes of a task by index.
 
     Attributes:
-        names: what the model answers.
-        numbers: the number of each, where the data has numbers; None where it has names.
-        outputs: the output of the named model that each class is, as ``--labels`` says; None where nobody said.
+        names: the names in the model's answers.
+        numbers: the number of each class, if the data has numbers; None if it has names.
+        outputs: the model's output for each class, from ``--labels``; None without that option.
     """
 
     names: tuple[str, ...]
@@ -38,7 +38,7 @@ class Classes:
     outputs: tuple[int, ...] | None = None
 
     def order_among(self, outputs: Sequence[str]) -> tuple[int, ...] | None:
-        """Return for each class the index of the model's output that means it; None if their labels differ.
+        """Return for each class the index of the matching output of the model; None if their labels differ.
 
         Args:
             outputs: the model's labels by index.
@@ -49,7 +49,7 @@ class Classes:
         return found
 
     def by_meaning(self, outputs: Sequence[str]) -> tuple[int, ...] | None:
-        """As :meth:`order_among`, by names and numbers alone."""
+        """Do the same as :meth:`order_among`, but only by names and numbers."""
         if len(outputs) != len(self.names):
             return None
         by_name = _unique(map(_folded, outputs))
@@ -67,10 +67,10 @@ class Classes:
 
 @dataclass(frozen=True)
 class Lookup:
-    """Finds the index of a label as it is written in the data.
+    """Finds the index of a label as written in the data.
 
     Attributes:
-        written: labels as the data has them -> index.
+        written: labels as written in the data -> index.
     """
 
     written: Mapping[str, int]
@@ -91,7 +91,7 @@ class Lookup:
         return self._folded.get(_folded(label)) if self._folded is not None else None
 
     def _of(self, meanings: Iterable[_Key]) -> dict[_Key, int] | None:
-        """Return meaning -> index; None where two different classes mean the same, or one has no such meaning."""
+        """Return meaning -> index; None if two classes have the same meaning, or one has none."""
         found: dict[_Key, int] = {}
         for meaning, index in zip(meanings, self.written.values(), strict=True):
             if meaning is None or found.setdefault(meaning, index) != index:
@@ -102,15 +102,15 @@ class Lookup:
 def own_classes(
     data: Iterable[str], outputs: Sequence[str] = (), asked: Sequence[str] | None = None
 ) -> tuple[Classes, Lookup]:
-    """Decide the classes of a user's own data, and how their labels are found.
+    """Return the classes of a user's own data, and the lookup of their labels.
 
     Args:
         data: all labels as written in the data.
-        outputs: the labels of the model by index; empty for one without a head.
-        asked: the data's labels in the order of the outputs, as ``--labels`` has them.
+        outputs: the model's labels by index; empty for a model without a head.
+        asked: the data's labels in the order of the outputs, from ``--labels``.
 
     Raises:
-        InputError: data and model have labels of different or unclear meaning; with both lists.
+        InputError: the labels of data and model have different or unclear meanings; shows both lists.
     """
     labels = _ordered(set(data))
     _check_size(labels)
@@ -134,7 +134,7 @@ def own_classes(
     generic = all(_GENERIC.fullmatch(name) for name in outputs)
     names = tuple(outputs)
     if generic and (asked is not None or not any(_GENERIC.fullmatch(label) for label in labels)):
-        found = {index: label for label, index in written.items()}  # a generic name is none: the data's stand for it
+        found = {index: label for label, index in written.items()}  # the data's names replace generic ones
         names = tuple(found.get(i, str(number_of(name))) for i, name in enumerate(outputs))
     return Classes(names, _numbers_of(names), numbers), Lookup({**{name: i for i, name in enumerate(names)}, **written})
 
@@ -143,12 +143,12 @@ def official_classes(names: Sequence[str], outputs: Sequence[str] = (), asked: S
     """Return the classes of a public data set, whose numbers are those of Hugging Face's ``glue``.
 
     Args:
-        names: in the official order.
-        outputs: the labels of the model by index; empty for one without a head.
-        asked: the names in the order of the outputs, as ``--labels`` has them.
+        names: the labels in the official order.
+        outputs: the model's labels by index; empty for a model without a head.
+        asked: the names in the order of the outputs, from ``--labels``.
 
     Raises:
-        InputError: ``asked`` is not these names, or contradicts the model's.
+        InputError: ``asked`` has other names, or contradicts the model's labels.
     """
     plain = Classes(tuple(names), tuple(range(len(names))))
     if asked is None:
@@ -167,7 +167,7 @@ def official_classes(names: Sequence[str], outputs: Sequence[str] = (), asked: S
 
 
 def differing(outputs: Sequence[str], names: Sequence[str]) -> str:
-    """Say that a model answers with other labels than the data has, and what settles it."""
+    """Return a message that model and data have different labels, and what to do."""
     return (
         f"the model answers {_shown(outputs)}, the data has {_shown(names)}: which is which cannot be told. --labels "
         f"names the data's labels in the order of the model's outputs (0 to {len(outputs) - 1}), with commas"
@@ -175,10 +175,10 @@ def differing(outputs: Sequence[str], names: Sequence[str]) -> str:
 
 
 def parse_labels(text: str | None) -> tuple[str, ...] | None:
-    """Read the value of ``--labels``.
+    """Parse the value of ``--labels``.
 
     Raises:
-        InputError: fewer than two names, an empty one, or one twice.
+        InputError: fewer than two names, an empty name, or a duplicate.
     """
     if text is None:
         return None
@@ -197,7 +197,7 @@ def number_of(label: str) -> int | None:
 
 
 def _by_meaning(labels: Sequence[str], outputs: Sequence[str]) -> dict[str, int] | None:
-    """Return label -> output where each label has one; None where one has none, or two the same."""
+    """Return label -> output; None if a label has no output, or two have the same."""
     lookup = Lookup({name: i for i, name in enumerate(outputs)})
     found = {label: lookup(label) for label in labels}
     indices = [index for index in found.values() if index is not None]
@@ -227,7 +227,7 @@ def _differ(labels: Sequence[str], outputs: Sequence[str]) -> InputError:
 
 
 def _ordered(labels: set[str]) -> list[str]:
-    """Return numbers by value and names by text.
+    """Return the labels sorted: numbers by value, names alphabetically.
 
     Raises:
         InputError: one number is written in two ways.
@@ -246,7 +246,7 @@ def _numbers_of(names: Sequence[str]) -> tuple[int, ...] | None:
 
 
 def _unique(keys: Iterable[_Key]) -> dict[_Key, int] | None:
-    """Return key -> index; None where a key comes twice or is None."""
+    """Return key -> index; None if a key occurs twice or is None."""
     found: dict[_Key, int] = {}
     for index, key in enumerate(keys):
         if key is None or key in found:

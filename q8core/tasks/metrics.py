@@ -1,7 +1,7 @@
 """Scores: accuracy, F1 and correlations for labelled texts, exact match and F1 for SQuAD v1.1.
 
-The scores of labels are a few lines each, which tests hold to scikit-learn and SciPy: two large libraries that the
-service would have to install for numbers that only training and evaluation need.
+Each score is a few lines, which tests compare with scikit-learn and SciPy. The service would have to install these two
+large libraries for numbers that only training and evaluation need.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def accuracy(predicted: Sequence[float], expected: Sequence[float]) -> float:
-    """Share of equal labels, 0..1."""
+    """Return the share of equal labels, 0..1."""
     return _matches(predicted, expected) / len(expected)
 
 
 def f1(predicted: Sequence[float], expected: Sequence[float]) -> float:
-    """F1 of class 1 against all others, 0..1; 0 where neither side has a 1."""
-    _matches(predicted, expected)  # refuses what cannot be scored
+    """Return the F1 of class 1 against all others, 0..1; 0 if neither side has a 1."""
+    _matches(predicted, expected)  # checks the inputs
     hits = sum(p == e == 1 for p, e in zip(predicted, expected, strict=True))
     ones = sum(p == 1 for p in predicted) + sum(e == 1 for e in expected)
     return 2 * hits / ones if ones else 0.0
 
 
 def matthews(predicted: Sequence[float], expected: Sequence[float]) -> float:
-    """Matthews' correlation coefficient for any number of classes, -1..1 (Gorodkin 2004, eq. 8).
+    """Return Matthews' correlation coefficient for any number of classes, -1..1 (Gorodkin 2004, eq. 8).
 
-    0 where either side holds one class only.
+    It is 0 if either side has only one class.
     """
     total, correct = len(expected), _matches(predicted, expected)
     guessed, true = Counter(predicted), Counter(expected)
-    # integers: exact until the root
+    # integers: exact up to the root
     both = correct * total - sum(guessed[label] * count for label, count in true.items())
     spread_guessed = total**2 - sum(count**2 for count in guessed.values())
     spread_true = total**2 - sum(count**2 for count in true.values())
@@ -52,7 +52,7 @@ def matthews(predicted: Sequence[float], expected: Sequence[float]) -> float:
 
 
 def pearson(predicted: Sequence[float], expected: Sequence[float]) -> float:
-    """Pearson's correlation coefficient, -1..1; 0 where either side is constant, as for :func:`matthews`.
+    """Return Pearson's correlation coefficient, -1..1; 0 if either side is constant, as in :func:`matthews`.
 
     Raises:
         InputError: no example, or a prediction that is NaN or infinite.
@@ -61,7 +61,7 @@ def pearson(predicted: Sequence[float], expected: Sequence[float]) -> float:
 
 
 def spearman(predicted: Sequence[float], expected: Sequence[float]) -> float:
-    """Spearman's rank correlation, -1..1: Pearson's of the ranks, equal values sharing their mean rank.
+    """Return Spearman's rank correlation, -1..1: Pearson's of the ranks, where equal values have their mean rank.
 
     Raises:
         InputError: no example, or a prediction that is NaN or infinite.
@@ -98,7 +98,7 @@ def _correlation(x: _Floats, y: _Floats) -> float:
     return max(-1.0, min(1.0, cosine))
 
 
-# Each takes predictions, then what is right: class indices, or numbers for the last two.
+# Each takes predictions and expected values: class indices, or numbers for the last two.
 METRICS: dict[str, Callable[[Sequence[float], Sequence[float]], float]] = {
     "accuracy": accuracy,
     "f1": f1,
@@ -109,17 +109,17 @@ METRICS: dict[str, Callable[[Sequence[float], Sequence[float]], float]] = {
 
 
 def normalize_answer(text: str) -> str:
-    """Lower case, without ASCII punctuation, English articles and extra spaces (SQuAD's own rule)."""
+    """Return the text in lower case, without ASCII punctuation, English articles and extra spaces (SQuAD's rule)."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
 def exact_match(prediction: str, answer: str) -> float:
-    """1.0 when both are equal after normalization."""
+    """Return 1.0 if both are equal after normalization, else 0.0."""
     return float(normalize_answer(prediction) == normalize_answer(answer))
 
 
 def token_f1(prediction: str, answer: str) -> float:
-    """F1 over the multiset of normalized words (Rajpurkar et al. 2016)."""
+    """Return the F1 of the multisets of normalized words (Rajpurkar et al. 2016)."""
     predicted, expected = normalize_answer(prediction).split(), normalize_answer(answer).split()
     if not predicted or not expected:
         return float(predicted == expected)
@@ -128,7 +128,7 @@ def token_f1(prediction: str, answer: str) -> float:
 
 
 def squad_scores(predictions: Mapping[str, str], answers: Mapping[str, Sequence[str]]) -> dict[str, float]:
-    """Exact match and F1 in percent; each question counts its best matching accepted answer.
+    """Return exact match and F1 in percent; each question counts its best matching accepted answer.
 
     Raises:
         InputError: a question has no prediction.

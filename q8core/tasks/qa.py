@@ -1,6 +1,6 @@
 """Extractive question answering: long contexts to overlapping windows, span logits to answers.
 
-Current transformers has neither the pipeline nor the SQuAD processors, so both directions live here.
+Current transformers has neither the pipeline nor the SQuAD processors, so both directions are implemented here.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from q8core.tokenizer import encode_plain
 MAX_QUESTION_LEN = 64
 
 Place = tuple[int, int]
-"""Code points of a span of the context: start, and end, exclusive."""
+"""Offsets of a span in the context, in code points: start, and exclusive end."""
 
 
 @dataclass(frozen=True)
 class Window:
     """A question and a piece of the context, with the tokenizer's special tokens around them.
 
-    ``offsets[i]`` is the half-open code point range of token i in the context, None outside it;
-    ``words[i]`` is the same for the whole word (between spaces and punctuation) that token i is part of.
+    ``offsets[i]`` is the half-open code point range of token i in the context, None for other tokens;
+    ``words[i]`` is the range of the whole word (between spaces and punctuation) that token i is part of.
     """
 
     input_ids: list[int]
@@ -43,7 +43,7 @@ class Window:
     context_end: int
     """Index after the last one."""
     first_token: int
-    """Index in the whole context's tokens of that token."""
+    """Index of that token among all tokens of the context."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,11 @@ def encode_windows(
     """Cut a context of any length into windows of at most ``max_seq_len`` tokens.
 
     ``doc_stride`` is the number of context tokens that neighbouring windows share, as in Hugging Face's
-    pipeline (there ``stride``). Where it is as large as a window's room for context, or larger, neighbours share
-    half of the room instead: see :func:`window_step`.
+    pipeline (there ``stride``). If it is at least a window's room for context, neighbours share half of the room
+    instead; see :func:`window_step`.
 
     Raises:
-        InputError: empty question or context, no room for context beside the question, or a tokenizer that makes no
+        InputError: empty question or context, no room for context next to the question, or a tokenizer that makes no
             pairs.
     """
     if not question.strip():
@@ -80,7 +80,7 @@ def encode_windows(
         raise InputError("the context is empty")
     question_ids = encode_plain(tokenizer, question).ids[:max_question_len]
     encoded = encode_plain(tokenizer, context)
-    context_ids, offsets = encoded.ids, encoded.offsets  # each time anew, these would be lists of the whole context
+    context_ids, offsets = encoded.ids, encoded.offsets  # read once: each access builds a list of the whole context
     if not context_ids:
         raise InputError("the context holds no token that the vocabulary can represent")
     layout = sequence_template(tokenizer).layout(pair=True)
@@ -114,7 +114,7 @@ def encode_windows(
 
 
 def question_is_cut(tokenizer: Tokenizer, question: str, windows: Sequence[Window], max_question_len: int) -> bool:
-    """Return whether a question has more tokens than its windows hold."""
+    """Return whether a question has more tokens than its windows contain."""
     around = len(sequence_template(tokenizer).layout(pair=True).join([])[0])
     if windows[0].context_start - around < max_question_len:
         return False
@@ -122,17 +122,17 @@ def question_is_cut(tokenizer: Tokenizer, question: str, windows: Sequence[Windo
 
 
 def window_step(room: int, doc_stride: int) -> int:
-    """How many context tokens a window starts after the one before it, for windows with ``room`` for context.
+    """Return how many context tokens a window starts after the previous one, for windows with ``room`` for context.
 
-    That is ``room - doc_stride``. An overlap that would leave a window nothing new cannot be had: it becomes
-    ``room // 2``, so that a context makes at most about twice the windows that it makes without overlap.
+    That is ``room - doc_stride``. An overlap that would leave a window nothing new is replaced by ``room // 2``, so
+    that a context makes at most about twice the windows that it makes without overlap.
     """
     overlap = doc_stride if doc_stride < room else room // 2
     return room - overlap
 
 
 def _word_places(encoded: Encoding) -> list[tuple[int, int]]:
-    """For each token the code point range of its whole word."""
+    """Return for each token the code point range of its whole word."""
     place: dict[int | None, tuple[int, int]] = {}
     for word, (start, end) in zip(encoded.word_ids, encoded.offsets, strict=True):
         known = place.get(word, (start, end))
@@ -141,14 +141,14 @@ def _word_places(encoded: Encoding) -> list[tuple[int, int]]:
 
 
 def max_context(windows: Sequence[Window]) -> list[NDArray[np.bool_]]:
-    """For each window, which of its context tokens it shows best (Devlin et al. 2018, SQuAD code).
+    """Return for each window which tokens have their best context there (Devlin et al. 2018, SQuAD code).
 
-    A token seen by several windows belongs to the one with the largest smaller-side context, plus a
+    A token in several windows belongs to the one in which the smaller of its left and right contexts is largest, plus a
     hundredth of the window's length as tie-break; the first such window wins.
     """
     lengths = [window.context_end - window.context_start for window in windows]
     shown = [slice(window.first_token, window.first_token + n) for window, n in zip(windows, lengths, strict=True)]
-    best = np.full(max(part.stop for part in shown), -np.inf)  # of each token of the whole context
+    best = np.full(max(part.stop for part in shown), -np.inf)  # for each token of the whole context
     owner = np.zeros(len(best), np.int64)
     for index, (part, length) in enumerate(zip(shown, lengths, strict=True)):
         i = np.arange(length)
@@ -167,29 +167,29 @@ def best_answers(
     handle_impossible: bool = False,
     align_to_words: bool = True,
 ) -> list[Answer]:
-    """Search the best spans over all windows of one context.
+    """Find the best spans over all windows of one context.
 
     Args:
         windows: the windows of one question and context.
         logits: one tensor of shape ``(window length, 2)`` per window: start and end logits.
         context: the text that the offsets point into.
-        top_k: how many different spans to return at most, best first.
+        top_k: most spans to return, best first.
         max_answer_len: longest answer in tokens.
         handle_impossible: also consider "no answer" (empty string, offsets 0).
         align_to_words: grow a span that starts or ends inside a word to the whole word.
 
     Returns:
-        At least one answer, best first, each at another place in the text. All spans of at most ``max_answer_len``
-        tokens are compared; each token starts spans in the window that shows it best (:func:`max_context`).
+        At least one answer, best first, all with different offsets. All spans of at most ``max_answer_len`` tokens are
+        compared; each token starts spans in the window where it has its best context (:func:`max_context`).
 
-    A score is P(start) * P(end) of the best token span at that place, whatever the flags: they say which spans count,
-    and change no score. With one window it is the Hugging Face pipeline's formula: a softmax over the first token,
-    which stands for "no answer", and the context tokens; question and separators are no candidates.
+    A score is P(start) * P(end) of the best token span with these offsets. The flags decide which spans count, and
+    change no score. With one window it is the formula of Hugging Face's pipeline: a softmax over the first token, which
+    stands for "no answer", and the context tokens; question and separators are excluded.
 
     With several windows the softmax runs over the context tokens of all of them together (shared normalisation,
-    Clark & Gardner 2018), and "no answer" is the first token of the least sure window. Hugging Face's pipeline
-    normalises each window alone: a window without the answer, where all logits are low, can then outshout the right
-    one. Since transformers 4.53 it also sums the scores of one span over the windows, which can exceed 1.
+    Clark & Gardner 2018), and "no answer" is the first token of the window that is least sure of it. Hugging Face's
+    pipeline normalises each window alone, so a window without the answer, where all logits are low, can outscore the
+    right one. Since transformers 4.53 it also sums the scores of one span over the windows, which can exceed 1.
     """
     for name, value in (("top_k", top_k), ("max_answer_len", max_answer_len)):
         if value < 1:
@@ -209,7 +209,7 @@ def best_answers(
 
 
 def _candidates(windows: Sequence[Window], logits: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """What takes part in the softmax: each window's ``(context tokens, 2)``, and "no answer", ``(2,)``."""
+    """Return the logits in the softmax: each window's ``(context tokens, 2)``, and those of "no answer", ``(2,)``."""
     scope: list[torch.Tensor] = []
     nulls: list[torch.Tensor] = []
     for window, table in zip(windows, logits, strict=True):
@@ -217,12 +217,12 @@ def _candidates(windows: Sequence[Window], logits: Sequence[torch.Tensor]) -> tu
             raise InputError(f"span logits have shape {tuple(table.shape)}, expected ({len(window.input_ids)}, 2)")
         scope.append(table[window.context_start : window.context_end].double())
         nulls.append(table[0].double())
-    # no answer needs every window to say so: the least sure window decides
+    # "no answer" holds only if every window agrees: the least sure window decides
     return scope, min(nulls, key=lambda pair: float(pair.sum()))
 
 
 def _span_sums(inside: NDArray[np.float64], may_start: NDArray[np.bool_], max_answer_len: int) -> NDArray[np.float64]:
-    """Start logit + end logit of every span, shape ``(context tokens, longest span)``; -inf where there is no span.
+    """Return start logit + end logit of every span, ``(context tokens, longest span)``; -inf where there is no span.
 
     Element ``[i, j]`` is the span from token i to token i + j; ``inside`` is ``(context tokens, 2)``.
     """
@@ -233,22 +233,22 @@ def _span_sums(inside: NDArray[np.float64], may_start: NDArray[np.bool_], max_an
 
 
 def _best_places(sums: NDArray[np.float64], places: Sequence[Place | None], top_k: int) -> dict[Place, float]:
-    """The ``top_k`` best places in the text, best first, each with the best sum of the token spans there.
+    """Return the ``top_k`` best offsets in the text, best first, each with the best sum of its token spans.
 
     Args:
-        sums: of every token span, as from :func:`_span_sums`.
-        places: of every context token.
-        top_k: how many places to return at most.
+        sums: the sums of all token spans, from :func:`_span_sums`.
+        places: the offsets of all context tokens.
+        top_k: most offsets to return.
     """
     flat, longest = sums.ravel(), sums.shape[1]
     best: dict[Place, float] = {}
-    keep = 8 * top_k  # some token spans share a place: those that begin and end in the same words
+    keep = 8 * top_k  # token spans that begin and end in the same words share their offsets
     while True:
         kept = _largest(sums, keep)
         for span in kept.tolist():
             first, more = divmod(span, longest)
             left, right = places[first], places[first + more]
-            assert left is not None  # context tokens always have a place
+            assert left is not None  # context tokens always have offsets
             assert right is not None
             best.setdefault((left[0], right[1]), float(flat[span]))
             if len(best) == top_k:
@@ -259,14 +259,14 @@ def _best_places(sums: NDArray[np.float64], places: Sequence[Place | None], top_
 
 
 def _largest(sums: NDArray[np.float64], count: int) -> NDArray[np.int64]:
-    """Flat indices of the spans with the largest sums, equal ones in their order: ``count`` of them or more.
+    """Return flat indices of the ``count`` or more spans with the largest sums, in order; equal sums by index.
 
-    Fewer only where there are no more. Spans that equal the last one are all among them, so that which of these comes
-    first does not depend on ``count``.
+    There are fewer only if there are no more spans. All spans equal to the last one are included, so that their order
+    does not depend on ``count``.
     """
     floor = np.finfo(np.float64).min
     if count <= len(sums):
-        # at least so many spans reach the count-th of the starts' best: no need to order all spans
+        # at least `count` spans reach the count-th best of the starts' best sums: no need to sort all spans
         floor = max(floor, np.partition(sums.max(axis=1), -count)[-count])
     flat = sums.ravel()
     kept = np.flatnonzero(flat >= floor)

@@ -1,4 +1,4 @@
-"""Rows of CSV and TSV files: the cells between their commas or tabs, by column."""
+"""Rows of CSV and TSV files, as cells by column."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _LIMIT = Lock()
 
 
 def separated_rows(path: Path, text: str, tabs: bool, columns: Columns) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield the columns to read of each row, with the line on which the row begins.
+    """Yield the wanted columns of each row, with the line on which the row begins.
 
     Args:
-        path: of the file.
-        text: all of it.
-        tabs: whether it is a .tsv, without quoting, or a .csv with that of RFC 4180.
-        columns: to read.
+        path: the file's path.
+        text: the file's text.
+        tabs: True for a .tsv, without quoting; False for a .csv with the quoting of RFC 4180.
+        columns: the columns to read.
 
     Raises:
-        InputError: with file and line, for a missing or repeated column, a broken row, a cell of a .tsv that is quoted
-            as in CSV, or more short rows than the columns allow.
+        InputError: a missing or repeated column, a broken row, a cell of a .tsv that is quoted as in CSV, or more short
+            rows than the columns allow; names file and line.
     """
     records = _records(path, text, tabs)
     raw = not tabs or columns.raw_quotes
@@ -64,7 +64,7 @@ def separated_rows(path: Path, text: str, tabs: bool, columns: Columns) -> Itera
 
 
 def _header(path: Path, records: Iterator[Record], columns: Columns, raw: bool) -> tuple[Sequence[str], str]:
-    """The names of all columns, and how many cells they ask of a row, in words."""
+    """Return the names of all columns, and a phrase for how many cells a row must have."""
     if columns.header:
         return columns.header, f"it needs {len(columns.header)}: {', '.join(columns.header)}"
     line, names = next(records)
@@ -76,7 +76,7 @@ def _header(path: Path, records: Iterator[Record], columns: Columns, raw: bool) 
 
 
 def _check_cells(where: str, row: dict[str, str]) -> None:
-    """Refuse a cell that was certainly written with quoting: in quotes, and all quotes inside doubled."""
+    """Refuse a cell that was certainly written with quoting: in quotes, with all inner quotes doubled."""
     for name, cell in row.items():
         if _in_quotes(cell) and '""' in cell and '"' not in cell[1:-1].replace('""', ""):
             raise InputError(f"{where}: column {name!r} is {shown(cell)}, quoted as in CSV, but {_WAY_OUT}")
@@ -103,7 +103,7 @@ def _records(path: Path, text: str, tabs: bool) -> Iterator[Record]:
 
 
 def _next_cells(reader: Any) -> list[str] | None:
-    """The next row's cells, as long as they may be: csv's bound holds for the whole process, which sets it at will."""
+    """Return the next row's cells, of any length: csv's limit is global, so it is raised here if needed."""
     with _LIMIT:
         before = csv.field_size_limit(sys.maxsize)
         try:

@@ -17,7 +17,7 @@ _LAYOUT = (
     "SQuAD's layout: data[].paragraphs[] of context and qas[] of id, question and answers[] of text and answer_start"
 )
 _ANSWERABLE = "only SQuAD v1.1, whose questions all have an answer, is supported"
-# ("data", 3, "paragraphs", 0, "qas", 1): what is longer lies inside a question
+# ("data", 3, "paragraphs", 0, "qas", 1): longer paths are inside a question
 _QUESTION = 6
 
 
@@ -69,13 +69,12 @@ class _Document(_Strict):
 def read_squad(path: Path) -> list[QAExample]:
     """Read a SQuAD v1.1 file (``.json`` or ``.json.gz``) and check every answer against its context.
 
-    A first answer's ``answer_start`` that points elsewhere in the context is moved to the nearest occurrence of the
-    same text.
+    A wrong ``answer_start`` of a first answer is moved to the nearest occurrence of its text in the context.
 
     Raises:
-        InputError: with the file, the place in it and the question's id, for what is not in SQuAD's layout, a text
-            that is empty or no text, an id that is used twice, a question without an answer, and an answer that does
-            not occur in its context or begins outside of it.
+        InputError: another layout than SQuAD's, an empty text or a value that is not a text, a duplicate id, a question
+            without an answer, or an answer that does not occur in its context or begins outside of it; names the file,
+            the path in it and the question's id.
     """
     raw = parse_strict_json(read_text(path), path)
     try:
@@ -106,7 +105,7 @@ def read_squad(path: Path) -> list[QAExample]:
 
 
 def _sentence(path: Path, raw: Any, place: Place, problem: str) -> str:
-    """Name the file, the place and, inside a question, its id."""
+    """Return a message with the file, the path in it and, inside a question, its id."""
     name = place_name(place[:_QUESTION])
     if len(place) <= _QUESTION:
         return f"{path}: {name} {problem}"
@@ -118,7 +117,7 @@ def _sentence(path: Path, raw: Any, place: Place, problem: str) -> str:
 
 
 def _problem(question: _Question, context: str) -> tuple[Place, str] | None:
-    """The first thing that is wrong with a question of the right layout, and where in it."""
+    """Return the first problem of a question with the right layout, and its path in the question."""
     for field, text in (("id", question.id), ("question", question.question)):
         if problem := _text_problem(text):
             return (field,), problem
@@ -150,6 +149,6 @@ def _example(question: _Question, context: str) -> QAExample:
 
 
 def _nearest(context: str, answer: str, start: int) -> int:
-    """Code point of the occurrence of ``answer``, which is there, nearest to ``start``."""
+    """Return the code point of the occurrence of ``answer`` nearest to ``start``; it must occur."""
     before, after = context.rfind(answer, 0, start + len(answer)), context.find(answer, start)
     return min((place for place in (before, after) if place >= 0), key=lambda place: abs(place - start))

@@ -17,7 +17,7 @@ from q8core.text_file import read_text
 
 @dataclass(frozen=True)
 class TableRow:
-    """A row of a table, its label still as written."""
+    """A row of a table, with its label as written."""
 
     line: int
     text: str
@@ -28,12 +28,13 @@ class TableRow:
 def read_table(path: Path, columns: Columns) -> list[TableRow]:
     """Read the rows of one file; the ending decides the format.
 
-    ``.csv`` follows RFC 4180 quoting; ``.tsv`` has none (GLUE's texts hold raw, unbalanced quotes);
-    ``.jsonl`` is one object a line. A trailing ``.gz`` is unpacked.
+    ``.csv`` has the quoting of RFC 4180; ``.tsv`` has none (GLUE's texts have raw, unbalanced quotes);
+    ``.jsonl`` has one object per line. A file with a further ``.gz`` is decompressed.
 
     Raises:
-        InputError: with file and line, for an unknown ending, a missing or repeated column, a broken line, an empty
-            text or label, a file without rows, or more short rows than the columns allow.
+        InputError: an unknown ending, a missing or repeated column, a broken line, an empty text or label, a file
+        without
+            rows, or more short rows than the columns allow; names file and line.
     """
     rows: list[TableRow] = []
     for line, row in _rows(path, columns):
@@ -68,18 +69,19 @@ def read_classify(
     outputs: Sequence[str] = (),
     asked: Sequence[str] | None = None,
 ) -> ClassifyData:
-    """Read train and dev files, with their labels as the model's outputs where it has any: see :func:`own_classes`.
+    """Read train and dev files, with labels matched to the model's outputs if it has any; see :func:`own_classes`.
 
     Args:
-        train: None for evaluation alone.
-        dev: what is scored.
-        columns: which ones to read.
-        outputs: the labels of the model by index; empty for one without a head, whose classes are those of train.
+        train: the training file; None for evaluation only.
+        dev: the file to score on.
+        columns: the columns to read.
+        outputs: the model's labels by index; empty for a model without a head, which gets the classes of `train`.
         asked: the data's labels in the order of the outputs.
 
     Raises:
-        InputError: as :func:`read_table` and :func:`own_classes`; fewer than two labels to train on; a dev label that
-            is none of the classes.
+        InputError: as in :func:`read_table` and :func:`own_classes`; fewer than two labels to train on; a dev label
+        that
+            is not among the classes.
     """
     train_rows, dev_rows = (read_table(train, columns) if train else []), read_table(dev, columns)
     found = {row.label for row in train_rows or dev_rows}
@@ -97,16 +99,16 @@ def read_classify(
 def label_examples(
     path: Path, rows: Sequence[TableRow], names: Sequence[str], index: Callable[[str], int | None]
 ) -> tuple[TextExample, ...]:
-    """Rows with their labels as indices.
+    """Return examples with labels as indices.
 
     Args:
-        path: their file.
-        rows: as read.
-        names: the classes, for an error.
-        index: finds a label's index as it is written; None where it is none of the classes.
+        path: the file, for messages.
+        rows: its rows.
+        names: the classes, for messages.
+        index: returns the index of a label as written; None if it is not among the classes.
 
     Raises:
-        InputError: with file and line, for a label that is none of the classes.
+        InputError: a label is not among the classes; names file and line.
     """
     examples: list[TextExample] = []
     for row in rows:
@@ -119,10 +121,10 @@ def label_examples(
 
 
 def score_examples(path: Path, rows: Sequence[TableRow], low: float, high: float) -> tuple[TextExample, ...]:
-    """Rows with their labels as numbers.
+    """Return examples with labels as numbers.
 
     Raises:
-        InputError: with file and line, for a label that is no number or outside ``low`` to ``high``.
+        InputError: a label is not a number or outside ``low`` to ``high``; names file and line.
     """
 
     def score(row: TableRow) -> float:

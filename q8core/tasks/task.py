@@ -1,4 +1,4 @@
-"""A task ready to train and score: token features in, logits out, a number at the end."""
+"""Tasks ready to train and score: encoded features for a model, and scores from its logits."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from q8core.tasks.metrics import METRICS, squad_scores
 from q8core.tasks.qa import MAX_QUESTION_LEN, Window, best_answers, encode_windows, question_is_cut
 from q8core.tasks.squad import read_squad
 
-# Answers longer than this many tokens are cut in SQuAD's usual evaluation (Devlin et al. 2018).
+# Longest answer in tokens in SQuAD's usual evaluation (Devlin et al. 2018).
 SQUAD_MAX_ANSWER_LEN = 30
 SQUAD_DOC_STRIDE = 128
 TEXT_LENGTH, SQUAD_LENGTH = 128, 384
-"""Tokens of the longest input where nobody asks for another (Devlin et al. 2018)."""
+"""Default tokens of the longest input (Devlin et al. 2018)."""
 SHORTEST_INPUT = 8
 
 
@@ -60,7 +60,7 @@ class ClassifyTask:
     max_length: int = TEXT_LENGTH
     metrics: tuple[str, ...] = ("accuracy",)
     outputs: tuple[int, ...] | None = None
-    """Index of each label among the outputs of the model that is scored; None where that is the label's own."""
+    """Index of each label among the outputs of the model to score; None if the order is the same."""
     kind: TaskKind = field(default="classify", init=False)
     cut: CutTexts = field(default_factory=lambda: CutTexts(), init=False, compare=False)
 
@@ -76,7 +76,7 @@ class ClassifyTask:
 
     @property
     def classes(self) -> Classes:
-        """The labels with what tells them from each other."""
+        """The labels as `Classes`."""
         return Classes(self.data.labels, self.data.numbers, self.data.outputs)
 
     @property
@@ -85,7 +85,7 @@ class ClassifyTask:
         return any(example.text_pair is not None for example in chain(self.data.train, self.data.dev))
 
     def scored_on(self, outputs: Sequence[str]) -> ClassifyTask:
-        """Return the task for logits in the order of a model's outputs, whose labels are these.
+        """Return the task for logits in the order of a model's outputs with these labels.
 
         Raises:
             InputError: the model has other labels.
@@ -99,28 +99,28 @@ class ClassifyTask:
 
     @property
     def train_examples(self) -> Sequence[TextExample]:
-        """The training texts, not yet encoded."""
+        """The training texts before encoding."""
         return self.data.train
 
     @property
     def dev_examples(self) -> Sequence[TextExample]:
-        """The texts to score on, not yet encoded."""
+        """The texts to score on before encoding."""
         return self.data.dev
 
     def with_train(self, examples: Sequence[TextExample]) -> ClassifyTask:
-        """The same task with other training texts."""
+        """Return the same task with other training texts."""
         return replace(self, data=replace(self.data, train=tuple(examples)))
 
     def train_features(self) -> list[Feature]:
-        """Tokens and labels of the training texts."""
+        """Return tokens and labels of the training texts."""
         return self._features("training", self.data.train)
 
     def dev_features(self, limit: int | None = None) -> list[Feature]:
-        """Tokens of the first ``limit`` dev texts."""
+        """Return tokens of the first ``limit`` dev texts."""
         return self._features("dev", self.data.dev[:limit])
 
     def score(self, logits: Sequence[torch.Tensor]) -> dict[str, float]:
-        """Every metric (0..1 or -1..1) of logits ``(labels,)`` for the first ``len(logits)`` dev texts."""
+        """Return all metrics (0..1 or -1..1) of logits ``(labels,)`` for the first ``len(logits)`` dev texts."""
         number = is_regression(self.labels)
         if self.outputs is not None:
             logits = [row[list(self.outputs)] for row in logits]
@@ -156,20 +156,20 @@ class QATask:
 
     @property
     def train_examples(self) -> Sequence[QAExample]:
-        """The training questions, not yet encoded."""
+        """The training questions before encoding."""
         return self.train
 
     @property
     def dev_examples(self) -> Sequence[QAExample]:
-        """The questions to score on, not yet encoded."""
+        """The questions to score on before encoding."""
         return self.dev
 
     def with_train(self, examples: Sequence[QAExample]) -> QATask:
-        """The same task with other training questions."""
+        """Return the same task with other training questions."""
         return QATask(list(examples), self.dev, self.tokenizer, self.max_length)
 
     def train_features(self) -> list[Feature]:
-        """Windows with answer positions; a window without the whole answer points at its first token."""
+        """Return windows with answer positions; a window without the whole answer points at its first token."""
         features: list[Feature] = []
         cut = 0
         for example in self.train:
@@ -182,7 +182,7 @@ class QATask:
         return features
 
     def dev_features(self, limit: int | None = None) -> list[Feature]:
-        """All windows of the first ``limit`` dev questions."""
+        """Return all windows of the first ``limit`` dev questions."""
         examples = self.dev[:limit]
         if len(self._windows) != len(examples):
             self._windows = [(example, self._encode(example)) for example in examples]
@@ -191,7 +191,7 @@ class QATask:
         return [make_feature(w.input_ids, w.token_type_ids) for _, windows in self._windows for w in windows]
 
     def score(self, logits: Sequence[torch.Tensor]) -> dict[str, float]:
-        """EM and F1 (percent) of logits ``(window length, 2)`` for the windows of the last ``dev_features``."""
+        """Return EM and F1 (percent) of logits ``(window length, 2)`` for the windows of the last ``dev_features``."""
         if len(logits) != sum(len(windows) for _, windows in self._windows):
             raise InputError("one tensor of logits is needed for each window of dev_features()")
         predictions: dict[str, str] = {}
@@ -214,7 +214,7 @@ Task = ClassifyTask | QATask
 
 
 def answer_positions(window: Window, example: QAExample) -> tuple[int, int]:
-    """Token positions of the first and last token that overlap the answer; (0, 0) if it is not all here."""
+    """Return positions of the first and last token of the answer; (0, 0) if the window lacks a part of it."""
     first, last = example.answer_start, example.answer_start + len(example.answers[0])
     inside = [i for i, place in enumerate(window.offsets) if place is not None and place[0] < last and place[1] > first]
     if not inside:
@@ -226,10 +226,10 @@ def answer_positions(window: Window, example: QAExample) -> tuple[int, int]:
 
 
 def longest_input(asked: int | None, usual: int, positions: int) -> int:
-    """Return how many tokens of an input are read: as many as asked for, else as is usual or the positions allow.
+    """Return the longest input in tokens: as asked for, else the usual length, at most the model's positions.
 
     Raises:
-        InputError: more were asked for than the model has positions, or too few for a text.
+        InputError: more was asked for than the model has positions, or too few for a text.
     """
     if asked is not None and not SHORTEST_INPUT <= asked <= positions:
         raise InputError(f"--max-length is {asked}; allowed: {SHORTEST_INPUT} to {positions} (the model's positions)")
@@ -251,18 +251,18 @@ def read_task(
     """Read a public data set from its official files: a task of :data:`GLUE`, or ``squad``.
 
     Args:
-        name: of the task.
-        folder: with its files.
-        tokenizer: the model's.
-        max_length: how many tokens of an input to read; None for as many as is usual.
-        positions: how many the model has.
+        name: the task's name.
+        folder: the folder of its files.
+        tokenizer: the model's tokenizer.
+        max_length: longest input in tokens; None for the usual length.
+        positions: positions of the model.
         with_train: whether to read the training data too.
-        usual: what is usual; None for the length that the task is trained with.
-        outputs: the labels of the model by index; empty for one without a head.
-        asked: the task's labels in the order of the outputs, as ``--labels`` has them.
+        usual: the usual length; None for the length that the task is trained with.
+        outputs: the model's labels by index; empty for a model without a head.
+        asked: the task's labels in the order of the outputs, from ``--labels``.
 
     Raises:
-        InputError: with file and line; or a length that the model cannot read.
+        InputError: a file is wrong (names file and line), or the model cannot read inputs of that length.
     """
     if name in GLUE:
         length = longest_input(max_length, usual or TEXT_LENGTH, positions)
@@ -271,7 +271,7 @@ def read_task(
     if name == "squad":
         if asked is not None:
             raise InputError("--labels is for classes; squad has none")
-        # windows overlap, so that a shorter one cuts nothing
+        # windows overlap, so shorter windows cut nothing
         length = longest_input(max_length, min(usual or SQUAD_LENGTH, SQUAD_LENGTH), positions)
         train = read_squad(official_file(folder, "train-v1.1.json")) if with_train else []
         return QATask(train, read_squad(official_file(folder, "dev-v1.1.json")), tokenizer, length)
