@@ -1,7 +1,7 @@
-"""Keep freed memory in the process while training.
+"""Keeps freed memory in the process while training.
 
-A step frees and takes back hundreds of megabytes. By default glibc returns every large block to the system,
-which hands it out again page by page, zeroed: a third of a step's time on Linux.
+A step frees and allocates hundreds of megabytes. By default glibc returns every large block to the system, which zeroes
+it page by page before it is used again: a third of a step's time on Linux.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ _LARGEST_INT = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc to keep freed blocks for reuse; returns whether the C library understood.
+    """Tell glibc to keep freed blocks for reuse; return whether the C library supports that.
 
-    Meant for a process that trains and then ends. Other C libraries (musl, macOS) are left alone.
+    Meant for a process that trains and then exits. Other C libraries (musl, macOS) are not changed.
     """
     if not sys.platform.startswith("linux"):
         return False

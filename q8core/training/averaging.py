@@ -1,6 +1,6 @@
-"""A moving average of the weights along a run, which generalizes better than the last of them.
+"""A moving average of the weights along a run, which generalizes better than the last weights.
 
-Polyak & Juditsky (1992); with exponential weights, as is usual for fine-tuning.
+Source: Polyak & Juditsky (1992), with exponential weights, as is usual for fine-tuning.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ class WeightAverage:
     """The average of a model's parameters over about the last `steps` steps.
 
     Args:
-        model: whose parameters are averaged; its buffers (observed ranges) are not.
-        steps: the time constant; until so many steps were made, all of them count alike.
+        model: the model whose parameters are averaged; its buffers (observed ranges) are not.
+        steps: the time constant; before this many steps, all of them have the same weight.
     """
 
     def __init__(self, model: nn.Module, steps: float) -> None:
@@ -27,14 +27,14 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take the parameters after 0-based step `step` into account."""
+        """Add the parameters after 0-based step `step` to the average."""
         weight = 1.0 / min(self._steps, step + 1)
         for name, average in self._average.items():
             average.lerp_(self._parameters[name], weight)
 
     @contextmanager
     def applied(self) -> Generator[None]:
-        """Put the average in the parameters' place for as long as the context lasts."""
+        """Replace the parameters by the average within the context."""
         self._swap()
         try:
             yield
@@ -46,7 +46,7 @@ class WeightAverage:
         return self._average
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from what `state` returned."""
+        """Restore what `state` returned."""
         for name, average in self._average.items():
             average.copy_(state[name])
 

@@ -10,13 +10,13 @@ import torch
 from q8core.model.head import TaskKind
 from q8core.tasks.task import Feature
 
-# Texts are sorted by length inside runs of this many batches: enough to make padding rare,
-# few enough that a batch's company stays random.
+# Texts are sorted by length within groups of this many batches: enough to make padding rare, few enough that batches
+# stay random.
 BUCKET_BATCHES = 64
 
 
 def epoch_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
-    """Indices of one epoch's batches; a function of its arguments only, so that a run can resume."""
+    """Return the indices of one epoch's batches; depends only on the arguments, so that a run can resume."""
     rng = random.Random(f"{seed}/{epoch}")
     order = list(range(len(lengths)))
     rng.shuffle(order)
@@ -32,12 +32,12 @@ def epoch_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int
 def collate(
     features: Sequence[Feature], kind: TaskKind, with_targets: bool = True, pad_token: int | None = 0
 ) -> dict[str, torch.Tensor]:
-    """Pad features to the longest: a network's arguments and the targets, each ``(batch, longest)``.
+    """Return a batch padded to the longest feature: a network's arguments, each ``(batch, longest)``, and the targets.
 
     Args:
         features: the inputs.
-        kind: the task, which says what targets are.
-        with_targets: whether to add them.
+        kind: the task, which decides the targets.
+        with_targets: whether to add the targets.
         pad_token: the model's (`EncoderSpec.pad_token`).
     """
     longest = max(len(feature) for feature in features)
@@ -49,7 +49,7 @@ def collate(
         mask[row, : len(feature)] = 1
     batch = {"input_ids": ids, "token_type_ids": types, "attention_mask": mask}
     if with_targets and kind == "classify":
-        # class indices make an integer tensor, scores a float one: what the model's loss expects of each
+        # class indices become an integer tensor, scores a float one, as their losses expect
         batch["labels"] = torch.tensor([feature.target[0] for feature in features])
     elif with_targets:
         batch["start_positions"] = torch.tensor([feature.target[0] for feature in features])

@@ -1,4 +1,4 @@
-"""What a training run is made of: a frozen record that goes into the checkpoint's manifest."""
+"""The hyperparameters of a training run: a frozen record that goes into the checkpoint's manifest."""
 
 from __future__ import annotations
 
@@ -26,29 +26,29 @@ class TrainConfig:
     """Share of all steps over which the learning rate rises from 0; then it falls linearly to 0."""
     grad_clip: float = 1.0
     average: float = 0.0
-    """Share of all steps over which weights are averaged; the average is what is evaluated and kept. 0 for none."""
+    """Share of all steps over which weights are averaged; the average is evaluated and kept. 0: no averaging."""
     dropout: float = 0.0
     """Off by default: it costs a third of a step on CPUs, and small encoders underfit SQuAD rather than overfit."""
     seed: int = 42
     precision: Precision = "fp32"
     max_steps: int | None = None
     evals: int = 4
-    """How many evaluations, evenly spread, the last one after the last step; the best weights are kept."""
+    """Number of evaluations, evenly spaced, the last one after the last step; the best weights are kept."""
     eval_examples: int | None = None
-    """Dev examples of these evaluations; None for all. The finished model is always scored on all."""
+    """Dev examples in these evaluations; None for all. The finished model is always scored on all."""
     distill_labels: float = 0.0
     """With a teacher: weight of the task's own loss. The weights of all losses are those of TernaryBERT."""
     distill_logits: float = 1.0
     distill_hidden: float = 1.0
     distill_attention: float = 1.0
     distill_temperature: float = 1.0
-    """What both models' logits are divided by before the softmax."""
+    """Divisor of both models' logits before the softmax."""
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot train.
+        """Refuse invalid values.
 
         Raises:
-            InputError: naming the value and what is allowed.
+            InputError: names the value and what is allowed.
         """
         checks = {
             "epochs": 0 < self.epochs < math.inf,
@@ -70,12 +70,12 @@ class TrainConfig:
                 raise InputError(f"{name} is {getattr(self, name)}, out of its range")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain JSON values."""
         return asdict(self)
 
 
 def best_precision() -> Precision:
-    """``bf16`` where the GPU, or the CPU where there is none, multiplies bfloat16 in hardware, else ``fp32``."""
+    """Return ``bf16`` if the GPU, or without one the CPU, multiplies bfloat16 in hardware, else ``fp32``."""
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     # oneDNN also emulates bf16 on plain AVX-512, which is slower than fp32

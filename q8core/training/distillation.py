@@ -1,12 +1,12 @@
-"""Learning from a teacher: a fine-tuned float model whose answers and inner states the student is to repeat.
+"""Distillation: learning the outputs and hidden states of a teacher, a fine-tuned float model.
 
     L = labels * L_task + logits * L_logits + hidden * sum_l MSE(H_l) + attention * sum_l MSE(A_l)
 
 with H_l the hidden states of layer l (0: the embeddings) and A_l the attention scores Q K^T / sqrt(head size) before
-the softmax, as TernaryBERT (Zhang et al., 2020) and KDLSQ-BERT (2021) have it, after TinyBERT (Jiao et al., 2019). Two
-things differ: padding counts nowhere, neither in the sums nor in what they are divided by, and each row of a batch
-counts the same, as in L_task; and L_logits is the cross entropy less the teacher's own entropy (Kullback-Leibler),
-which has the same gradient and is 0 for a perfect student.
+the softmax, as in TernaryBERT (Zhang et al., 2020) and KDLSQ-BERT (2021), after TinyBERT (Jiao et al., 2019). There are
+two differences. Padding is excluded from the sums and their divisors, and each row of a batch has the same weight, as
+in L_task. L_logits is the cross entropy less the teacher's own entropy (Kullback-Leibler), which has the same gradient
+and is 0 for a perfect student.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from q8core.training.model import TaskModel, find_source, load_for_task
 def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float, visible: Tensor | None = None) -> Tensor:
     """Return KL(teacher || student) of softened logits (rows, classes), times temperature^2; the mean over rows.
 
-    Source: Hinton et al. (2015); the factor keeps the gradients' size whatever the temperature.
+    Source: Hinton et al. (2015); the factor makes the gradients' size independent of the temperature.
 
     Args:
         student: logits (rows, classes).
-        teacher: logits, likewise.
-        temperature: what both are divided by.
-        visible: True where a class exists, (rows, classes): a token of a padded row does not.
+        teacher: logits (rows, classes).
+        temperature: divisor of both.
+        visible: True where a class exists, (rows, classes); False for padding of a row of tokens.
     """
     logs = [logits.float() / temperature for logits in (student, teacher)]
     if visible is not None:
@@ -54,14 +54,14 @@ def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float, vis
 
 
 def visible_mse(student: Tensor, teacher: Tensor, visible: Tensor) -> Tensor:
-    """Return the mean squared difference where something is visible, as the mean over the rows of each row's own.
+    """Return the mean over the rows of each row's mean squared difference at visible elements.
 
-    A mean over the rows of a batch is what processes that share it can add up.
+    Processes that share a batch can add up their means over rows.
 
     Args:
         student: (rows, ...).
-        teacher: likewise.
-        visible: bool, with as many dimensions; broadcasts against both. In each row something is True.
+        teacher: (rows, ...).
+        visible: bool, with as many dimensions; broadcasts against both. Each row has at least one True.
     """
     squares = (student.float() - teacher.float()).masked_fill(~visible, 0).square()
     each = squares[0].numel() // visible[0].numel()
@@ -70,15 +70,16 @@ def visible_mse(student: Tensor, teacher: Tensor, visible: Tensor) -> Tensor:
 
 
 def logits_loss(student: Tensor, teacher: Tensor, mask: Tensor, temperature: float) -> Tensor:
-    """Return how far the student's answers are from the teacher's.
+    """Return the loss between the student's and the teacher's outputs.
 
-    Soft cross entropy of classes, or of start and end positions (their mean), and the squared difference of a number.
+    This is the soft cross entropy for classes, its mean over start and end for positions, and the squared difference
+    for a number.
 
     Args:
-        student: logits (batch, outputs), or (batch, sequence, 2) of start and end.
-        teacher: likewise.
-        mask: attention_mask (batch, sequence), which says what positions exist.
-        temperature: of the softmax.
+        student: logits (batch, outputs), or (batch, sequence, 2) for start and end.
+        teacher: logits of the same shape.
+        mask: attention_mask (batch, sequence), 0 for padding.
+        temperature: temperature of the softmax.
     """
     if student.dim() == 3:
         pairs = zip(student.unbind(-1), teacher.unbind(-1), strict=True)
@@ -90,22 +91,22 @@ def logits_loss(student: Tensor, teacher: Tensor, mask: Tensor, temperature: flo
 
 
 def attention_scores(query: Tensor, key: Tensor, heads: int) -> Tensor:
-    """Return Q K^T / sqrt(D), (batch, heads, sequence, sequence), of outputs (batch, sequence, heads * D)."""
+    """Return Q K^T / sqrt(D), (batch, heads, sequence, sequence), from outputs (batch, sequence, heads * D)."""
     q, k = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key))
     return torch.matmul(q, k.transpose(-1, -2)) / math.sqrt(q.shape[-1])
 
 
 @dataclass(frozen=True)
 class Distillation:
-    """The loss of a student on a batch, beside a teacher that never learns.
+    """The loss of a student on a batch, with a fixed teacher.
 
     Attributes:
-        student: the network that is trained, float or prepared.
-        teacher: that of a fine-tuned model of the same task; it is put in evaluation mode.
+        student: the network to train, float or prepared.
+        teacher: the network of a fine-tuned model of the same task; it is put in evaluation mode.
         config: the weights of the losses and the temperature.
 
     Raises:
-        InputError: if the models' shapes do not fit the losses, or no loss comes from the teacher.
+        InputError: if the models' shapes do not fit the losses, or no loss uses the teacher.
     """
 
     student: Network
@@ -123,15 +124,15 @@ class Distillation:
         self.teacher.eval().requires_grad_(False)
 
     def __call__(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        """Return the loss, a scalar, of `model`: the student or what wraps it.
+        """Return the loss, a scalar, of `model`, which is the student or a wrapper of it.
 
         Raises:
-            InputError: if the student does not compute queries and keys one by one, which its scores are made of.
+            InputError: if the student has no separate modules for queries and keys, from which scores are computed.
         """
         config, mask = self.config, batch["attention_mask"]
         inputs = network_inputs(batch)
         paths = self._paths()
-        nn.Module.to(self.teacher, mask.device)  # moves once, where the student has gone to
+        nn.Module.to(self.teacher, mask.device)  # moves only once, to the student's device
         with torch.no_grad(), _recorded(self.teacher, paths) as theirs:
             expected = self.teacher(**inputs)
         with _recorded(self.student, paths) as ours:
@@ -175,7 +176,7 @@ class Distillation:
         return self.student.hidden_state_paths
 
     def _attention_paths(self) -> list[tuple[str, str]]:
-        # Scores are made anew of queries and keys: an attention that is one call keeps none.
+        # Scores are recomputed from queries and keys: a fused attention does not return them.
         layers = range(self.student.spec.layers)
         return [(layer_path(layer, "query"), layer_path(layer, "key")) for layer in layers]
 
@@ -192,12 +193,12 @@ class Distillation:
 def training_loss(
     teacher: str | None, student: TaskModel, task: Task, config: TrainConfig
 ) -> tuple[Loss, dict[str, dict[str, str]]]:
-    """Return the loss of a run, and what its record and identity say about the teacher: nothing without one.
+    """Return the loss of a run, and the facts about the teacher for record and identity, empty without a teacher.
 
     Args:
-        teacher: folder or hub id of a fine-tuned model, or None to learn from labels alone.
-        student: the model that is trained.
-        task: what both are for.
+        teacher: folder or hub id of a fine-tuned model, or None to learn only from labels.
+        student: the model to train.
+        task: the task of both.
         config: the weights of the losses.
 
     Raises:
@@ -214,15 +215,15 @@ def training_loss(
 
 
 def why_not_itself(source: str, task: Task) -> str:
-    """Say why a training that starts from `source` cannot have it as its teacher too; empty where it can."""
+    """Return why training from `source` cannot use it as the teacher too; empty if it can."""
     return "" if find_source(source).head == task.kind else f"{source} was not fine-tuned for this task"
 
 
 def _check_teacher(teacher: FloatSource, task: Task) -> None:
-    """Refuse a teacher that reads its texts otherwise than the student.
+    """Refuse a teacher that tokenizes texts differently from the student.
 
     Raises:
-        InputError: saying what differs.
+        InputError: says what differs.
     """
     name, positions = str(teacher.path), teacher.config.spec.positions
     if checked_tokenizer(teacher.path, teacher.config).get_vocab() != task.tokenizer.get_vocab():
@@ -235,7 +236,7 @@ def _check_teacher(teacher: FloatSource, task: Task) -> None:
 
 @contextmanager
 def _recorded(model: nn.Module, paths: Sequence[str]) -> Generator[dict[str, Tensor]]:
-    """Collect the outputs of the modules at `paths` for as long as the context lasts."""
+    """Collect the outputs of the modules at `paths` within the context."""
     outputs: dict[str, Tensor] = {}
 
     def keeper(path: str) -> Any:

@@ -1,4 +1,4 @@
-"""Fine-tune a float model: from a pretrained source to a folder in Hugging Face's layout."""
+"""Fine-tunes a float model: from a pretrained source to a folder in Hugging Face's layout."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ RECORD_FILE = "training.json"
 def finetune(
     source: str, task: Task, config: TrainConfig, output: Path, data: str, *, teacher: str | None = None
 ) -> dict[str, dict[str, float]]:
-    """Train in float and save model, tokenizer and record; returns the scores of the kept weights.
+    """Train in float and save model, tokenizer and record; return the scores of the kept weights.
 
-    Interrupted runs go on when called again with the same arguments.
+    An interrupted run resumes when called again with the same arguments.
 
     Args:
         source: the model to start from, a folder or hub id.
         task: data and metric.
         config: the hyperparameters.
         output: folder for the result.
-        data: what the record says about the data.
+        data: description of the data for the record.
         teacher: a fine-tuned model to learn from, a folder or hub id.
 
     Raises:
-        InputError: the output is an int8 checkpoint, or holds a run with other settings.
+        InputError: the output is an int8 checkpoint, or has a run with other settings.
     """
     if (output / MANIFEST_FILE).is_file():
         raise InputError(f"{output} holds an int8 checkpoint, which fp32 training would spoil; choose another --output")
-    torch.manual_seed(config.seed)  # the new head's weights
+    torch.manual_seed(config.seed)  # for the new head's weights
     check_trainable(find_source(source), task.kind)
     model = load_for_task(source, task, config.dropout)
 
@@ -89,6 +89,6 @@ def save_float(model: TaskModel, tokenizer_folder: Path, output: Path) -> None:
 
 
 def write_float(config: ModelConfig, kind: TaskKind, tensors: Mapping[str, torch.Tensor], output: Path) -> None:
-    """Write ``model.safetensors``, under the family's names, of float tensors by the names of sites."""
+    """Write ``model.safetensors`` under the family's names, given float tensors by the names of sites."""
     names = config.file_names(kind)
     write_tensors(output / FLOAT_FILE, {names[name]: tensor for name, tensor in tensors.items()})

@@ -1,4 +1,4 @@
-"""What a run is made from: by this it is told from other runs, when it goes on and when its scores are taken over."""
+"""The identity of a run: everything it depends on, compared before it is resumed and before its scores are reused."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def run_identity(source: str, task: Task, data: str, scheme: str) -> dict[str, A
 
     Args:
         source: the model to start from, a folder or hub id.
-        task: the data, as read.
-        data: what the record says about it.
-        scheme: its name.
+        task: the data.
+        data: description of the data for the record.
+        scheme: the scheme's name.
 
     Raises:
-        CheckpointError: the source is no float model.
+        CheckpointError: the source is not a float model.
     """
     return {
         "base": Path(source).name,
@@ -34,14 +34,14 @@ def run_identity(source: str, task: Task, data: str, scheme: str) -> dict[str, A
 
 
 def dev_identity(task: Task) -> dict[str, Any]:
-    """Return what scores depend on beside the model: the digest of the dev examples and the longest input."""
+    """Return what scores depend on besides the model: the digest of the dev examples and the longest input."""
     return {"dev_sha256": examples_digest(task.dev_examples), "max_length": task.max_length}
 
 
 def weights_digest(source: str) -> str:
-    """Return the SHA-256 of a model's float weights: others under the same name make other runs.
+    """Return the SHA-256 of a model's float weights, since the same name can have other weights.
 
     Raises:
-        CheckpointError: it is no float model: see :func:`q8core.checkpoint.float_source.open_source`.
+        CheckpointError: it is not a float model; see :func:`q8core.checkpoint.float_source.open_source`.
     """
     return str(file_entry(find_source(source).file.path)["sha256"])

@@ -1,6 +1,6 @@
-"""The training loop: AdamW, warm-up and decay, evaluation, best weights kept, resumable at any moment.
+"""The training loop: AdamW, warm-up and decay, evaluation, keeping the best weights, resumable at any moment.
 
-The same loop fine-tunes a float network and trains its fake-quantized twin; it knows neither.
+The same loop fine-tunes a float network and trains a fake-quantized one, without knowing which.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ from q8core.training.step import training_step
 LOG_FILE = "train_log.jsonl"
 BEST_FILE = "best.safetensors"
 LOG_EVERY = 50
-# An interrupted machine loses at most this much work.
+# A crash loses at most this much work.
 SAVE_SECONDS = 180.0
 
 Score = Callable[[nn.Module, int | None], dict[str, float]]
 Loss = Callable[[nn.Module, Mapping[str, torch.Tensor]], torch.Tensor]
-"""The scalar to be made small, of a model and a batch (see `collate`)."""
+"""(model, batch from `collate`) -> the scalar to minimise."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """Raised after Ctrl-C or SIGTERM, once the state is safely on disk."""
+    """Raised after Ctrl-C or SIGTERM, when the state is on disk."""
 
 
 @dataclass
 class _Meter:
-    """Mean loss and token rate since it was made."""
+    """Mean loss and token rate since its creation."""
 
     losses: list[float] = field(default_factory=list)
     tokens: int = 0
@@ -73,14 +73,14 @@ class Trainer:
 
     Args:
         model: a network, float or prepared.
-        task: where targets and metric come from.
+        task: the source of targets and metric.
         score: scores the model on the first n dev examples (None: all).
         config: the hyperparameters.
-        output: folder for state, log and nothing else.
-        identity: whatever else must be equal to resume a run (base model, scheme, data, teacher).
-        loss: what is minimized; with a teacher a `Distillation`.
-        processes: who takes part; a step, its batch and its loss are those of all together.
-        pad_token: what fills the shorter inputs of a batch.
+        output: folder for state and log, and nothing else.
+        identity: what else must be equal to resume a run (base model, scheme, data, teacher).
+        loss: the loss to minimise; with a teacher a `Distillation`.
+        processes: the processes that train together; a step, its batch and its loss are those of all.
+        pad_token: the padding id of shorter inputs.
     """
 
     model: nn.Module
@@ -94,11 +94,11 @@ class Trainer:
     pad_token: int | None = 0
 
     def run(self, features: list[Feature]) -> Progress:
-        """Train to the end; returns with the best weights in the first process's ``model``, on the CPU.
+        """Train to the end; afterwards the first process's ``model`` has the best weights, on the CPU.
 
         Raises:
-            Interrupted: Ctrl-C or SIGTERM; calling again with the same arguments goes on.
-            InputError: the output folder holds a run with other settings.
+            Interrupted: Ctrl-C or SIGTERM; calling again with the same arguments resumes.
+            InputError: the output folder has a run with other settings.
         """
         self.processes.check_batch(self.config.batch_size)
         self.output.mkdir(parents=True, exist_ok=True)
@@ -146,13 +146,13 @@ class Trainer:
                         save_state(self.output, self.model, optimizer, progress, identity, average)
                     saved = time.monotonic()
                 if stop:
-                    self.processes.wait()  # for the state: torchrun ends all when the first one ends
+                    self.processes.wait()  # until the state is written: torchrun stops all when the first one exits
                     raise Interrupted
         self._restore_best(best)
         return progress
 
     def discard_state(self) -> None:
-        """Remove what only an unfinished run needs."""
+        """Remove the files that only an unfinished run needs."""
         discard_state(self.output)
 
     def _batch(self, lengths: list[int], step: int, per_epoch: int) -> list[int]:
@@ -193,7 +193,7 @@ class Trainer:
             log.write(json.dumps({"time": round(time.time(), 1), **entry}) + "\n")
 
     def _bar(self, total: int, initial: int) -> tqdm[Any]:
-        # a log file gets a line a minute, a terminal a moving bar
+        # a log file gets one line a minute, a terminal a moving bar
         quiet = 0.1 if sys.stderr.isatty() else 60
         off = not self.processes.is_first
         return tqdm(
@@ -202,13 +202,13 @@ class Trainer:
 
 
 def discard_state(folder: Path) -> None:
-    """Remove from a run's folder what only an unfinished run needs."""
+    """Remove from a run's folder the files that only an unfinished run needs."""
     for name in (STATE_FILE, BEST_FILE):
         (folder / name).unlink(missing_ok=True)
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW without decay on biases and LayerNorm (Devlin et al. 2018)."""
+    """Return AdamW without decay on biases and LayerNorm (Devlin et al. 2018)."""
     decay = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
@@ -216,7 +216,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
 
 
 def schedule(step: int, total: int, warmup: float) -> float:
-    """Factor of the learning rate at a 0-based step: linear warm-up from 0, then linear decay to 0."""
+    """Return the factor of the learning rate at a 0-based step: linear warm-up from 0, then linear decay to 0."""
     rise = warmup * total
     if step < rise:
         return (step + 1) / (rise + 1)
@@ -225,7 +225,7 @@ def schedule(step: int, total: int, warmup: float) -> float:
 
 @contextmanager
 def _stop_signals(announce: bool) -> Generator[Callable[[], bool]]:
-    """Turn Ctrl-C and SIGTERM into a flag that is read between two steps; a second Ctrl-C ends at once."""
+    """Turn Ctrl-C and SIGTERM into a flag that is checked between steps; a second Ctrl-C stops at once."""
     stop = False
 
     def note(number: int, frame: FrameType | None) -> None:

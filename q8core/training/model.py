@@ -1,4 +1,4 @@
-"""Pretrained and fine-tuned models as starting points: a source's tensors in a network with a task's head."""
+"""Loads pretrained and fine-tuned models for training: a source's tensors in a network with a task's head."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class TaskModel:
 
     Attributes:
         network: float, or prepared.
-        config: what its config.json says, with the task's labels.
+        config: its config.json, with the task's labels.
         kind: the task.
     """
 
@@ -43,22 +43,22 @@ class TaskModel:
     kind: TaskKind
 
     def plan(self, scheme: Scheme | None = None) -> Plan:
-        """Return the model's plan, in float without a scheme."""
+        """Return the model's plan; without a scheme it is all float."""
         return Plan.of(self.config.spec, self.config.head(self.kind), scheme)
 
 
 def find_source(source: str) -> FloatSource:
-    """Open a folder or hub id; all that reads a float model does so here or by the function behind it.
+    """Open a folder or hub id; all code reads float models through this function or the one that it calls.
 
     Raises:
-        InputError: there is no such folder, nor can it be had from the hub.
-        CheckpointError: as :func:`q8core.checkpoint.float_source.open_source`.
+        InputError: there is no such folder, and it cannot be fetched from the hub.
+        CheckpointError: as in :func:`q8core.checkpoint.float_source.open_source`.
     """
     return open_source(model_folder(source))
 
 
 def load_for_task(source: str, task: Task, dropout: float = 0.0) -> TaskModel:
-    """Load a model for a task; raises as :func:`load_model`, and where the model cannot take the task's texts."""
+    """Load a model for a task; raises as :func:`load_model`, and if the model cannot take the task's texts."""
     found = find_source(source)
     check_inputs(found, task)
     classes = task.classes if isinstance(task, ClassifyTask) else Classes(())
@@ -66,29 +66,29 @@ def load_for_task(source: str, task: Task, dropout: float = 0.0) -> TaskModel:
 
 
 def load_model(source: str, kind: TaskKind, labels: tuple[str, ...] = (), dropout: float = 0.0) -> TaskModel:
-    """Load a model with a task's head, in float32; a head is made new only where the source declares none.
+    """Load a model with a task's head, in float32; a new head is made only if the source declares none.
 
-    A head for the same classes in another order is put into that of `labels`.
+    A head for the same classes in another order is reordered to that of `labels`.
 
     Args:
         source: a folder in Hugging Face's layout (safetensors) or a hub id.
-        kind: which head.
-        labels: class names, for classification; a single one makes a regression, with the mean squared error as loss;
-            none: those of the source.
-        dropout: the rate, wherever the family's own training drops.
+        kind: the kind of head.
+        labels: class names, for classification; a single one means regression, with the mean squared error as loss;
+            empty: those of the source.
+        dropout: the rate at all dropout points of the family.
 
     Raises:
-        InputError: not there, or with a head for other labels.
+        InputError: the source does not exist, or has a head for other labels.
         CheckpointError: its files are damaged, incomplete or not supported.
     """
     return _load(find_source(source), kind, Classes(labels), dropout)
 
 
 def check_inputs(source: FloatSource, task: Task) -> None:
-    """Refuse a model that cannot take what a task's data holds, or answers with other labels.
+    """Refuse a model that cannot take a task's inputs, or has other labels.
 
     Raises:
-        InputError: saying what it lacks.
+        InputError: says what does not fit.
     """
     if task.has_pairs:
         check_pairs(source.path, task.tokenizer, source.config.spec.token_types)
@@ -97,10 +97,10 @@ def check_inputs(source: FloatSource, task: Task) -> None:
 
 
 def check_trainable(source: FloatSource, kind: TaskKind) -> None:
-    """Refuse a head that cannot be trained with one label a text.
+    """Refuse a head that cannot be trained with one label per text.
 
     Raises:
-        InputError: it is one for several labels at once.
+        InputError: it is a multi-label head.
     """
     if kind == "classify" and source.several_labels:
         raise InputError(
@@ -128,7 +128,7 @@ def _load(source: FloatSource, kind: TaskKind, classes: Classes, dropout: float)
 
 
 def _for_labels(config: ModelConfig, labels: tuple[str, ...]) -> ModelConfig:
-    """Return the config of a classifier of these labels, whatever the source was made for."""
+    """Return the config of a classifier with these labels, independent of the source's."""
     config = config.with_labels(labels)
     if is_regression(labels):
         return config.changed(problem_type=REGRESSION)
@@ -137,11 +137,11 @@ def _for_labels(config: ModelConfig, labels: tuple[str, ...]) -> ModelConfig:
 
 
 def put_in_order(network: Network, order: Sequence[int]) -> None:
-    """Exchange the outputs of a loaded classifier.
+    """Reorder the outputs of a loaded classifier.
 
     Args:
-        network: changed in place.
-        order: for each output, the index of the present one that it becomes.
+        network: the network, changed in place.
+        order: for each new output the index of the old one.
     """
     output = network.get_submodule(HEAD_OUTPUT)
     assert isinstance(output, nn.Linear)
@@ -151,10 +151,10 @@ def put_in_order(network: Network, order: Sequence[int]) -> None:
 
 
 def output_order(source: FloatSource, classes: Classes) -> tuple[int, ...] | None:
-    """Return for each class the index of the source's output that means it; None where it has no such head.
+    """Return for each class the index of the source's matching output; None if the source has no such head.
 
     Raises:
-        InputError: its head has other labels.
+        InputError: the source's head has other labels.
     """
     if source.head != "classify":
         return None
@@ -172,11 +172,11 @@ def output_order(source: FloatSource, classes: Classes) -> tuple[int, ...] | Non
 
 
 def model_folder(source: str) -> Path:
-    """The folder of a local model, or the snapshot of a hub id (for its tokenizer files)."""
+    """Return the folder of a local model, or the snapshot of a hub id (for its tokenizer files)."""
     folder = Path(source)
     if folder.is_dir():
         return folder
     try:
         return Path(snapshot_download(source, allow_patterns=["*.json", "*.txt", "model.safetensors"]))
-    except Exception as error:  # the hub client raises many kinds; all mean: not to be had
+    except Exception as error:  # the hub client raises many kinds, all of which mean that it cannot be fetched
         raise InputError(f"{source!r} is neither a folder nor reachable on the hub: {error}") from error

@@ -1,7 +1,7 @@
 """The processes that train one model together, as `torchrun` starts them, and the device of each.
 
-Data parallel: every process holds the whole model, takes its rows of each global batch, and all sum their gradients,
-so that a step is that of one process with the whole batch. Ranges are shared where they are observed
+Data parallel: every process has the whole model and takes its rows of each global batch, and gradients are summed over
+all, so that a step equals that of one process with the whole batch. Ranges are shared when they are observed
 (`q8core.quant.rules.ranges.largest_of_processes`).
 """
 
@@ -19,8 +19,8 @@ from torch import Tensor, distributed, nn
 
 from q8core.errors import InputError
 
-# The first process evaluates and publishes alone, for as long as that takes. A process that died is noticed without a
-# clock: by its closed connection (gloo), and by torchrun, which ends the others.
+# The first process evaluates and publishes alone, for as long as that takes. A dead process is noticed without a time
+# limit: by its closed connection (gloo), and by torchrun, which stops the others.
 PATIENCE = timedelta(days=7)
 _FIRST = 0
 _CPU = torch.device("cpu")
@@ -28,12 +28,12 @@ _CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Processes:
-    """This process's place among those of a training; what exchanges something waits for all of them.
+    """This process among those that train together; methods that exchange data wait for all processes.
 
     Args:
         rank: number of this process.
-        size: how many there are.
-        device: where this one computes.
+        size: number of processes.
+        device: the device of this process.
     """
 
     rank: int = 0
@@ -46,7 +46,7 @@ class Processes:
         return self.rank == _FIRST
 
     def check_batch(self, batch_size: int) -> None:
-        """Refuse a global batch that leaves processes without work.
+        """Refuse a global batch that would leave processes without work.
 
         Raises:
             InputError: it has fewer rows than there are processes.
@@ -57,10 +57,10 @@ class Processes:
     def share(self, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], float]:
         """Return this process's rows of a global batch, on its device, and their share of all rows.
 
-        A mean over the rows, multiplied by this share, sums up to the mean over the global batch. The rows keep the
-        global padding, so that ranges which count padding do not depend on who computes. Rows are dealt out in turn,
-        because neighbours have similar lengths. A process for which none is left computes the first row again, with
-        share 0: it takes part in all exchanges and changes no result.
+        The means over the rows, multiplied by these shares, add up to the mean over the global batch. The rows keep the
+        global padding, so that ranges which count padding do not depend on the process. Rows are dealt out in turn,
+        because neighbours have similar lengths. A process without rows computes the first row with share 0: it takes
+        part in all exchanges and changes no result.
         """
         rows = len(next(iter(batch.values())))
         count = len(range(self.rank, rows, self.size))
@@ -69,11 +69,11 @@ class Processes:
         return mine, count / rows
 
     def seed(self, seed: int, step: int) -> None:
-        """Start the random stream of a step: a process's own, and the same whenever the step is repeated."""
+        """Seed the random numbers of a step: different in each process, and the same if the step is repeated."""
         torch.manual_seed(random.Random(f"{seed}/{step}/{self.rank}").getrandbits(63))
 
     def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Replace the parameters' gradients by their sums over all processes."""
+        """Replace the gradients by their sums over all processes."""
         if self.size == 1:
             return
         gradients = [p.grad for p in parameters if p.grad is not None]
@@ -83,7 +83,7 @@ class Processes:
             gradient.copy_(part.view_as(gradient))
 
     def total(self, value: float) -> float:
-        """Return the sum of all processes' values."""
+        """Return the sum of a value over all processes."""
         if self.size == 1:
             return value
         shared = torch.tensor(value, dtype=torch.float64, device=self.device)
@@ -91,14 +91,14 @@ class Processes:
         return shared.item()
 
     def any(self, flag: bool) -> bool:
-        """Whether any process's flag is set."""
+        """Return whether the flag is set in any process."""
         return self.total(float(flag)) > 0
 
     def start_alike(self, model: nn.Module, step: int) -> None:
-        """Give all processes the first one's weights and ranges before 0-based step `step`.
+        """Copy the first process's weights and ranges to all processes before 0-based step `step`.
 
         Raises:
-            InputError: they resume at different steps, since not all see the first one's output folder.
+            InputError: they resume at different steps, because not all see the first one's output folder.
         """
         if self.size == 1:
             return
@@ -113,7 +113,7 @@ class Processes:
             distributed.broadcast(tensor.detach(), _FIRST)
 
     def wait(self) -> None:
-        """Go on when all processes have come here."""
+        """Return when all processes have called this."""
         self.total(0.0)
 
 
@@ -122,7 +122,7 @@ ALONE = Processes()
 
 
 def current_processes() -> Processes:
-    """This process's place: alone, or as `joined_processes` has set it; on a GPU where there is one."""
+    """Return this process, alone or as set up by `joined_processes`; on a GPU if there is one."""
     joined = distributed.is_available() and distributed.is_initialized()
     rank, size = (distributed.get_rank(), distributed.get_world_size()) if joined else (0, 1)
     return Processes(rank, size, _device())
@@ -130,7 +130,7 @@ def current_processes() -> Processes:
 
 @contextmanager
 def joined_processes() -> Generator[Processes]:
-    """Join the processes that torchrun started, if it did, and leave when all have finished.
+    """Join the processes that torchrun started, if any, and leave when all have finished.
 
     Raises:
         InputError: there are more processes than GPUs.
@@ -144,13 +144,13 @@ def joined_processes() -> Generator[Processes]:
     distributed.init_process_group(backend, timeout=PATIENCE, device_id=bound)
     processes = current_processes()
     yield processes
-    # Not after an error, which has to end this process and not to wait for the others.
+    # Not after an error, which must end this process without waiting for the others.
     processes.wait()
     distributed.destroy_process_group()
 
 
 def _device() -> torch.device:
-    """The GPU of this process (torchrun numbers a machine's processes), the CPU where there is none."""
+    """Return the GPU of this process (torchrun numbers a machine's processes), or the CPU."""
     if not torch.cuda.is_available():
         return _CPU
     number, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()

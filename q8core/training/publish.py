@@ -1,4 +1,4 @@
-"""From a prepared, trained or calibrated model to a finished checkpoint with golden answers and scores."""
+"""Writes a prepared, trained or calibrated model as a checkpoint with golden answers and scores."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ from q8core.training.finetune import write_float
 from q8core.training.model import TaskModel
 
 GOLDEN_COUNT = 8
-# Golden logits are stored in the manifest as text: short inputs keep it small.
+# Golden logits are stored as text in the manifest, which short inputs keep small.
 GOLDEN_MAX_TOKENS = 128
-# So do fewer inputs where a classifier has thousands of labels.
+# A classifier with thousands of labels gets fewer inputs, for the same reason.
 GOLDEN_NUMBERS = 50_000
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a checkpoint comes from, for its card."""
+    """The origin of a checkpoint, for its card."""
 
     name: str
     folder: Path
-    """Folder with the tokenizer of the base model."""
+    """Folder with the base model's tokenizer."""
     training: Mapping[str, Any] = field(default_factory=dict[str, Any])
     baselines: Mapping[str, dict[str, float]] = field(default_factory=dict[str, dict[str, float]])
-    """Scores of what the checkpoint was made from, to stand beside its own."""
+    """Scores of the source model, to show beside the checkpoint's own."""
 
 
 def publish(
     prepared: TaskModel, scheme: Scheme, task: Task, origin: Origin, output: Path, keep_float: bool
 ) -> dict[str, dict[str, float]]:
-    """Convert, run the dev set on the int8 engine, and write the folder; returns baselines and int8 scores.
+    """Convert, run the dev set on the int8 engine, and write the folder; return baselines and int8 scores.
 
     Args:
         prepared: the model after training or calibration.
-        scheme: what ``prepared`` was prepared with.
+        scheme: the scheme of ``prepared``.
         task: dev set and labels.
         origin: name, tokenizer and record for the card.
         output: the checkpoint folder.
-        keep_float: also store the float master weights, which the fp32 backend then uses.
+        keep_float: whether to store the float weights too, which the fp32 backend then uses.
     """
     tensors, plan = convert(prepared.network), prepared.plan(scheme)
     floats = master_weights(prepared.network) if keep_float else dequantized_tensors(plan, tensors)
@@ -79,7 +79,7 @@ def publish(
 
 
 def golden_examples(engines: Mapping[str, Engine], features: list[Feature]) -> list[GoldenExample]:
-    """Pick inputs spread over the lengths up to 128 tokens and record each engine's logits."""
+    """Choose inputs of different lengths up to 128 tokens, and record each engine's logits."""
     short = sorted((f for f in features if len(f) <= GOLDEN_MAX_TOKENS), key=len) or sorted(features, key=len)[:1]
     step = max(1, len(short) // GOLDEN_COUNT)
     examples: list[GoldenExample] = []
@@ -100,5 +100,5 @@ def _one(engine: Engine, ids: list[int], types: list[int]) -> torch.Tensor:
 
 
 def _rounded(logits: torch.Tensor) -> list[Any]:
-    # six decimals: finer than any kernel's difference, shorter than float32's full text
+    # six decimals: finer than differences between kernels, shorter than float32 in full
     return (logits.double() * 1e6).round().div(1e6).tolist()

@@ -1,4 +1,4 @@
-"""Quantization-aware training, and post-training quantization: two ways to the same checkpoint."""
+"""Quantization-aware training and post-training quantization, which make the same kind of checkpoint."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def train_quantized(
     baselines: Mapping[str, dict[str, float]] | None = None,
     teacher: str | None = None,
 ) -> dict[str, dict[str, float]]:
-    """QAT from a pretrained or fine-tuned source to an int8 checkpoint; returns scores by name.
+    """Train with quantization from a pretrained or fine-tuned source to an int8 checkpoint; return scores by name.
 
-    ``int8`` is the finished checkpoint on the int8 engine; a fine-tuned source adds ``fp32`` and ``dynamic``, its
-    own scores in float and quantized without training. Whoever knows scores of the source already passes them as
-    ``baselines``, which then stand in their place. `teacher` is a fine-tuned float model to learn from.
+    ``int8`` is the score of the finished checkpoint on the int8 engine; a fine-tuned source adds ``fp32`` and
+    ``dynamic``, its own scores in float and quantized without training. Known scores of the source can be passed as
+    ``baselines``, and are not computed again. `teacher` is a fine-tuned float model to learn from.
 
-    Interrupted runs go on when called again with the same arguments.
+    An interrupted run resumes when called again with the same arguments.
     """
     scheme = find_scheme(scheme_name)
     if not scheme.needs_ranges:
@@ -57,7 +57,7 @@ def train_quantized(
     prepared = prepare(model.network, model.plan(scheme))
 
     def score(module: nn.Module, limit: int | None) -> dict[str, float]:
-        # what is compared is what will run: mixed precision would round other activations to other steps of their grids
+        # score what will run: mixed precision would round some activations to other steps of their grids
         tensors = {name: tensor.cpu() for name, tensor in convert(module).items()}
         return evaluate_engine(build_engine(model.plan(scheme), tensors), task, limit)
 
@@ -97,13 +97,13 @@ def quantize_trained(
     method: CalibrationMethod = "max",
     seed: int = 42,
 ) -> dict[str, dict[str, float]]:
-    """Post-training quantization of a fine-tuned model: ``dynamic``, or ``static`` schemes with calibration.
+    """Quantize a fine-tuned model without training: ``dynamic``, or ``static`` schemes with calibration.
 
-    Calibration reads training examples only: the dev set stays unseen.
+    Calibration reads only training examples: the dev set stays unseen.
 
     Raises:
         CheckpointError: the source was not fine-tuned for this kind of task.
-        InputError: it has other labels.
+        InputError: the source has other labels.
     """
     find_source(source).require_head(task.kind)
     scheme = find_scheme(scheme_name)
@@ -117,7 +117,7 @@ def quantize_trained(
 def quantized_model(
     source: str, task: Task, scheme: Scheme, calibration_examples: int, method: CalibrationMethod, seed: int
 ) -> tuple[TaskModel, dict[str, Any]]:
-    """A fine-tuned source prepared for a scheme without training, and what its record says about calibration."""
+    """Return a fine-tuned source prepared for a scheme without training, and the record of its calibration."""
     model = load_for_task(source, task)
     prepared = prepare(model.network, model.plan(scheme)).eval()
     if not scheme.needs_ranges:
@@ -130,10 +130,10 @@ def quantized_model(
 
 
 def baseline_scores(source: str, task: Task, names: tuple[str, ...]) -> dict[str, dict[str, float]]:
-    """Scores of a fine-tuned source on our engines: ``fp32``, or ``dynamic`` int8; none for a source without head.
+    """Return scores of a fine-tuned source on our engines, ``fp32`` or ``dynamic`` int8; none without a head.
 
-    A source that `q8bert train` made has its fp32 score in its record. Where weights, dev examples and the longest
-    input are still those, it is not computed again.
+    A source made by `q8bert train` has its fp32 score in its record. If weights, dev examples and the longest input are
+    still the same, it is not computed again.
     """
     if find_source(source).head != task.kind:
         return {}
@@ -156,7 +156,7 @@ def baseline_scores(source: str, task: Task, names: tuple[str, ...]) -> dict[str
 
 
 def sample(task: Task, count: int, seed: int) -> Task:
-    """Return the task with ``count`` of its training examples, drawn by seed.
+    """Return the task with ``count`` of its training examples, drawn with a seed.
 
     Raises:
         InputError: there is no training data.
@@ -170,7 +170,7 @@ def sample(task: Task, count: int, seed: int) -> Task:
 
 
 def base_record(source: str) -> dict[str, Any]:
-    """The record of the fp32 run that made the source, empty where there is none."""
+    """Return the record of the fp32 run that made the source, empty if there is none."""
     file = Path(source) / RECORD_FILE
     if not file.is_file():
         return {}

@@ -1,9 +1,9 @@
 """Recipes: the hyperparameters of each task as TOML files that a user can read and change.
 
-A file has the number of `seeds` that `q8bert reproduce` trains, whether quantization-aware training has the model that
-it continues from as its `teacher` where that was fine-tuned for the same labels, and the tables `[fp32]` and
-`[qat]` with fields of :class:`~q8core.training.config.TrainConfig`; what a table leaves out has that class' default.
-``precision = "auto"`` is what this CPU computes fastest.
+A file has `seeds`, the number of runs of `q8bert reproduce`; `teacher`, whether quantization-aware training learns from
+the model that it continues from, if that was fine-tuned for the same labels; and the tables `[fp32]` and `[qat]` with
+fields of :class:`~q8core.training.config.TrainConfig`, whose defaults apply to fields that are left out.
+``precision = "auto"`` is the fastest precision of this CPU.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _TABLES = ("fp32", "qat")
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a task is trained.
+    """The hyperparameters of a task.
 
     Attributes:
-        seeds: how many runs `q8bert reproduce` makes.
-        fp32: of fine-tuning.
-        qat: of the quantization-aware training that continues from it.
+        seeds: number of runs of `q8bert reproduce`.
+        fp32: hyperparameters of fine-tuning.
+        qat: hyperparameters of the quantization-aware training that continues from it.
         teacher: whether that learns from the fine-tuned model instead of the labels.
     """
 
@@ -38,7 +38,7 @@ class Recipe:
     teacher: bool
 
     def config(self, quantized: bool, **changes: Any) -> TrainConfig:
-        """Hyperparameters of one of both trainings, with every change that is not None.
+        """Return the hyperparameters of one of the two trainings, with all changes that are not None.
 
         Raises:
             InputError: a change is out of its range.
@@ -55,8 +55,7 @@ def load_recipe(task: str, folder: Path | None = None) -> Recipe:
         folder: the user's own recipes, `TASK.toml`; tasks without a file there keep the packaged one.
 
     Raises:
-        InputError: no such recipe, a key that does not exist, or a value of the wrong type or out of its range; with
-            the file's name.
+        InputError: no such recipe, an unknown key, or a value of the wrong type or out of its range; names the file.
     """
     if folder is not None:
         _check_folder(folder)
@@ -68,12 +67,12 @@ def load_recipe(task: str, folder: Path | None = None) -> Recipe:
 
 
 def known_tasks() -> tuple[str, ...]:
-    """Names of the tasks with a packaged recipe."""
+    """Return the names of the tasks with a packaged recipe."""
     return tuple(sorted(file.stem for file in PACKAGED.glob("*.toml")))
 
 
 def _check_folder(folder: Path) -> None:
-    """Refuse a folder whose files would be overlooked."""
+    """Refuse a folder with files that would be ignored."""
     names = sorted(file.stem for file in folder.glob("*.toml"))
     if not names:
         raise InputError(f"--recipes {folder}: no such folder, or no TASK.toml in it, such as cola.toml")
@@ -119,12 +118,12 @@ def _check_keys(where: str, table: Mapping[str, object], allowed: tuple[str, ...
 
 
 def _fits(value: object, hint: Any) -> bool:
-    """Whether a TOML value is of a field's type; whole numbers are floats too, truth values are no numbers."""
+    """Whether a TOML value has a field's type; whole numbers are also floats, truth values are not numbers."""
     if get_origin(hint) is Literal:
         return value in get_args(hint)
     if get_args(hint):
         return any(_fits(value, choice) for choice in get_args(hint))
-    if type(value) is int:  # TOML's own range, in which every number has a float beside it
+    if type(value) is int:  # within TOML's range, where every integer can be converted to a float
         return hint in (int, float) and -(2**63) <= value < 2**63
     return type(value) is hint
 

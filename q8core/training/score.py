@@ -1,4 +1,4 @@
-"""Logits of a network on token features, in length order to keep padding rare."""
+"""Logits of a network on token features, in batches sorted by length for little padding."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Pad = Callable[[Sequence[Feature]], dict[str, torch.Tensor]]
 def model_logits(
     model: Network, features: Sequence[Feature], kind: TaskKind, precision: Precision = "fp32"
 ) -> list[torch.Tensor]:
-    """One tensor per feature: ``(labels,)`` for classification, ``(length, 2)`` for QA."""
+    """Return one tensor per feature: ``(labels,)`` for classification, ``(length, 2)`` for QA."""
     batches = sorted_batches([len(feature) for feature in features], EVAL_TOKENS)
     device = next(model.parameters()).device
 
@@ -42,14 +42,14 @@ def logits_of(
     batches: Sequence[Sequence[int]],
     pad: Pad,
 ) -> list[torch.Tensor]:
-    """As `model_logits`, of what `forward` makes of a batch.
+    """Return the same as `model_logits`, for any function that computes a batch.
 
     Args:
-        forward: a batch -> its logits, (batch, labels) or (batch, longest, 2).
+        forward: batch -> logits, (batch, labels) or (batch, longest, 2).
         features: the inputs.
         kind: the task.
-        batches: indices of the features that come together.
-        pad: makes tensors of some features.
+        batches: the indices of the features of each batch.
+        pad: makes a batch of tensors from features.
     """
     result: list[torch.Tensor | None] = [None] * len(features)
     with torch.inference_mode():

@@ -17,7 +17,7 @@ from q8core.errors import CheckpointError, InputError
 from q8core.training.averaging import WeightAverage
 
 STATE_FILE = "training_state.safetensors"
-# JSON beside the tensors inside the file's metadata: both are replaced in one rename.
+# JSON in the metadata of the tensors' file: both are replaced with one rename.
 META_KEY = "q8bert_state"
 
 
@@ -39,7 +39,7 @@ def save_state(
     config: dict[str, Any],
     average: WeightAverage | None = None,
 ) -> None:
-    """Write model, optimizer, average of the weights and progress; random numbers are a function of seed and step."""
+    """Write model, optimizer, average of the weights and progress; random numbers depend only on seed and step."""
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     for index, slots in optimizer.state_dict()["state"].items():
         for name, value in slots.items():
@@ -48,7 +48,7 @@ def save_state(
         tensors |= {f"average.{name}": value for name, value in average.state().items()}
     meta = json.dumps({"progress": vars(progress), "config": config})
     temporary = folder / f"{STATE_FILE}.part"
-    # clone(): buffers that share memory (one observer for Q, K and V) are refused by safetensors
+    # clone(): safetensors refuses buffers that share memory (one observer for Q, K and V)
     save_file({k: v.detach().clone().contiguous() for k, v in tensors.items()}, temporary, {META_KEY: meta})
     os.replace(temporary, folder / STATE_FILE)
 
@@ -60,7 +60,7 @@ def load_state(
     config: dict[str, Any],
     average: WeightAverage | None = None,
 ) -> Progress | None:
-    """Restore a run; None when the folder holds none.
+    """Restore a run; return None if the folder has none.
 
     Raises:
         InputError: the stored run has other hyperparameters.

@@ -23,14 +23,14 @@ def training_step(
     """Make one step, together with the other processes, and return its loss.
 
     Args:
-        loss_of: computes the loss, a scalar, of this process's share of a batch; called under autocast where
-            the precision is bf16.
-        optimizer: fused, of the parameters that the loss depends on; they have no gradients before and afterwards.
+        loss_of: computes the loss, a scalar, of this process's share of a batch; called under autocast if the precision
+            is bf16.
+        optimizer: a fused optimizer of the parameters of the loss; they have no gradients before and afterwards.
         config: precision and clipping.
-        processes: who takes part: gradients and losses are summed.
+        processes: the processes over which gradients and losses are summed.
 
     Raises:
-        TrainingError: if the loss is NaN or infinite; the parameters are as before.
+        TrainingError: if the loss is NaN or infinite; the parameters are unchanged.
     """
     with torch.autocast(processes.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
         loss = loss_of()
@@ -45,17 +45,18 @@ def training_step(
 
 
 def clipped_update(optimizer: torch.optim.AdamW, max_norm: float) -> None:
-    """Update as after `clip_grad_norm_(parameters, max_norm)`, which would read and write all gradients once more.
+    """Update as after `clip_grad_norm_(parameters, max_norm)`, without a further pass over all gradients.
 
-    A fused optimizer divides gradients by `grad_scale` while it reads them: made for mixed precision's loss scaling.
+    A fused optimizer divides gradients by `grad_scale` while it reads them, which is meant for loss scaling in mixed
+    precision.
 
     Args:
-        optimizer: fused.
-        max_norm: of all gradients together (L2).
+        optimizer: a fused optimizer.
+        max_norm: limit of the L2 norm of all gradients together.
     """
     parameters: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    scaling: Any = optimizer  # not declared: the loss scaler sets it on whichever optimizer it is given
-    # with the 1e-6 of clip_grad_norm_
+    scaling: Any = optimizer  # grad_scale is not declared: torch's loss scaler sets it on any optimizer
+    # 1e-6 as in clip_grad_norm_
     scaling.grad_scale = ((norm + 1e-6) / max_norm).to(torch.float32) if norm + 1e-6 > max_norm else None
     optimizer.step()
