@@ -1,7 +1,7 @@
 """The command line: each command in its own module, composed here.
 
-A command imports what it runs when it runs: torch and transformers take seconds, and neither ``--help`` nor another
-command, such as ``serve``, shall wait for them.
+A command imports its code when it runs: torch and transformers take seconds to import, for which neither ``--help`` nor
+another command, such as ``serve``, should wait.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ app = typer.Typer(
     help="BERT on CPUs in 8 bits: train with quantization, run on int8 kernels, serve and compare.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # rich takes [default: 1] for markup and leaves it out
+    rich_markup_mode=None,  # rich would read [default: 1] as markup and drop it
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -43,13 +43,13 @@ def _options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Take the options that belong to no command."""
+    """Handle the options that belong to no command."""
 
 
 def add_commands(*commands: Callable[..., None]) -> None:
-    """Add commands to the app, each with the first line of its docstring, uncut, in the list of all."""
+    """Add commands to the app; the list of commands shows the whole first line of each docstring."""
     for command in commands:
-        name = command.__name__.rstrip("_").replace("_", "-")  # import is a word of Python's
+        name = command.__name__.rstrip("_").replace("_", "-")  # `import` is a Python keyword
         app.command(name, short_help=(command.__doc__ or "").partition("\n")[0])(command)
 
 

@@ -1,4 +1,4 @@
-"""What every command that trains does first."""
+"""Preparations of every command that trains."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import typer
 
 
 def prepare_training(quantized: bool) -> None:
-    """Set the allocator, and say where training will be slower than it could be.
+    """Configure the allocator, and log if training will be slower than it could be.
 
     Args:
-        quantized: whether there will be quantization-aware training.
+        quantized: whether the command trains with quantization.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""``q8bert bench``: speed or memory of the engines, beside stock transformers, in one run."""
+"""``q8bert bench``: compares speed or memory of the engines with stock transformers."""
 
 from __future__ import annotations
 

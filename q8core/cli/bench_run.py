@@ -1,4 +1,4 @@
-"""What `q8bert bench` does once its options are read: measure, show progress, print tables, write the report."""
+"""The work of `q8bert bench`: measure, show progress, print tables, write the report."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ def run_bench(
     plot: Path | None,
     json_file: Path | None,
 ) -> bool:
-    """Compare the engines; False if Ctrl-C ended it early, with what was measured until then printed and written.
+    """Compare the engines; return False if Ctrl-C stopped it, after printing and writing what was measured.
 
     Raises:
-        InputError: an unknown model, engine, workload or thread count, a sequence that a model has no positions for,
-            or a picture that cannot be drawn.
+        InputError: an unknown model, engine, workload or thread count, a sequence longer than a model's positions, or a
+            picture that cannot be drawn.
     """
     if plot is not None:
         check_plot(plot)
@@ -83,14 +83,14 @@ def run_bench(
 
 
 def check_lengths(model: str, workloads: Sequence[Workload]) -> None:
-    """Refuse what the model has no positions for."""
+    """Refuse sequences longer than the model's positions."""
     longest, limit = max(workload.longest for workload in workloads), bench_config(model).spec.positions
     if longest > int(limit):
         raise InputError(f"the longest sequence has {longest} tokens; {model} takes at most {limit}")
 
 
 def _speed(console: Console, report: dict[str, object], run: SpeedRun) -> tuple[bool, list[Timing]]:
-    """Time all models and workloads into the report and tables; return False if Ctrl-C ended it, and the timings."""
+    """Time all models and workloads into report and tables; return False if Ctrl-C stopped it, and the timings."""
     found, complete = Measured(), True
     with progress_bar(console) as progress:
         bar = progress.add_task("", total=run.rounds)
@@ -124,7 +124,7 @@ def _memory(
     task: TaskKind,
     threads: int,
 ) -> bool:
-    """Measure memory into the report and a table for each model; False if Ctrl-C ended it."""
+    """Measure memory into the report and a table per model; return False if Ctrl-C stopped it."""
     if checkpoint is not None:
         opened = Checkpoint.open(checkpoint)
         found, complete = _measure_each(console, measurable(names, checkpoint), checkpoint, opened.task, threads)
@@ -163,6 +163,6 @@ def _show_memory(console: Console, report: dict[str, object], model: str, found:
 
 
 def progress_bar(console: Console) -> Progress:
-    """Return a bar that says what is being done and goes away when done."""
+    """Return a progress bar that describes the current step and disappears at the end."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=console, transient=True)

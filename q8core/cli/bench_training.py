@@ -1,4 +1,4 @@
-"""What `q8bert bench --training` does once its options are read: measure, show progress, print tables, report."""
+"""The work of `q8bert bench --training`: measure, show progress, print tables, write the report."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from q8core.training.config import best_precision
 def run_training_bench(
     *, models: Sequence[str], shapes: Sequence[str], threads: Sequence[str], repeats: int, json_file: Path | None
 ) -> bool:
-    """Compare training steps; False if Ctrl-C ended it early, with what was measured until then printed and written.
+    """Compare training steps; return False if Ctrl-C stopped it, after printing and writing what was measured.
 
     Raises:
         InputError: an unknown model or thread count, or a shape that is malformed or too long for a model.

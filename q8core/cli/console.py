@@ -1,4 +1,4 @@
-"""Where tables are printed."""
+"""The console for tables."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ _WIDTH = 160
 
 
 def table_console() -> Console:
-    """Return a console as wide as the terminal; into a file or pipe, which has no width, no column is cut."""
+    """Return a console as wide as the terminal; output to a file or pipe is not cut."""
     console = Console()
     return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=_WIDTH)

@@ -1,4 +1,4 @@
-"""Where train, quantize and evaluate find their data, from the options that they share."""
+"""The data of train, quantize and evaluate, from the options that they share."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _TASKS = (*GLUE, "squad", OWN_FILES)
 
 @dataclass(frozen=True)
 class TextModel:
-    """What reading data needs to know of the model.
+    """The facts about a model that reading data depends on.
 
     Attributes:
         tokenizer: its tokenizer.
         positions: the longest input that it can take.
-        outputs: the labels of its outputs by index; empty where the head is made new.
-        usual: how many tokens are read where nobody asks; None for what the task is trained with.
+        outputs: the labels of its outputs by index; empty if it gets a new head.
+        usual: the default length of inputs in tokens; None for the length that the task is trained with.
         several_labels: whether it gives a text several labels at once.
     """
 
@@ -43,7 +43,7 @@ class TextModel:
 
 
 def text_model(source: FloatSource, kind: TaskKind, usual: int | None) -> TextModel:
-    """Return what reading data needs to know of a float model with, or for, the head of a task.
+    """Return the facts about a float model that has, or will get, the head of a task.
 
     Raises:
         CheckpointError: its tokenizer is missing, damaged, or does not fit.
@@ -61,7 +61,7 @@ def text_model(source: FloatSource, kind: TaskKind, usual: int | None) -> TextMo
 
 @dataclass(frozen=True)
 class DataOptions:
-    """Where the data is, as given on the command line; None for what was not given.
+    """The data options of the command line; None for those not given.
 
     Raises:
         InputError: the task is unknown, or an option is for another kind of task.
@@ -91,25 +91,25 @@ class DataOptions:
 
     @property
     def kind(self) -> TaskKind:
-        """Which head the task needs."""
+        """The kind of head that the task needs."""
         return "qa" if self.task == "squad" else "classify"
 
     @property
     def description(self) -> str:
-        """What a manifest says about the data: names, no paths."""
+        """The description of the data in a manifest: names, no paths."""
         if self.task != OWN_FILES:
             return self.task
         return ", ".join(file.name for file in (self.train_file, self.dev_file) if file)
 
     def read(self, model: TextModel, with_train: bool) -> Task:
-        """Read and check everything before any time is spent.
+        """Read and check everything, before any long computation.
 
         Args:
-            model: what is to read it.
+            model: the model that will read the data.
             with_train: whether training data is needed.
 
         Raises:
-            InputError: an option is missing or not used, or the data is wrong or does not fit the model.
+            InputError: an option is missing or unused, or the data is wrong or does not fit the model.
         """
         from q8core.tasks.labels import parse_labels
         from q8core.tasks.task import read_task
@@ -157,7 +157,7 @@ class DataOptions:
 
 
 def echo_scores(output: Path, scores: Mapping[str, Mapping[str, float]]) -> None:
-    """Print a line for each scored variant of a finished model."""
+    """Print a line for each scored version of a finished model."""
     for variant, values in scores.items():
         line = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
         typer.echo(f"{output} {variant}: {line}")

@@ -73,7 +73,7 @@ def evaluate(
 
 
 def _text_model(opened: Checkpoint) -> TextModel:
-    """What a checkpoint's texts are read with: the length is that which it is served with."""
+    """Return the facts about a checkpoint that reading data depends on; the default length is that of serving."""
     return TextModel(
         opened.tokenizer(),
         opened.config.spec.positions,

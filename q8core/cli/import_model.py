@@ -1,4 +1,4 @@
-"""``q8bert import``: a model folder as it lies on the hub, made one that every command takes."""
+"""``q8bert import``: converts a model from the hub into a folder that every command reads."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def import_(
     output: Annotated[Path, typer.Option(help="Folder to write; it must not exist yet, or be empty.")],
     json_file: JsonFile = None,
 ) -> None:
-    """Make a folder that all other commands take of any model folder: pickles, shards, vocabularies, old names.
+    """Convert a model folder with pickles, shards, old names or no tokenizer.json into one that every command reads.
 
     Weights become one model.safetensors in float32; pickles are read without running their code, in a process without
-    a network where the system allows that. A missing tokenizer.json is made by transformers. At the end 20 texts are
-    computed with transformers and with the fp32 engine: where the numbers differ by more than 1e-4, nothing is written.
+    a network if the system allows that. transformers makes a missing tokenizer.json. At the end 20 texts are computed
+    with transformers and with the fp32 engine: if the numbers differ by more than 1e-4, nothing is written.
     """
     from q8core.importing.run import import_model
 
@@ -37,7 +37,7 @@ def import_(
 
 
 def _lines(imported: Imported) -> list[str]:
-    """What the user should know of the result."""
+    """Return what the user should know about the result."""
     proof = imported.proof
     left = imported.left_out
     shown = ", ".join(left[:5]) + (f", ... ({len(left)} in all)" if len(left) > 5 else "")

@@ -1,4 +1,4 @@
-"""``q8bert info``: what a checkpoint says of itself, after it passed every check, and how it runs on this machine."""
+"""``q8bert info``: the card of a checkpoint that passed every check, and how it runs on this machine."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def info(
 
 
 def _here(opened: Checkpoint, kernel: str, threads: int | None) -> dict[str, object]:
-    """Load the checkpoint's own backend and return what it is on this machine, or why it does not run here."""
+    """Load the checkpoint's own backend and return facts about it on this machine, or why it does not run."""
     from q8core.cpus import available_cpus
     from q8core.engines import load_engine
     from q8core.errors import EngineError

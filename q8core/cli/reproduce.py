@@ -29,7 +29,7 @@ def reproduce(
 ) -> None:
     """Fine-tune, quantize in every way and train with quantization, over tasks and seeds, into one table.
 
-    The same command goes on after Ctrl-C and repeats nothing that is finished.
+    After Ctrl-C the same command goes on, and repeats nothing that is finished.
     """
     from q8core.reproduce.plot import check_plot
     from q8core.reproduce.series import Order, reproduce

@@ -131,7 +131,7 @@ def train(
 
 
 def _read(model: str, options: DataOptions) -> Task:
-    """Read the data for a model that can be trained on it, and say where that reads less than the model could."""
+    """Read the data for a model that can be trained on it, and log if inputs are shorter than the model allows."""
     from q8core.checkpoint.text_input import own_length
     from q8core.training.model import check_inputs, check_trainable, find_source
 
