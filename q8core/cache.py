@@ -1,7 +1,7 @@
 """The cache folder: files derived from checkpoints or measured on this machine, which may be deleted at any time.
 
-Nothing in it is trusted: every file carries the key that it was made for and a digest of its content, and whoever reads
-it checks both. A folder that cannot be written is no error, but users are told.
+Nothing in it is trusted: every file contains its key and a digest of its content, and both are checked when it is read.
+A folder that cannot be written is not an error, but users are told.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _STALE_SECONDS = 24 * 3600
 _RECORD_BYTES = 1_000_000
 
 Key = Mapping[str, object]
-"""What a file was made from and for: plain JSON values."""
+"""Everything that a file depends on, as plain JSON values."""
 
 
 def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
@@ -53,7 +53,7 @@ def digest_of(value: object) -> str:
 
 @cache
 def code_digest() -> str:
-    """Return a digest of this package's Python sources: part of every key, so that no release reads another's files."""
+    """Return a digest of this package's Python sources, part of every key: no release reads another's files."""
     digest, root = hashlib.sha256(), Path(__file__).parent
     for path in sorted(root.rglob("*.py")):
         digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
@@ -61,7 +61,7 @@ def code_digest() -> str:
 
 
 def cached_path(kind: str, key: Key, ending: str) -> Path:
-    """Return where the file of this kind and key is, or would be.
+    """Return the path of the file of this kind and key, which need not exist.
 
     Raises:
         OSError: if there is no cache folder.
@@ -71,12 +71,12 @@ def cached_path(kind: str, key: Key, ending: str) -> Path:
 
 @contextmanager
 def new_file(path: Path) -> Generator[BinaryIO]:
-    """Yield an empty file that gets the name `path`, complete, when the block ends; the folder is made if needed.
+    """Yield an empty file that is renamed to `path`, complete, when the block ends; the folder is made if needed.
 
-    If the block fails nothing is left. If another process was first its file stays: both are made from the same key.
+    If the block fails nothing is left. If another process was first, its file stays: both have the same key.
 
     Raises:
-        OSError: if it cannot be written.
+        OSError: if the file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
@@ -96,14 +96,14 @@ def new_file(path: Path) -> Generator[BinaryIO]:
 
 
 def distrust(path: Path, reason: str) -> None:
-    """Say that a file is not what its name promises, and remove it where possible: it is made again."""
+    """Log that a file is damaged or has another key, and remove it if possible: it will be made again."""
     log.warning("cache file not trusted, made again: file=%s reason=%s", path, reason)
     with suppress(OSError):
         path.unlink(missing_ok=True)
 
 
 def tell_unusable(error: OSError) -> str:
-    """Log, once per process and problem, that the cache cannot be used; return why."""
+    """Log, once per process and problem, that the cache cannot be used; return the reason."""
     reason = error.strerror or str(error)
     with suppress(OSError):
         reason = f"{cache_folder()}: {reason}"
@@ -120,13 +120,13 @@ def _log_once(message: str) -> None:
 
 
 def mark_used(path: Path) -> None:
-    """Note that a file was used: the files that were not for the longest time are the first to go."""
-    with suppress(OSError):  # a folder that can only be read
+    """Mark a file as used: the least recently used files are removed first."""
+    with suppress(OSError):  # a read-only folder
         os.utime(path)
 
 
 def read_record(kind: str, key: Key) -> Any:
-    """Return the plain JSON values that were kept for a key, or None.
+    """Return the plain JSON values stored for a key, or None.
 
     Raises:
         OSError: if there is no cache folder, or it cannot be read.
@@ -149,7 +149,7 @@ def read_record(kind: str, key: Key) -> Any:
 
 
 def write_record(kind: str, key: Key, value: object) -> None:
-    """Keep plain JSON values for a key.
+    """Store plain JSON values for a key.
 
     Raises:
         OSError: if they cannot be written.
@@ -160,9 +160,9 @@ def write_record(kind: str, key: Key, value: object) -> None:
 
 
 def _trim(folder: Path, newest: Path) -> None:
-    """Remove what killed processes left behind, and the files unused for longest, beyond `_MOST_BYTES` in all.
+    """Remove leftovers of killed processes, and the least recently used files beyond `_MOST_BYTES` in total.
 
-    A process that has mapped a removed file keeps it.
+    A process that has mapped a removed file keeps its mapping.
     """
     with suppress(OSError):  # other processes remove files too
         files = [(path.stat(), path) for path in folder.iterdir() if path.is_file() and path != newest]

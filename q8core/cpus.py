@@ -1,4 +1,4 @@
-"""How many CPUs this process may really use."""
+"""The number of CPUs that this process may really use."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 def available_cpus(quota_file: Path = _CGROUP_QUOTA) -> int:
-    """Torch's own choice, which knows affinity and OMP_NUM_THREADS, bounded by the container's CPU quota.
+    """Return torch's own choice, which knows affinity and OMP_NUM_THREADS, limited by the container's CPU quota.
 
-    Torch does not know the quota: under ``docker run --cpus 2`` on a large machine it would start a thread for every
-    core, and they would spend most of their time throttled.
+    Torch does not know the quota: under ``docker run --cpus 2`` on a large machine it would start a thread per core,
+    and these would be throttled most of the time.
     """
     threads = torch.get_num_threads()
     try:

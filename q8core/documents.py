@@ -1,4 +1,4 @@
-"""JSON and TOML that users bring, parsed strictly: what two readers could understand differently is refused."""
+"""Strict parsing of users' JSON and TOML: anything that two parsers could read differently is refused."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _repr.maxlevel = 3
 
 
 class Hooks(TypedDict, total=False):
-    """What `json.loads` calls, by the names that it has there."""
+    """The hooks of `json.loads`, by its argument names."""
 
     object_pairs_hook: Callable[[list[tuple[str, Any]]], Any]
     parse_constant: Callable[[str], Any]
@@ -48,7 +48,7 @@ class Hooks(TypedDict, total=False):
 
 
 class _Refused(ValueError):
-    """Raised while JSON is parsed, for what its syntax allows and two readers understand differently."""
+    """Raised while parsing JSON for valid syntax that two parsers could read differently."""
 
 
 def parse_json(
@@ -57,11 +57,11 @@ def parse_json(
     """Parse JSON.
 
     Args:
-        text: all of a file, or a part of it.
-        path: of the file.
-        line: where the part begins; None for all of the file.
-        error: what to raise.
-        hooks: what `json.loads` calls for objects and numbers.
+        text: the whole text of a file, or a part of it.
+        path: the file's path.
+        line: where the part begins; None for a whole file.
+        error: the error class to raise.
+        hooks: functions that `json.loads` calls for objects and numbers.
 
     Raises:
         Q8Error: the given one, with the file and, where it is known, the line.
@@ -96,7 +96,7 @@ def read_json(path: Path, error: type[Q8Error] = InputError) -> Any:
     """Read a file of strict JSON, whose strings are all text.
 
     Raises:
-        Q8Error: the given one, with the file and, where it is known, the line or the place.
+        Q8Error: the given class, with the file and, if known, the line or the path inside the document.
     """
     text = read_text(path, error)
     value = parse_strict_json(text, path, error)
@@ -139,7 +139,7 @@ def shown(value: object) -> str:
 
 
 def first_problem(error: ValidationError) -> tuple[tuple[str | int, ...], str]:
-    """The place of the first problem that pydantic found in a document, and its words: ``is null; allowed: a text``."""
+    """Return path and message of the first problem that pydantic found: ``is null; allowed: a text``."""
     problem = error.errors(include_url=False)[0]
     # pydantic also names the member of a union that it tried
     place = tuple(part for part in problem["loc"] if not str(part).startswith("list["))
@@ -181,7 +181,7 @@ def _finite(digits: str) -> float:
 
 
 def _strings(value: Any) -> list[tuple[Place, str]]:
-    """All keys and strings with their places; without recursion, since a document may be nested deeply."""
+    """Return all keys and strings with their paths; without recursion, since a document may be nested deeply."""
     found: list[tuple[Place, str]] = []
     waiting: list[tuple[tuple[str | int, ...], Any]] = [((), value)]
     while waiting:

@@ -1,10 +1,10 @@
-"""The errors a user can meet, one tree.
+"""The errors that a user can see, as one tree.
 
 Q8Error
  ├── InputError         a text, file or argument from the user is wrong
  ├── SchemeError        a quantization scheme names something that does not exist
- ├── CalibrationError   a range was needed that no data ever set
- ├── TrainingError      training came to nothing
+ ├── CalibrationError   a range is needed that no data has set
+ ├── TrainingError      training failed
  ├── CheckpointError    a checkpoint is damaged, incomplete or of the wrong kind
  └── EngineError        a kernel is missing on this CPU, or computes something else
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 
 class Q8Error(Exception):
-    """Base of all expected failures: the message is a sentence for the user."""
+    """Base of all expected errors; the message is a sentence for the user."""
 
     exit_code = 1
 
@@ -35,11 +35,11 @@ class CalibrationError(Q8Error):
 
 
 class TrainingError(Q8Error):
-    """Raised when a training cannot go on: what it would make is no model."""
+    """Raised when training cannot go on because the loss is NaN or infinite."""
 
 
 class CheckpointError(Q8Error):
-    """Raised when a checkpoint cannot be trusted or cannot serve what was asked."""
+    """Raised when a checkpoint cannot be trusted or does not have what was asked for."""
 
     exit_code = 3
 

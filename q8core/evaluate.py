@@ -11,12 +11,12 @@ from q8core.engines import Engine, TokenBatch
 from q8core.tasks.batching import sorted_batches
 from q8core.tasks.task import Feature, Task
 
-# Tokens a batch: enough rows to keep the matrix kernels busy.
+# Tokens per batch: enough rows to keep the matrix kernels busy.
 BATCH_TOKENS = 2048
 
 
 def engine_logits(engine: Engine, features: Sequence[Feature], batch_tokens: int = BATCH_TOKENS) -> list[torch.Tensor]:
-    """One tensor per feature: ``(labels,)`` for classification, ``(length, 2)`` for QA."""
+    """Return one tensor per feature: ``(labels,)`` for classification, ``(length, 2)`` for QA."""
     result: list[torch.Tensor | None] = [None] * len(features)
     batches = sorted_batches([len(feature) for feature in features], batch_tokens)
     for indices in tqdm(batches, desc=f"scoring {engine.backend}", unit="batch", leave=False, disable=None):
@@ -30,5 +30,5 @@ def engine_logits(engine: Engine, features: Sequence[Feature], batch_tokens: int
 
 
 def evaluate_engine(engine: Engine, task: Task, limit: int | None = None) -> dict[str, float]:
-    """The task's scores of an engine on its dev set, or on the first ``limit`` examples of it."""
+    """Return the scores of an engine on the task's dev set, or on its first ``limit`` examples."""
     return task.score(engine_logits(engine, task.dev_features(limit)))

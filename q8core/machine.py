@@ -1,4 +1,4 @@
-"""The machine that this process runs on, as far as it decides how fast kernels are."""
+"""Facts about the machine that decide how fast kernels are."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def usable_cpus() -> int:
 
 @cache
 def cpu() -> tuple[str, frozenset[str]]:
-    """Return the CPU's name and flags from Linux's /proc, or what Python knows elsewhere."""
+    """Return the CPU's name and flags from Linux's /proc; on other systems what Python knows."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -46,5 +46,5 @@ def cpu() -> tuple[str, frozenset[str]]:
 
 
 def variables() -> dict[str, str]:
-    """Return those of `VARIABLES` that are set."""
+    """Return the variables among `VARIABLES` that are set."""
     return {name: os.environ[name] for name in VARIABLES if name in os.environ}

@@ -1,4 +1,4 @@
-"""Facts derived from a tokenizer and kept with it, for as long as it lives: models come and go while serving."""
+"""Caches facts derived from a tokenizer for its lifetime, since models are loaded and unloaded while serving."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 def once_per_tokenizer(derive: Callable[[Tokenizer], T]) -> Callable[[Tokenizer], T]:
-    """Derive a fact of a tokenizer at the first call only; one that is changed afterwards keeps its old fact."""
+    """Compute a fact about a tokenizer only once; changing the tokenizer afterwards does not update it."""
     key = f"{derive.__module__}.{derive.__qualname__}"
 
     @wraps(derive)

@@ -1,4 +1,4 @@
-"""Warnings that a process logs once, however often it meets their cause."""
+"""Warnings that a process logs only once."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ def warn_once(log: logging.Logger, message: str, *values: object) -> None:
     """Log a warning unless the same one, with the same values, was logged before.
 
     Args:
-        log: of the module that speaks.
-        message: with the values' places, as for :meth:`logging.Logger.warning`.
-        values: hashable.
+        log: the module's logger.
+        message: with placeholders for the values, as for :meth:`logging.Logger.warning`.
+        values: values for the message; hashable.
     """
     log.warning(message, *values)

@@ -1,6 +1,6 @@
 """Special tokens and token types of a sequence of one text or two, as a tokenizer's post-processor makes them.
 
-Everything that builds sequences of token ids takes them from here, so that no name such as ``[CLS]`` is needed.
+All code that builds sequences of token ids takes them from here, so that no name such as ``[CLS]`` is needed.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from tokenizers import Encoding, Tokenizer, models
 from q8core.errors import CheckpointError, InputError
 from q8core.once_per_tokenizer import once_per_tokenizer
 
-# stand for the texts; no vocabulary is so large that its special tokens have these ids
+# placeholder ids for the texts; no vocabulary is so large that its special tokens have these ids
 _TEXTS = (2**32 - 2, 2**32 - 1)
 
 
 @dataclass(frozen=True)
 class Marks:
-    """Special tokens in a row, with their token types."""
+    """Consecutive special tokens, with their token types."""
 
     ids: tuple[int, ...]
     types: tuple[int, ...]
@@ -55,7 +55,7 @@ class Layout:
         return max(*self.types, *(kind for marks in self.marks for kind in marks.types))
 
     def join(self, *texts: Sequence[int]) -> tuple[list[int], list[int]]:
-        """Return token ids and token types of a whole sequence, or of its beginning where texts are left out."""
+        """Return token ids and token types of a whole sequence, or of its beginning if texts are left out."""
         ids, types = list(self.marks[0].ids), list(self.marks[0].types)
         for text, kind, marks in zip(texts, self.types, self.marks[1:], strict=False):
             ids += [*text, *marks.ids]
@@ -65,18 +65,18 @@ class Layout:
 
 @dataclass(frozen=True)
 class SequenceTemplate:
-    """The sequences that a tokenizer makes.
+    """The layouts of a tokenizer's sequences.
 
     Attributes:
-        one: of a single text.
-        two: of a pair; None where the tokenizer makes no sequence of two texts, the first one first.
+        one: the layout of a single text.
+        two: the layout of a pair; None if the tokenizer does not join two texts in this order.
     """
 
     one: Layout
     two: Layout | None
 
     def layout(self, *, pair: bool) -> Layout:
-        """Return that of a text or of a pair.
+        """Return the layout of a text or of a pair.
 
         Raises:
             InputError: the tokenizer makes no pairs.
@@ -93,7 +93,7 @@ class SequenceTemplate:
 
 @once_per_tokenizer
 def sequence_template(tokenizer: Tokenizer) -> SequenceTemplate:
-    """Return what a tokenizer, without padding and truncation, puts around texts.
+    """Return the layouts of a tokenizer's sequences; its padding and truncation must be off.
 
     Raises:
         CheckpointError: it does not put special tokens before and after a single text.
@@ -110,13 +110,13 @@ def sequence_template(tokenizer: Tokenizer) -> SequenceTemplate:
 
 @cache
 def _placeholders() -> tuple[Encoding, Encoding]:
-    """Two texts of one token each."""
+    """Return two texts of one token each."""
     letters = Tokenizer(models.WordLevel({"a": _TEXTS[0], "b": _TEXTS[1]}, unk_token="a"))
     return letters.encode("a"), letters.encode("b")  # not as a batch, which would start threads
 
 
 def _layout(found: Encoding, texts: Sequence[int]) -> Layout | None:
-    """Read a sequence of placeholders; None where it is not each text once, in order, amid special tokens."""
+    """Return the layout of a sequence of placeholders; None unless it has each text once, in order."""
     ids, types = found.ids, found.type_ids
     if [index for index in ids if index in _TEXTS] != list(texts):
         return None

@@ -1,4 +1,4 @@
-"""Text files that users bring: where their bytes become text, and what is no text is refused."""
+"""Reads users' text files: decodes them, and refuses files that are not text."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def read_text(path: Path, error: type[Q8Error] = InputError) -> str:
     """Read a UTF-8 file, plain or ``.gz``, with or without a byte order mark.
 
     Args:
-        path: of the file.
-        error: what to raise.
+        path: the file's path.
+        error: the error class to raise.
 
     Raises:
-        Q8Error: the given one, with the file and, where there is one, the line: the file is missing or cannot be read,
-            is a broken gzip file, is not UTF-8, or holds a NUL character.
+        Q8Error: the given class: the file is missing or cannot be read, is a broken gzip file, is not UTF-8, or has a
+            NUL character; names the file and, if known, the line.
     """
     try:
         raw = path.read_bytes()
@@ -31,7 +31,7 @@ def read_text(path: Path, error: type[Q8Error] = InputError) -> str:
     except (OSError, EOFError, zlib.error) as problem:
         raise error(f"{path} cannot be read: {getattr(problem, 'strerror', None) or problem}") from problem
     try:
-        # not "utf-8-sig", which counts the place of an error from behind the mark
+        # not "utf-8-sig", which reports the position of an error relative to the end of the mark
         text = raw.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as problem:
         line = line_at(raw[: problem.start].decode("utf-8"))
@@ -44,20 +44,20 @@ def read_text(path: Path, error: type[Q8Error] = InputError) -> str:
 
 
 def lines_of(text: str) -> list[str]:
-    """Return the lines of a text without their ends: line feeds, carriage returns (once of Macs), or both together.
+    """Return the lines of a text without their ends: line feeds, carriage returns (old Macs), or both together.
 
-    Not `str.splitlines`, which also splits at characters that stand inside of texts.
+    Not `str.splitlines`, which also splits at characters that occur inside texts.
     """
     return _LINE_END.split(text)
 
 
 def line_at(before: str) -> int:
-    """Return the number of the line on which a text ends."""
+    """Return the number of the last line of a text."""
     return len(lines_of(before))
 
 
 def text_problem(text: str) -> str | None:
-    """Say why a string is no text, which JSON can write by escapes; None for a text."""
+    """Return why a string, such as one with JSON escapes, is not valid text; None if it is."""
     if "\0" in text:
         return "holds a NUL character, which is no text"
     half = None if text.isascii() else _HALF_PAIR.search(text)

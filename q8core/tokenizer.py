@@ -24,7 +24,7 @@ _VOCABULARIES = ("vocab.txt", "vocab.json", "merges.txt", "sentencepiece.bpe.mod
 TOKENIZER_FILES = ("tokenizer.json", CONFIG_FILE, SPECIAL_FILE, *_VOCABULARIES)
 
 VERY_LARGE = 10**9
-"""A larger model_max_length means "no limit": transformers writes 10**30 where it knows of none."""
+"""A larger model_max_length means "no limit": transformers writes 10**30 if it knows none."""
 
 _log = logging.getLogger(__name__)
 
@@ -33,15 +33,15 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     """Read the tokenizer of a Hugging Face folder as transformers' AutoTokenizer does.
 
     The vocabulary is that of ``tokenizer.json``. Case, accents, Chinese characters, the space before a text and special
-    tokens are those of ``tokenizer_config.json``, where the folder's class of tokenizer reads them there; what the two
-    say differently is logged, once for each folder.
+    tokens are those of ``tokenizer_config.json``, if the folder's tokenizer class reads them there; differences between
+    the two files are logged, once per folder.
 
     Padding and truncation stored in the file are switched off: lengths are decided per task. So are the threads of
-    tokenizers, unless the user has set TOKENIZERS_PARALLELISM: a text that came later would wait for one of them, and
-    a process that forks would be warned.
+    tokenizers, unless the user has set TOKENIZERS_PARALLELISM: later texts would have to wait for them, and a process
+    that forks would get a warning.
 
     Raises:
-        CheckpointError: the folder has no ``tokenizer.json``, a file cannot be read or holds a wrong value, or the
+        CheckpointError: the folder has no ``tokenizer.json``, a file cannot be read or has a wrong value, or the
             tokenizer puts no special tokens around a text.
     """
     tokenizer, differences, _ = _read(folder)
@@ -55,7 +55,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
 
 def _read(folder: Path) -> tuple[Tokenizer, list[str], TokenizerSettings]:
-    """The tokenizer as AutoTokenizer makes it, what the files say differently, and the settings."""
+    """Return the tokenizer as AutoTokenizer makes it, the differences between the files, and the settings."""
     file = folder / "tokenizer.json"
     if not file.is_file():
         raise CheckpointError(_advice(folder))
@@ -68,7 +68,7 @@ def _read(folder: Path) -> tuple[Tokenizer, list[str], TokenizerSettings]:
 
 
 def _advice(folder: Path) -> str:
-    """What to do about a folder without tokenizer.json."""
+    """Return advice for a folder without tokenizer.json."""
     start = f"{folder} has no tokenizer.json"
     found = [name for name in _VOCABULARIES if (folder / name).is_file()]
     if not found:
@@ -81,7 +81,7 @@ def _advice(folder: Path) -> str:
 
 
 def _advice_for_words(folder: Path) -> str:
-    """A line that makes tokenizer.json of a vocabulary of words, and keeps its case."""
+    """Return a line of code that makes tokenizer.json from vocab.txt and keeps its case."""
     try:
         words = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -100,10 +100,10 @@ def _advice_for_words(folder: Path) -> str:
 
 
 def model_max_length(folder: Path) -> int | None:
-    """Return how many tokens ``tokenizer_config.json`` allows; None where it says nothing, or "no limit".
+    """Return ``model_max_length`` in ``tokenizer_config.json``; None if it is missing or means "no limit".
 
     Raises:
-        CheckpointError: the file cannot be read, or its ``model_max_length`` is no positive whole number.
+        CheckpointError: the file cannot be read, or its ``model_max_length`` is not a positive whole number.
     """
     file = folder / CONFIG_FILE
     value: Any = read_json(file).get("model_max_length")
@@ -125,19 +125,19 @@ def _template_of(tokenizer: Tokenizer, where: str) -> SequenceTemplate:
 
 
 def check_tokenizer(tokenizer: Tokenizer, rows: int, where: str) -> None:
-    """Refuse a tokenizer whose ids a model's table of ``rows`` embeddings does not hold, or that makes no sequences.
+    """Refuse a tokenizer with ids beyond a model's ``rows`` embeddings, or without special tokens around a text.
 
     Args:
-        tokenizer: with all its added tokens.
-        rows: of the model's word embeddings: ``vocab_size``.
+        tokenizer: the tokenizer with all its added tokens.
+        rows: rows of the model's word embeddings, ``vocab_size``.
         where: the model, for the message.
 
     Raises:
-        CheckpointError: an id is ``rows`` or larger, or no special tokens stand around a text.
+        CheckpointError: an id is ``rows`` or larger, or there are no special tokens around a text.
     """
     template = _template_of(tokenizer, where)
     known = {(index, token) for token, index in tokenizer.get_vocab(with_added_tokens=True).items()}
-    # a post-processor brings its own ids, which may be no vocabulary's
+    # a post-processor has its own ids, which may not be in the vocabulary
     specials = {index for layout in (template.one, template.two) if layout is not None for index in layout.ids}
     known |= {(index, tokenizer.id_to_token(index) or "a special token") for index in specials}
     beyond = sorted(one for one in known if one[0] >= rows)
@@ -151,23 +151,23 @@ def check_tokenizer(tokenizer: Tokenizer, rows: int, where: str) -> None:
 
 
 def encode_plain(tokenizer: Tokenizer, text: str) -> Encoding:
-    """Encode one text without special tokens, while Python's other threads go on.
+    """Encode one text without special tokens, without holding the GIL.
 
-    As a batch of one: ``Tokenizer.encode`` holds Python's lock to the end of the text, ``encode_batch`` does not.
+    As a batch of one: ``Tokenizer.encode`` holds the GIL while it encodes, ``encode_batch`` does not.
     """
     return tokenizer.encode_batch([text], add_special_tokens=False)[0]
 
 
 def first_ids(tokenizer: Tokenizer, text: str, enough: int) -> list[int]:
-    """Return a text's token ids without special ones; of a long text perhaps only the first ones, more than `enough`.
+    """Return a text's token ids without special ones; of a long text perhaps only the first, but more than `enough`.
 
-    What will be cut off anyway is not tokenized, which takes seconds and hundreds of bytes a token.
+    Text that will be cut off anyway is not tokenized, which would take seconds and hundreds of bytes per token.
     """
     return _ids_of_part(tokenizer, text, _first_words(tokenizer, text, enough + 1), enough)
 
 
 def _first_words(tokenizer: Tokenizer, text: str, count: int) -> str:
-    """Cut a text before the word that follows on so many; all of it where it is short or they do not come soon."""
+    """Return the first `count` words of a text; the whole text if it is short, or has too few words near its start."""
     if len(text) < 16 * count or not splits_at_words(tokenizer):
         return text
     following = next(islice(WORD.finditer(text, 0, 256 * count), count, None), None)
@@ -175,23 +175,23 @@ def _first_words(tokenizer: Tokenizer, text: str, count: int) -> str:
 
 
 def _with_space(word: re.Match[str]) -> int:
-    """Where a word and the space before it begin."""
+    """Return the start of a word, including the space before it."""
     return max(0, word.start() - 1)
 
 
 def last_ids(tokenizer: Tokenizer, text: str, enough: int) -> list[int]:
-    """Return a text's token ids without special ones; of a long text perhaps only the last ones, more than `enough`."""
+    """Return a text's token ids without special ones; of a long text perhaps only the last, but more than `enough`."""
     return _ids_of_part(tokenizer, text, _last_words(tokenizer, text, enough + 1), enough)
 
 
 def _ids_of_part(tokenizer: Tokenizer, text: str, part: str, enough: int) -> list[int]:
-    """The ids of a part that most likely holds more than `enough`; those of the whole text where it does not."""
+    """Return the ids of a part that most likely has more than `enough`; if it does not, those of the whole text."""
     ids = encode_plain(tokenizer, part).ids
     return ids if len(ids) > enough or len(part) == len(text) else encode_plain(tokenizer, text).ids
 
 
 def _last_words(tokenizer: Tokenizer, text: str, count: int) -> str:
-    """Cut a text before the last words, so many; all of it where it is short or holds fewer near its end."""
+    """Return the last `count` words of a text; the whole text if it is short, or has too few words near its end."""
     if len(text) < 16 * count or not splits_at_words(tokenizer):
         return text
     starts = [_with_space(found) for found in WORD.finditer(text, max(0, len(text) - 256 * count))]
@@ -199,10 +199,10 @@ def _last_words(tokenizer: Tokenizer, text: str, count: int) -> str:
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy the tokenizer's files from one model folder to another, the same bytes where they agree.
+    """Copy the tokenizer's files from one model folder to another, unchanged if they agree with each other.
 
-    Where they do not, the copy's ``tokenizer.json`` and ``tokenizer_config.json`` both say what is used, and there is
-    no ``special_tokens_map.json``. Of another tokenizer's files nothing stays in the target.
+    If they do not, the copy's ``tokenizer.json`` and ``tokenizer_config.json`` both have the values in use, and there
+    is no ``special_tokens_map.json``. Files of another tokenizer in the target are removed.
 
     Raises:
         CheckpointError: the source's tokenizer cannot be read.

@@ -1,4 +1,4 @@
-"""Makes the tokenizer that transformers makes of ``tokenizer.json`` and the settings beside it; says what differs."""
+"""Makes the same tokenizer from ``tokenizer.json`` and its settings as transformers; reports where the files differ."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from tokenizers.models import BPE, WordPiece
 from q8core.tokenizer_build import build_tokenizer, put_special_tokens_around
 from q8core.tokenizer_config import ADDITIONAL, CONFIG_FILE, EXTRA, OWN, TokenizerSettings
 
-_ADDED = "the added token"  # begins the name of each of them
+_ADDED = "the added token"  # prefix of the name of each added token
 
-# a BertNormalizer's settings, and the config's names for them
+# a BertNormalizer's settings -> the config's names
 _NORMALIZER_KEYS = {
     "lowercase": "do_lower_case",
     "strip_accents": "strip_accents",
@@ -27,18 +27,18 @@ _BPE_KEYS = (
     "unk_token", "dropout", "fuse_unk", "byte_fallback", "ignore_merges", "continuing_subword_prefix",
     "end_of_word_suffix",
 )  # fmt: skip
-# what the parts of a tokenizer call a setting, and what the config does
+# names of settings in the parts of a tokenizer -> the config's names
 _CONFIG_NAMES = {**_NORMALIZER_KEYS, "add_prefix_space": "add_prefix_space", "prepend_scheme": "add_prefix_space"}
 
 
 def apply_settings(tokenizer: Tokenizer, settings: TokenizerSettings, file: Path) -> tuple[Tokenizer, list[str]]:
-    """Return the tokenizer that AutoTokenizer makes of a folder, and a sentence for each setting on which files differ.
+    """Return the tokenizer that AutoTokenizer makes of a folder, and a sentence for each disagreement of the files.
 
-    BertTokenizer, and those of other families, take nothing but the vocabulary and the added tokens from
-    ``tokenizer.json``; generic classes take all of it, and add their special tokens.
+    BertTokenizer and those of other families take only the vocabulary and the added tokens from ``tokenizer.json``;
+    generic classes take all of it, and add their special tokens.
 
     Raises:
-        CheckpointError: the file's model is not of the class's kind, or it puts no special tokens around a text.
+        CheckpointError: the file's model is not of the class's kind, or puts no special tokens around a text.
     """
     before = _facts(tokenizer)
     builds = settings.rules.model is not None
@@ -51,7 +51,7 @@ def apply_settings(tokenizer: Tokenizer, settings: TokenizerSettings, file: Path
 
 
 def agreeing_config(tokenizer: Tokenizer, settings: TokenizerSettings) -> dict[str, Any]:
-    """Return ``tokenizer_config.json``'s content that says what this tokenizer does."""
+    """Return the content of a ``tokenizer_config.json`` that describes this tokenizer."""
     config = dict(settings.config)
     normalizer = _state(tokenizer.normalizer)
     if normalizer["type"] == "BertNormalizer":
@@ -65,7 +65,7 @@ def agreeing_config(tokenizer: Tokenizer, settings: TokenizerSettings) -> dict[s
     config[EXTRA] = [str(token) for token in settings.extra]
     added = sorted(tokenizer.get_added_tokens_decoder().items())
     config["added_tokens_decoder"] = {str(index): _flags(token) for index, token in added}
-    # a token that has a name becomes special where it is read from this list: a name stays where it is special already
+    # reading this list makes named tokens special, so only tokens that are special already keep their names
     special = {token.content for _, token in added if token.special}
     config = {key: value for key, value in config.items() if key not in settings.named}
     named = {key: str(token) for key, token in settings.named.items() if str(token) in special}
@@ -77,9 +77,9 @@ def agreeing_config(tokenizer: Tokenizer, settings: TokenizerSettings) -> dict[s
 
 
 def _add_tokens(tokenizer: Tokenizer, settings: TokenizerSettings, own: Mapping[int, AddedToken]) -> None:
-    """Add what transformers adds, in its order: the listed tokens by id, then the special tokens that are not listed.
+    """Add the tokens that transformers adds, in its order: the listed ones by id, then other special tokens.
 
-    A token gets its id from the vocabulary, or the next one: the list's ids only order it.
+    A token gets its id from the vocabulary, or the next free one: the list's ids only decide the order.
     """
     listed = settings.added if settings.added is not None else {**settings.old_added, **own}
     named = {str(token) for token in settings.named.values()}
@@ -88,7 +88,7 @@ def _add_tokens(tokenizer: Tokenizer, settings: TokenizerSettings, own: Mapping[
     if settings.rules.model is None:
         known |= {str(token) for token in own.values()}
     for token in (*settings.named.values(), *settings.extra):
-        if str(token) not in known and token not in pending:  # the same text with other flags is added, and wins
+        if str(token) not in known and token not in pending:  # a token with other flags is added, and wins
             pending.append(token)
     tokens = [AddedToken(token, special=True) if isinstance(token, str) else token for token in pending]
     for token in tokens:
@@ -98,7 +98,7 @@ def _add_tokens(tokenizer: Tokenizer, settings: TokenizerSettings, own: Mapping[
 
 
 def _facts(tokenizer: Tokenizer) -> dict[str, Any]:
-    """What decides the ids of a text, beside the vocabulary, under the names of ``tokenizer.json``."""
+    """Return the settings besides the vocabulary that decide a text's ids, by their names in ``tokenizer.json``."""
     normalizer, steps, model = _state(tokenizer.normalizer), _steps(_state(tokenizer.pre_tokenizer)), tokenizer.model
     facts: dict[str, Any] = {
         "normalizer": normalizer["type"],
@@ -121,14 +121,14 @@ def _facts(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _steps(state: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """A pre-tokenizer's steps, one after the other."""
+    """Return a pre-tokenizer's steps in order."""
     if state["type"] == "Sequence":
         return [step for inner in state["pretokenizers"] for step in _steps(inner)]
     return [] if state["type"] is None else [state]
 
 
 def _differences(before: Mapping[str, Any], after: Mapping[str, Any], settings: TokenizerSettings) -> list[str]:
-    """A sentence for each fact that tokenizer.json alone would have made otherwise."""
+    """Return a sentence for each setting that would differ with tokenizer.json alone."""
     found: list[str] = []
     for key in dict.fromkeys([*before, *after]):
         old, new = before.get(key), after.get(key)
@@ -154,7 +154,7 @@ def _token_difference(
 
 
 def _winner(key: str, settings: TokenizerSettings) -> str:
-    """Where the value comes from that is taken."""
+    """Return the source of the value in use."""
     name = _CONFIG_NAMES.get(key, key)
     if name in settings.config:
         return f"{CONFIG_FILE}'s {name}"
@@ -164,7 +164,7 @@ def _winner(key: str, settings: TokenizerSettings) -> str:
 
 
 def _ignored(facts: Mapping[str, Any], settings: TokenizerSettings) -> list[str]:
-    """A sentence for each setting of the config that its class of tokenizer does not read."""
+    """Return a sentence for each setting of the config that its tokenizer class does not read."""
     asked = {"lowercase": settings.do_lower_case, "handle_chinese_chars": settings.tokenize_chinese_chars}
     if settings.strip_accents is not None:
         asked["strip_accents"] = settings.strip_accents
@@ -187,5 +187,5 @@ def _flags(token: AddedToken) -> dict[str, Any]:
 
 
 def _state(part: Any) -> dict[str, Any]:
-    """A part of a tokenizer as its file has it."""
+    """Return a part of a tokenizer as in its file."""
     return {"type": None} if part is None else cast(dict[str, Any], json.loads(part.__getstate__()))

@@ -1,4 +1,4 @@
-"""Builds tokenizers as transformers' classes do that take only the vocabulary from ``tokenizer.json``."""
+"""Builds tokenizers like those classes of transformers that take only the vocabulary from ``tokenizer.json``."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from q8core.errors import CheckpointError
 from q8core.tokenizer_config import TokenizerSettings
 
 _PREFIX, _LONGEST_WORD = "##", 100  # what transformers' BertTokenizer always takes
-_SPACE = "▁"  # what stands for a space in the pieces of a Unigram vocabulary
+_SPACE = "▁"  # the space in the pieces of a Unigram vocabulary
 
 
 def build_tokenizer(tokenizer: Tokenizer, settings: TokenizerSettings, file: Path) -> Tokenizer:
-    """Return a tokenizer with a file's vocabulary and everything else by the settings; added tokens are left out.
+    """Return a tokenizer with a file's vocabulary and everything else from the settings, without added tokens.
 
     Args:
-        tokenizer: what the file holds.
-        settings: of a class that builds a model.
+        tokenizer: the tokenizer in the file.
+        settings: settings of a class that builds a model.
         file: ``tokenizer.json``.
 
     Raises:
@@ -46,10 +46,10 @@ def build_tokenizer(tokenizer: Tokenizer, settings: TokenizerSettings, file: Pat
 
 
 def put_special_tokens_around(tokenizer: Tokenizer, settings: TokenizerSettings, file: Path) -> None:
-    """Give a tokenizer with its added tokens the post-processor of its class, where that has its own.
+    """Set the post-processor of a tokenizer's class, if that has its own; tokens must have been added.
 
     Raises:
-        CheckpointError: a special token cannot stand in a template.
+        CheckpointError: a special token is not valid in a template.
     """
     if settings.rules.around is None:
         return
@@ -106,7 +106,7 @@ def _bytes(tokenizer: Tokenizer, settings: TokenizerSettings) -> Tokenizer:
 
 
 def _pieces(settings: TokenizerSettings, file: Path) -> Tokenizer:
-    # from the file, since the model does not give its scores away, and would give them rounded
+    # from the file, since the model does not expose its scores, and would round them
     values = cast("dict[str, Any]", json.loads(file.read_bytes()))
     vocabulary = [(str(piece), float(score)) for piece, score in values["model"]["vocab"]]
     made = Tokenizer(_unigram(vocabulary, settings, file))
@@ -121,7 +121,7 @@ def _pieces(settings: TokenizerSettings, file: Path) -> Tokenizer:
 
 
 def _unigram(vocabulary: list[tuple[str, float]], settings: TokenizerSettings, file: Path) -> Model:
-    """The model with the unknown token where the class expects it."""
+    """Return the model with the unknown token at the index that the class expects."""
     place = settings.rules.unknown_place
     if place is None:
         unknown = str(settings.named["unk_token"])
@@ -133,7 +133,7 @@ def _unigram(vocabulary: list[tuple[str, float]], settings: TokenizerSettings, f
 
 
 def _character_map(normalizer: Any) -> str | None:
-    """The first map of characters in a file's normalizer, which is all that transformers takes of it."""
+    """Return the first character map of a file's normalizer, the only part that transformers uses."""
     steps: list[Any] = (
         normalizer["normalizers"] if normalizer and normalizer.get("type") == "Sequence" else [normalizer]
     )

@@ -1,4 +1,4 @@
-"""What transformers' tokenizer classes make of a folder: which parts they take from its files, and which they bring."""
+"""How transformers' tokenizer classes read a folder: which parts come from its files, and which from the class."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class TokenizerClass:
     """How one class of transformers makes a tokenizer.
 
     Attributes:
-        special_tokens: those it has by itself, by key.
-        flags: of special tokens that the files name but do not list, by key.
-        extra: more special tokens, where the files name none.
-        model: of this kind it builds one with its own normalizer and pre-tokenizer, from the vocabulary in
-            tokenizer.json; None: it takes tokenizer.json as it stands.
-        around: keys of the tokens that it puts before and after texts; None: as tokenizer.json says.
-        separators: how many tokens it puts between two texts; with one the second text has token type 1, else 0.
+        special_tokens: the class's own special tokens, by key.
+        flags: flags of special tokens that the files name but do not list, by key.
+        extra: more special tokens, if the files name none.
+        model: the kind of model that it builds, with its own normalizer and pre-tokenizer, from the vocabulary in
+            tokenizer.json; None: it uses tokenizer.json unchanged.
+        around: keys of the tokens that it puts before and after texts; None: as in tokenizer.json.
+        separators: tokens between two texts; with one the second text has token type 1, else 0.
         add_prefix_space: whether a text begins with a space unless the config says otherwise.
         unknown_place: index of the unknown token in a Unigram vocabulary; None: looked up by name.
     """
@@ -79,7 +79,7 @@ _CAMEMBERT = TokenizerClass(
 )
 _GENERIC = TokenizerClass()
 
-# by name without "Tokenizer" and "Fast"
+# names without "Tokenizer" and "Fast"
 _CLASSES = {
     **dict.fromkeys(("Bert", "DistilBert", "Electra", "MobileBert", "Lxmert", "SqueezeBert", "LayoutLM"), _BERT),
     **dict.fromkeys(("ConvBert", "DPRQuestionEncoder", "DPRContextEncoder"), _BERT_HEIR),
@@ -91,16 +91,16 @@ _CLASSES = {
 _GENERIC_NAMES = ("PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend", "PythonBackend")
 
 DEFAULT_CLASS = FAMILIES["bert"].tokenizer
-"""The class for a folder that does not say what its model is."""
+"""The class for a folder that does not name its kind of model."""
 
 
 def find_class(name: str) -> TokenizerClass | None:
-    """Return what a class with this name does; None where it is not known here."""
+    """Return the description of the class with this name; None if it is unknown."""
     if name in _GENERIC_NAMES:
         return _GENERIC
     return _CLASSES.get(name.removesuffix("Fast").removesuffix("Tokenizer"))
 
 
 def known_names() -> list[str]:
-    """Return the names of all classes that are known, for messages."""
+    """Return the names of all known classes, for messages."""
     return [*(f"{name}Tokenizer" for name in _CLASSES), _GENERIC_NAMES[0]]

@@ -1,4 +1,4 @@
-"""What the files beside ``tokenizer.json`` say about a tokenizer, checked; :mod:`q8core.tokenizer` obeys it."""
+"""Reads and checks the settings in the files beside ``tokenizer.json``, for :mod:`q8core.tokenizer`."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 @dataclass(frozen=True)
 class TokenizerSettings:
-    """The files' settings, with transformers' defaults where they have none.
+    """The files' settings, completed with transformers' defaults.
 
     Attributes:
-        tokenizer_class: transformers' class that reads the folder, by name.
-        rules: what that class does.
-        config: tokenizer_config.json as it is.
+        tokenizer_class: the name of transformers' class that reads the folder.
+        rules: how that class makes a tokenizer.
+        config: the unchanged content of tokenizer_config.json.
         named: special tokens by their key, such as cls_token.
         extra: more special tokens.
-        added: tokens to add, by what the file calls their ids; None where tokenizer.json decides.
-        old_added: what added_tokens.json adds then.
+        added: tokens to add, by their ids in the file; None if tokenizer.json decides.
+        old_added: tokens of added_tokens.json to add in that case.
     """
 
     tokenizer_class: str
@@ -55,10 +55,10 @@ class TokenizerSettings:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Read a file that holds one JSON object; one that does not exist is an empty object.
+    """Read a file with one JSON object; a missing file counts as an empty object.
 
     Raises:
-        CheckpointError: the file cannot be read, is not JSON, or holds something else.
+        CheckpointError: the file cannot be read, is not JSON, or is not an object.
     """
     if not file.is_file():
         return {}
@@ -69,21 +69,21 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def read_settings(folder: Path) -> TokenizerSettings:
-    """Read what a folder's files say beside ``tokenizer.json``, as transformers' AutoTokenizer does.
+    """Read the settings in a folder's files beside ``tokenizer.json``, as transformers' AutoTokenizer does.
 
     Raises:
-        CheckpointError: a file cannot be read, a value is of the wrong type, or q8bert cannot do what it asks.
+        CheckpointError: a file cannot be read, a value has the wrong type, or a setting is not supported.
     """
     config = read_json(folder / CONFIG_FILE)
     values = _Values(folder / CONFIG_FILE, config)
     kind, rules = _class_of(values, folder)
     added = values.added_tokens()
-    # the older files count only without the newer one's list of added tokens
+    # the older files count only if the newer one has no list of added tokens
     older = read_json(folder / SPECIAL_FILE) if added is None else {}
     specials = _merged(_Values(folder / CONFIG_FILE, config), _Values(folder / SPECIAL_FILE, older))
     named, extra = _special_tokens(specials, rules)
     old = _old_added(folder, specials) if added is None else {}
-    by_space = rules.model in ("BPE", "Unigram")  # the other classes do not look at these two, whatever their values
+    by_space = rules.model in ("BPE", "Unigram")  # the other classes ignore these two
     return TokenizerSettings(
         tokenizer_class=kind,
         rules=rules,
@@ -102,7 +102,7 @@ def read_settings(folder: Path) -> TokenizerSettings:
 
 
 def _class_of(values: _Values, folder: Path) -> tuple[str, TokenizerClass]:
-    """The class of transformers that reads a folder: the one that its files name, else that of its kind of model."""
+    """Return transformers' class for a folder: the one that its files name, else that of its kind of model."""
     model = _Values(folder / "config.json", read_json(folder / "config.json"))
     named = values.name("tokenizer_class") or model.name("tokenizer_class")
     if named is not None:
@@ -124,13 +124,13 @@ def _class_of(values: _Values, folder: Path) -> tuple[str, TokenizerClass]:
 
 
 def _merged(config: _Values, older: _Values) -> _Values:
-    """The settings about special tokens, special_tokens_map.json's over the config's; names as transformers has them.
+    """Return the settings of special tokens under transformers' names; special_tokens_map.json wins over the config.
 
-    A model's own tokens by name become ``model_specific_special_tokens``, all others without a name a list,
-    ``extra_special_tokens``, or ``additional_special_tokens`` where only the older file has them.
+    Named tokens of a particular model become ``model_specific_special_tokens``, unnamed ones the list
+    ``extra_special_tokens``, or ``additional_special_tokens`` if only the older file has them.
     """
     for key in (listed := config.part(ADDITIONAL)).all:
-        listed.token(key)  # refused under the name that it has in the file
+        listed.token(key)  # so that an error has the name in the file
     values = dict(config.all)
     own = {
         key: values.pop(key)
@@ -156,7 +156,7 @@ def _merged(config: _Values, older: _Values) -> _Values:
 def _special_tokens(
     values: _Values, rules: TokenizerClass
 ) -> tuple[dict[str, str | AddedToken], tuple[str | AddedToken, ...]]:
-    """Named special tokens, in transformers' order, and the others."""
+    """Return named special tokens, in transformers' order, and the others."""
     named: dict[str, str | AddedToken] = {}
     for key in _NAMED:
         token = values.token(key) if key in values.all else rules.special_tokens.get(key)
@@ -167,7 +167,7 @@ def _special_tokens(
         if isinstance(token, str) and key in rules.flags:
             token = AddedToken(token, special=True, **rules.flags[key])
         named[key] = token
-    for key, value in values.all.items():  # a model's own, such as image_token
+    for key, value in values.all.items():  # tokens of a particular model, such as image_token
         if key.endswith("_token") and key not in _NAMED and isinstance(value, str | dict):
             named[key] = values.token(key) or ""
     for key in (own := values.part(OWN)).all:
@@ -179,8 +179,8 @@ def _special_tokens(
 
 
 def _old_added(folder: Path, specials: _Values) -> dict[int, AddedToken]:
-    """What the oldest layout adds: each token's id, in a file of their own."""
-    # transformers looks before it takes the config's objects for tokens
+    """Return the added tokens of the oldest layout, which has them with their ids in added_tokens.json."""
+    # transformers checks this before it reads the config's objects as tokens
     known = [*(specials.all.get(key) for key in _NAMED), *specials.part(EXTRA).all.values()]
     special = {str(token) for token in known if isinstance(token, str | AddedToken)}
     found: dict[int, AddedToken] = {}
@@ -194,32 +194,32 @@ def _old_added(folder: Path, specials: _Values) -> dict[int, AddedToken]:
 
 @dataclass(frozen=True)
 class _Values:
-    """The values of one file, each refused where it is of another type than asked for."""
+    """The values of one file; reading one with another type raises an error."""
 
     file: Path
     all: Mapping[str, Any]
     prefix: str = ""
 
     def wrong(self, key: str, needed: str) -> CheckpointError:
-        """Say what a value is and what it should be."""
+        """Return an error with the value and what it should be."""
         return CheckpointError(f"{self.file}: {self.prefix}{key} is {_shown(self.all.get(key))}; {needed}")
 
     def flag(self, key: str, default: bool) -> bool:
-        """Return true or false."""
+        """Return a boolean."""
         value = self.all.get(key, default)
         if not isinstance(value, bool):
             raise self.wrong(key, "true or false is needed")
         return value
 
     def name(self, key: str) -> str | None:
-        """Return a text, or None where it is null or absent."""
+        """Return a string, or None if it is null or missing."""
         value = self.all.get(key)
         if value is not None and not isinstance(value, str):
             raise self.wrong(key, "a name is needed")
         return value
 
     def part(self, key: str) -> _Values:
-        """Return the values of a list by place, or of an object; of null or nothing, none."""
+        """Return the values of a list by index, or of an object; empty if it is null or missing."""
         value = self.all.get(key)
         if value is None:
             return _Values(self.file, {}, f"{key}.")
@@ -229,7 +229,7 @@ class _Values:
         return _Values(self.file, cast(dict[str, Any], items), f"{key}.")
 
     def token(self, key: str, *, typed: bool = True) -> str | AddedToken | None:
-        """Return a token, with its flags where the file has them; ``typed``: an object must say that it is one."""
+        """Return a token, with its flags if the file has them; ``typed``: an object must declare that it is a token."""
         value = self.all.get(key)
         if value is None or isinstance(value, str | AddedToken):
             return value
@@ -242,14 +242,14 @@ class _Values:
         return AddedToken(content, **flags)
 
     def untyped(self, key: str) -> str | AddedToken | None:
-        """Return a special token of special_tokens_map.json, where an object does not say that it is a token."""
+        """Return a special token of special_tokens_map.json, where objects do not declare that they are tokens."""
         token = self.token(key, typed=False)
         if isinstance(token, AddedToken):
             token.special = True
         return token
 
     def added_tokens(self) -> dict[int, AddedToken] | None:
-        """Return the newer layout's added tokens by id; None where the file has no such list."""
+        """Return the newer layout's added tokens by id; None if the file has no such list."""
         key = "added_tokens_decoder"
         if key not in self.all:
             return None

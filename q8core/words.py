@@ -1,4 +1,4 @@
-"""Where a text may be cut so that the tokens on either side stay the same, by what its tokenizer does."""
+"""Positions where a text can be cut without changing the tokens on either side, for a given tokenizer."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from tokenizers.models import BPE, Unigram, WordLevel, WordPiece
 from q8core.once_per_tokenizer import once_per_tokenizer
 
 WORD = re.compile(r"(?:(?<= )|\A)[0-9A-Za-z]")
-"""The beginning of a word that becomes at least a token of its own, whatever stands around it, where
-:func:`splits_at_words` says so. The space before it is part of it, since some tokenizers join the two."""
+"""The beginning of a word that becomes at least one token of its own, whatever surrounds it, if :func:`splits_at_words`
+is true. The space before it belongs to it, since some tokenizers join the two."""
 
-# of a character or of neighbours that are no spaces: what stands on one side of " a" does not change the other
+# these look at one character, or at neighbours without spaces: text on one side of " a" does not affect the other side
 _LOCAL_NORMALIZERS = frozenset(
     ["BertNormalizer", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "Precompiled", "StripAccents"]
 )
-# these take spaces away: what comes after them sees words only
+# these remove spaces: later steps see only words
 _WITHOUT_SPACES = frozenset(["BertPreTokenizer", "Whitespace", "WhitespaceSplit"])
 
 
@@ -27,7 +27,7 @@ _WITHOUT_SPACES = frozenset(["BertPreTokenizer", "Whitespace", "WhitespaceSplit"
 def splits_at_words(tokenizer: Tokenizer) -> bool:
     """Return whether a text may be cut before a space with an ASCII letter or digit after it.
 
-    Then each such word is at least one token, and no token reaches over the cut. False says that this is not known.
+    Then each such word is at least one token, and no token crosses the cut. False means that this is not known.
     """
     steps = _steps(tokenizer.pre_tokenizer, "pretokenizers")
     if not steps or not _splits(steps):
@@ -37,7 +37,7 @@ def splits_at_words(tokenizer: Tokenizer) -> bool:
 
 
 def _steps(part: Any, of_sequence: str) -> list[dict[str, Any]]:
-    """The parts of a normalizer or pre-tokenizer as its file has them; sequences may hold sequences."""
+    """Return the parts of a normalizer or pre-tokenizer as in its file; sequences may be nested."""
     if part is None:
         return []
     return _flat(cast("dict[str, Any]", json.loads(part.__getstate__())), of_sequence)
@@ -50,11 +50,11 @@ def _flat(state: dict[str, Any], of_sequence: str) -> list[dict[str, Any]]:
 
 
 def _splits(steps: list[dict[str, Any]]) -> bool:
-    """Whether the first step begins a piece at the space, or takes it away."""
+    """Whether the first step starts a piece at the space, or removes the space."""
     first = steps[0]
     if first["type"] in _WITHOUT_SPACES:
         return True
-    if len(steps) > 1:  # further ones might look for the space
+    if len(steps) > 1:  # further steps might need the space
         return False
     if first["type"] == "ByteLevel":
         return bool(first.get("use_regex", True))
@@ -66,10 +66,10 @@ def _normalizes_locally(tokenizer: Tokenizer) -> bool:
 
 
 def _keeps_every_word(tokenizer: Tokenizer) -> bool:
-    """Whether the model makes at least one token of every piece."""
+    """Whether the model makes at least one token from every piece."""
     model = tokenizer.model
     if isinstance(model, WordPiece | WordLevel | Unigram):
-        return True  # an unknown piece is the unknown token
+        return True  # an unknown piece becomes the unknown token
     if not isinstance(model, BPE):
         return False
     if model.unk_token is not None:
@@ -82,7 +82,7 @@ def _keeps_every_word(tokenizer: Tokenizer) -> bool:
 
 
 def _adds_words_only(tokenizer: Tokenizer, spaces_count: bool) -> bool:
-    """Whether no added token reaches over a space, or takes spaces away that belong to a word."""
+    """Whether no added token crosses a space, or removes spaces that belong to a word."""
     normalizer = tokenizer.normalizer
     for token in tokenizer.get_added_tokens_decoder().values():
         texts = [token.content] if normalizer is None else [token.content, normalizer.normalize_str(token.content)]

@@ -1,4 +1,4 @@
-"""Building an ONNX graph: nodes and constants with readable names, quantization as QuantizeLinear/DequantizeLinear.
+"""Builds an ONNX graph: nodes and constants with readable names, quantization as QuantizeLinear/DequantizeLinear.
 
 onnx is an extra (`export`), imported by name.
 """
@@ -37,7 +37,7 @@ class GraphBuilder:
         return name
 
     def node(self, op: str, name: str, *inputs: str, **attributes: Any) -> str:
-        """Add an operator; its output has its name."""
+        """Add an operator; its output has the same name."""
         self._nodes.append(self._helper.make_node(op, list(inputs), [name], name=f"{name}:{op}", **attributes))
         return name
 
@@ -46,18 +46,18 @@ class GraphBuilder:
         return self.constant(name, np.array(values, np.int64))
 
     def dequantize(self, name: str, q: str, scale: Array, axis: int = 0) -> str:
-        """Return ``q * scale``; one scale, or one for each place along the axis. Zero points are 0."""
+        """Return ``q * scale``; one scale, or one per index along the axis. Zero points are 0."""
         values = scale.reshape(()) if scale.size == 1 else scale
         return self.node("DequantizeLinear", name, q, self.constant(f"{name}.scale", values), axis=axis)
 
     def quantize(self, name: str, x: str, scale: float, zero_point: int | None = None) -> str:
-        """Put x on our grid and return it as the float32 numbers that the grid has.
+        """Quantize x on our grid and return the float32 values of the grid.
 
-        The integers are u8: onnxruntime on x86 computes products of u8 and int8 in integers, those of int8 and int8 in
-        floats. QuantizeLinear rounds half to even, as we do. It saturates where an asymmetric grid ends, and with the
-        128 that a symmetric one of -127 to 127 steps gets as its zero point, at -128: what is below -127 steps is cut
-        before. A tensor that several layers read on the same grid is quantized once; each has a DequantizeLinear of
-        its own, because onnxruntime fuses no shared one.
+        The integers are u8: onnxruntime on x86 computes products of u8 and int8 in integers, but those of int8 and int8
+        in floats. QuantizeLinear rounds half to even, as we do. It saturates at the ends of an asymmetric grid. A
+        symmetric grid of -127 to 127 steps has the zero point 128, with which it would saturate at -128, so x is
+        clipped to -127 steps first. A tensor that several layers read on the same grid is quantized once; each layer
+        has its own DequantizeLinear, because onnxruntime does not fuse a shared one.
         """
         key = (x, scale, zero_point)
         if key not in self._quantized:
@@ -76,7 +76,7 @@ class GraphBuilder:
         outputs: Mapping[str, Sequence[str | int]],
         metadata: Mapping[str, str],
     ) -> Any:
-        """Return the checked model: int64 inputs and float32 outputs of these shapes, names being any size."""
+        """Return the checked model with int64 inputs and float32 outputs of these shapes; a name is any size."""
         types: Any = import_module("onnx").TensorProto
         graph = self._helper.make_graph(
             self._nodes,

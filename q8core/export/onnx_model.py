@@ -1,7 +1,7 @@
 """A static int8 checkpoint as a QDQ ONNX model: stored int8 weights, our scales, int32 biases, any batch and length.
 
 Every quantized linear layer is ``MatMul(dequantize(quantize(x)), dequantize(w_i8)) + dequantize(b_i32)``, which
-runtimes compute in integers. What lies between (LayerNorm, GELU, softmax) is float32, as in our engine.
+runtimes compute in integers. Everything in between (LayerNorm, GELU, softmax) is float32, as in our engine.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _ACTIVATIONS: dict[Activation, str] = {"tanh": "Tanh", "relu": "Relu", "gelu": "
 
 
 def export_onnx(checkpoint: Checkpoint, file: Path) -> int:
-    """Write the checkpoint's int8 model; returns the file's bytes.
+    """Write the checkpoint's int8 model, and return the file's size in bytes.
 
     Inputs are ``input_ids``, ``attention_mask`` and, where the model has token types, ``token_type_ids`` (batch,
     sequence), int64; outputs ``logits`` (batch, labels), or ``start_logits`` and ``end_logits`` (batch, sequence),
@@ -39,7 +39,7 @@ def export_onnx(checkpoint: Checkpoint, file: Path) -> int:
 
     Raises:
         InputError: onnx is not installed, or the file cannot be written.
-        SchemeError: the scheme does something that ONNX's quantization operators cannot say.
+        SchemeError: the scheme does something that ONNX's quantization operators cannot express.
         CheckpointError: the checkpoint has no int8 model.
     """
     if find_spec("onnx") is None:
@@ -65,7 +65,7 @@ def _model(checkpoint: Checkpoint, source: TensorSource) -> Any:
 
 
 def _metadata(checkpoint: Checkpoint) -> dict[str, str]:
-    """What a program needs to use the model beside its tensors."""
+    """Return what a program needs to use the model, besides its tensors."""
     return {
         "task": checkpoint.task,
         "labels": json.dumps(list(checkpoint.labels)),
@@ -85,7 +85,7 @@ class _Model:
         self._spec = plan.spec
 
     def encoder(self) -> str:
-        """Add embeddings and all layers; returns the hidden state (batch, sequence, hidden)."""
+        """Add embeddings and all layers; return the hidden state (batch, sequence, hidden)."""
         mask, hidden = self._mask(), self._embeddings()
         if self._plan.spec.relative_buckets:
             mask = self.graph.node("Add", "mask.and_bias", mask, self._relative_bias())
@@ -94,14 +94,14 @@ class _Model:
         return hidden
 
     def classifier(self, hidden: str) -> dict[str, tuple[str | int, ...]]:
-        """Add the head on the first token; returns the output's shape."""
+        """Add the head on the first token; return the output's shape."""
         g = self.graph
         first = g.node("Gather", "first_token", hidden, g.constant("zero", np.array(0, np.int64)), axis=1)
         g.node("Identity", "logits", self._head(first))
         return {"logits": ("batch", self._plan.head.outputs)}
 
     def spans(self, hidden: str) -> dict[str, tuple[str | int, ...]]:
-        """Add the head on every token; returns the outputs' shapes."""
+        """Add the head on every token; return the outputs' shapes."""
         g, logits = self.graph, self._head(hidden)
         for place, name in enumerate(("start_logits", "end_logits")):
             g.node("Gather", name, logits, g.constant(f"{name}.place", np.array(place, np.int64)), axis=2)
@@ -115,7 +115,7 @@ class _Model:
         return self._linear(HEAD_OUTPUT, hidden)
 
     def _mask(self) -> str:
-        """Add what goes onto the scores: 0, or the lowest float where attention_mask is 0."""
+        """Add the mask to add to the scores: 0, or the lowest float where attention_mask is 0."""
         g = self.graph
         wide = g.node("Unsqueeze", "mask.wide", "attention_mask", g.integers("mask.axes", 1, 2))
         seen = g.node("Cast", "mask.seen", wide, to=9)  # BOOL
@@ -142,7 +142,7 @@ class _Model:
         return g.node("Squeeze", "length.scalar", length)
 
     def _relative_bias(self) -> str:
-        """Add what all layers add to their scores, (1, heads, sequence, sequence)."""
+        """Add the bias that all layers add to their scores, (1, heads, sequence, sequence)."""
         g, positions = self.graph, self._spec.positions
         bias = take_relative_bias(self._source, self._plan)
         assert bias is not None
@@ -151,7 +151,7 @@ class _Model:
         places = g.node("Range", "distance.places", zero, "length.scalar", one)
         keys = g.node("Unsqueeze", "distance.keys", places, g.integers("distance.rows", 0))
         queries = g.node("Unsqueeze", "distance.queries", places, g.integers("distance.columns", 1))
-        distance = g.node("Sub", "distance", keys, queries)  # (queries, keys): how far the key is behind the query
+        distance = g.node("Sub", "distance", keys, queries)  # (queries, keys): index of the key less the query's
         index = g.node(
             "Add", "distance.index", distance, g.constant("distance.last", np.array(positions - 1, np.int64))
         )
@@ -159,7 +159,7 @@ class _Model:
         return g.node("Unsqueeze", f"{RELATIVE_BIAS}.all", rows, g.integers("distance.batch", 0))
 
     def _rows(self, path: str, ids: str) -> str:
-        """Add the rows of a table; integers are gathered as they are stored, and dequantized afterwards."""
+        """Add the lookup in a table; stored integers are gathered first, and dequantized afterwards."""
         g, tensors = self.graph, take_table(self._source, self._plan.sites[path])
         found = g.node("Gather", f"{path}.rows", g.constant(f"{path}.weight", _array(tensors.rows)), ids)
         if tensors.scale is None:
@@ -167,7 +167,7 @@ class _Model:
         scale = _array(tensors.scale)
         if scale.size == 1:
             return g.dequantize(path, found, scale)
-        # the scale of each row is known at run time only, and DequantizeLinear takes one per place of one axis
+        # the scales of the rows are known only at run time, and DequantizeLinear takes one per index of one axis
         steps = g.node("Gather", f"{path}.steps", g.constant(f"{path}.weight_scale", scale[:, None]), ids)
         return g.node("Mul", path, g.node("Cast", f"{path}.float", found, to=1), steps)  # FLOAT
 
@@ -206,10 +206,10 @@ class _Model:
         return g.node("LayerNormalization", path, x, *parts, axis=-1, epsilon=self._spec.norm_epsilon)
 
     def _linear(self, path: str, x: str) -> str:
-        """Add a linear layer (in) -> (out) on x (..., in); its result is on a grid where the plan says so.
+        """Add a linear layer (in) -> (out) on x (..., in); its result is quantized if the plan says so.
 
         Raises:
-            SchemeError: it is dynamic.
+            SchemeError: the layer is dynamic.
         """
         g, tensors = self.graph, take_linear(self._source, self._plan.sites[path])
         _check_expressible(path, tensors)
