@@ -8,14 +8,19 @@ import re
 import reprlib
 import tomllib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import is_dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from types import EllipsisType, NoneType
+from typing import Any, TypedDict, TypeVar, cast, get_args, get_type_hints
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from q8core.errors import InputError, Q8Error
 from q8core.text_file import lines_of, read_text, text_problem
+
+Kind = TypeVar("Kind")
 
 Place = Sequence[str | int]
 """Keys and indices from the root of a document to a value."""
@@ -33,6 +38,7 @@ _ALLOWED = {
     "model_type": "an object",
     "dataclass_type": "an object",
 }
+_UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 _LITERALS = {None: "null", True: "true", False: "false"}
 _repr = reprlib.Repr()
 _repr.maxstring = _repr.maxlong = _repr.maxother = 80
@@ -123,6 +129,34 @@ def read_toml(path: Path, error: type[Q8Error] = InputError) -> dict[str, Any]:
         raise error(f"{path} is not valid TOML: a number has too many digits") from problem
 
 
+def validated(kind: type[Kind], values: Mapping[str, Any], what: str, error: type[Q8Error] = InputError) -> Kind:
+    """Return a dataclass made of plain values, each of its own type and no key more.
+
+    Args:
+        kind: the dataclass; its fields may be dataclasses, and lists and mappings of them.
+        values: of its fields by their names.
+        what: what the message calls them, such as the file.
+        error: what to raise.
+
+    Raises:
+        Q8Error: the given one, naming the first value that is wrong, and what is allowed there.
+    """
+    # as JSON: strict validation of Python's values takes no table for a dataclass
+    return validated_json(kind, json.dumps(dict(values), default=str), what, error)
+
+
+def validated_json(kind: type[Kind], text: str, what: str, error: type[Q8Error] = InputError) -> Kind:
+    """Return a dataclass made of a text of JSON: see `validated`."""
+    try:
+        return _parser(kind).validate_json(text, strict=True, extra="forbid")
+    except error as problem:  # by the dataclass itself
+        raise error(f"{what}: {problem}") from None
+    except ValidationError as problem:
+        place, words = first_problem(problem)
+        allowed = f"; allowed here: {', '.join(_fields_at(kind, place))}" if words == "is unknown" else ""
+        raise error(f"{what}: {place_name(place)} {words}{allowed}") from problem
+
+
 def place_name(place: Place) -> str:
     """``("data", 0, "text")`` -> ``data[0].text``."""
     parts = [f"[{part}]" if isinstance(part, int) else f".{_key(part)}" for part in place]
@@ -140,7 +174,9 @@ def shown(value: object) -> str:
 
 def first_problem(error: ValidationError) -> tuple[tuple[str | int, ...], str]:
     """Return path and message of the first problem that pydantic found: ``is null; allowed: a text``."""
-    problem = error.errors(include_url=False)[0]
+    problems = error.errors(include_url=False)
+    # a misspelt key is also a missing one: its own name says more
+    problem = next((one for one in problems if one["type"] in _UNKNOWN), problems[0])
     # pydantic also names the member of a union that it tried
     place = tuple(part for part in problem["loc"] if not str(part).startswith("list["))
     kind = problem["type"]
@@ -148,7 +184,7 @@ def first_problem(error: ValidationError) -> tuple[tuple[str | int, ...], str]:
         return (), f"cannot be read: {problem['msg']}"
     if kind == "missing":
         return place, "is missing"
-    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
+    if kind in _UNKNOWN:
         return place, "is unknown"
     if isinstance(problem["input"], str) and (no_text := text_problem(problem["input"])):
         return place, no_text
@@ -156,8 +192,29 @@ def first_problem(error: ValidationError) -> tuple[tuple[str | int, ...], str]:
     return place, f"is {shown(problem['input'])}; allowed: {allowed or _ALLOWED.get(kind, problem['msg'])}"
 
 
+@cache
+def _parser(kind: type[Kind]) -> TypeAdapter[Kind]:
+    """Return the parser of a dataclass: to make one takes longer than to use it."""
+    return TypeAdapter(kind)
+
+
+def _fields_at(kind: type[object], place: tuple[str | int, ...]) -> tuple[str, ...]:
+    """Return the fields of the dataclass in which pydantic found an unknown key."""
+    found: Any = kind
+    for part in place[:-1]:
+        found = get_type_hints(found)[str(part)] if is_dataclass(found) else _held(found)
+        if NoneType in get_args(found):
+            found = _held(found)
+    return tuple(found.__dataclass_fields__)
+
+
+def _held(hint: Any) -> Any:
+    """Return what a list or mapping holds, or what may be None, by its type."""
+    return [one for one in get_args(hint) if not isinstance(one, EllipsisType) and one is not NoneType][-1]
+
+
 def _key(name: str) -> str:
-    return name if name.isprintable() else shown(name)
+    return name if name and name.isprintable() else shown(name)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from q8core.documents import parse_json, parse_strict_json, place_name, read_json, read_toml, shown
+from q8core.documents import parse_json, parse_strict_json, place_name, read_json, read_toml, shown, validated
 from q8core.errors import InputError, SchemeError
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
@@ -80,6 +82,7 @@ def test_places_and_values_in_messages() -> None:
     assert place_name(("data", 3, "a", 0, 1)) == "data[3].a[0][1]"
     assert place_name((0, "a\nb")) == "[0].'a\\nb'"
     assert place_name(()) == "the document"
+    assert place_name(("",)) == "''"
     assert [shown(value) for value in (None, True, False, float("nan"), "é", 1.5)] == [
         *("null", "true", "false", "NaN", "'é'", "1.5")
     ]
@@ -89,3 +92,43 @@ def test_places_and_values_in_messages() -> None:
     for value in ("x" * 10_000, list(range(10_000)), deep, 10**4000, {"a" * 500: "b" * 500}):
         assert len(shown(value)) < 250
         assert "\n" not in shown(value)
+
+
+@dataclass(frozen=True)
+class Leaf:
+    size: int = 1
+
+    def __post_init__(self) -> None:
+        if self.size < 0:
+            raise SchemeError(f"size is {self.size}; allowed: at least 0")
+
+
+@dataclass(frozen=True)
+class Tree:
+    leaf: Leaf | None
+    row: tuple[Leaf, ...] = ()
+    named: Mapping[str, list[Leaf]] = field(default_factory=dict[str, list[Leaf]])
+
+
+def test_a_dataclass_is_made_of_plain_values() -> None:
+    values = {"leaf": {"size": 2}, "row": [{}], "named": {"leaf": [{"size": 3}]}}
+    assert validated(Tree, values, "f") == Tree(Leaf(2), (Leaf(),), {"leaf": [Leaf(3)]})
+    assert validated(Tree, {"leaf": None}, "f") == Tree(None)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({}, "leaf is missing"),
+        ({"leave": None}, "leave is unknown; allowed here: leaf, row, named"),
+        ({"leaf": {"size": "1", "sise": 1}}, "leaf.sise is unknown; allowed here: size"),
+        ({"leaf": None, "row": [{}, {"": 1}]}, "row[1].'' is unknown; allowed here: size"),
+        ({"leaf": None, "named": {"row": [{"b": 1}]}}, "named.row[0].b is unknown; allowed here: size"),
+        ({"leaf": {"size": 1.5}}, "leaf.size is 1.5; allowed: a whole number"),
+        ({"leaf": {"size": -1}}, "size is -1; allowed: at least 0"),
+    ],
+)
+def test_what_is_wrong_in_a_dataclass_is_named(values: dict[str, object], words: str) -> None:
+    with pytest.raises(SchemeError) as caught:
+        validated(Tree, values, "f", SchemeError)
+    assert str(caught.value) == f"f: {words}"

@@ -9,9 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
 
-from pydantic import TypeAdapter, ValidationError
-
-from q8core.documents import first_problem, parse_strict_json, place_name
+from q8core.documents import parse_strict_json, validated_json
 from q8core.errors import CheckpointError
 from q8core.model.head import TaskKind
 from q8core.quant.plan import Plan
@@ -112,11 +110,7 @@ class Manifest:
         if version == 1:
             scheme = raw.pop("scheme")
             text = json.dumps({**raw, "family": "bert", "plan": {"scheme": scheme}})
-        try:
-            return TypeAdapter(cls).validate_json(text, strict=True, extra="forbid")
-        except ValidationError as error:
-            place, problem = first_problem(error)
-            raise CheckpointError(f"{file}: {place_name(place)} {problem}") from error
+        return validated_json(cls, text, f"{file}", CheckpointError)
 
 
 _FIELDS_OF_1 = {f.name for f in fields(Manifest)} - {"family", "plan"} | {"scheme"}

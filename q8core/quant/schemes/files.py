@@ -17,10 +17,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
 
-from q8core.documents import read_json, read_toml, shown
+from q8core.documents import read_json, read_toml, shown, validated
 from q8core.errors import SchemeError
 from q8core.model.sites import TABLES
-from q8core.quant.schemes.scheme import LINEAR_SLOTS, SLOTS, Scheme, SiteScheme, changed, validated
+from q8core.quant.schemes.scheme import LINEAR_SLOTS, SLOTS, Scheme, SiteScheme, changed
 from q8core.quant.schemes.tables import SCHEME_VERSION, check_keys, table
 
 _GROUPS = {"tables": TABLES, "linears": LINEAR_SLOTS}
@@ -107,7 +107,9 @@ def _built(base: Scheme, data: Mapping[str, Any], name: str) -> Scheme:
         raise SchemeError(f"version is {shown(data['version'])}; this release reads {SCHEME_VERSION}")
     own = {key: value for key, value in asdict(base).items() if key not in ("slots", "overrides")}
     plain = {slot: asdict(scheme) for slot, scheme in slots.items()}
-    return validated(Scheme, {**own, "name": name, **rest, "slots": plain, "overrides": overrides}, "scheme")
+    return validated(
+        Scheme, {**own, "name": name, **rest, "slots": plain, "overrides": overrides}, "scheme", SchemeError
+    )
 
 
 def _presets() -> Mapping[str, Scheme]:

@@ -6,16 +6,12 @@ unknown is a `SchemeError`: a typo must never leave a layer in float32 silently.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
-from functools import cache
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
-
-from q8core.documents import first_problem, place_name, shown
+from q8core.documents import shown, validated
 from q8core.errors import SchemeError
 from q8core.model.sites import EMBEDDING_PROJECTION, LAYER_LINEARS, PRODUCTS, PROJECTIONS, TABLES
 from q8core.quant.quantizer import PER_CHANNEL, STATIC, Quantizer
@@ -23,8 +19,6 @@ from q8core.quant.schemes.migrate import migrated
 from q8core.quant.schemes.tables import SCHEME_VERSION, check_keys, table
 
 Arithmetic = Literal["float", "relative_u8"]
-
-Kind = TypeVar("Kind")
 
 LINEAR_SLOTS = (EMBEDDING_PROJECTION, *LAYER_LINEARS, "head_dense", "head_output")
 SLOTS = (*TABLES, *LINEAR_SLOTS, PRODUCTS)
@@ -149,7 +143,7 @@ class Scheme:
             raise SchemeError(
                 f"version is {shown(data['version'])}; this release reads {SCHEME_VERSION}, and schemes without one"
             )
-        return validated(Scheme, values, "scheme")
+        return validated(Scheme, values, "scheme", SchemeError)
 
 
 def parts_of(slot: str) -> tuple[str, ...]:
@@ -177,30 +171,7 @@ def changed(base: SiteScheme, changes: object, what: str) -> SiteScheme:
             values[key] = {**(values[key] or asdict(_DEFAULTS[key])), **table(f"{what}, {key}", value)}
         else:
             values[key] = value
-    return validated(SiteScheme, values, what)
-
-
-def validated(kind: type[Kind], values: Mapping[str, Any], what: str) -> Kind:
-    """Return a dataclass made of plain values, each of its own type and no key more.
-
-    Raises:
-        SchemeError: naming the first place that is wrong, and what is allowed there.
-    """
-    try:
-        # as JSON: strict validation of Python's values takes no table for a dataclass
-        return _adapter(kind).validate_json(json.dumps(dict(values), default=str), strict=True, extra="forbid")
-    except SchemeError as error:
-        raise SchemeError(f"{what}: {error}") from None
-    except ValidationError as error:
-        place, problem = first_problem(error)
-        allowed = f"; allowed here: {', '.join(_fields_at(kind, place))}" if problem == "is unknown" else ""
-        raise SchemeError(f"{what}: {place_name(place)} {problem}{allowed}") from None
-
-
-@cache
-def _adapter(kind: type[Kind]) -> TypeAdapter[Kind]:
-    """Return the parser of a dataclass: to make one takes longer than to use it."""
-    return TypeAdapter(kind)
+    return validated(SiteScheme, values, what, SchemeError)
 
 
 def check_site(slot: str, scheme: SiteScheme, what: str) -> None:
@@ -289,10 +260,3 @@ def check_products(of: Mapping[str, SiteScheme], what: str) -> None:
 def _check_one_of(what: str, value: object, allowed: tuple[object, ...]) -> None:
     if value not in allowed:
         raise SchemeError(f"{what} is {shown(value)}; allowed: {', '.join(map(str, allowed))}")
-
-
-def _fields_at(kind: type[object], place: tuple[str | int, ...]) -> tuple[str, ...]:
-    """Return the fields of the table in which pydantic found an unknown key."""
-    tables = [part for part in place[:-1] if part in (*SLOTS, *_DEFAULTS)]
-    found: Any = (Quantizer if tables[-1] in _DEFAULTS else SiteScheme) if tables else kind
-    return tuple(found.__dataclass_fields__)
