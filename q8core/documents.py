@@ -107,8 +107,8 @@ def read_json(path: Path, error: type[Q8Error] = InputError) -> Any:
     text = read_text(path, error)
     value = parse_strict_json(text, path, error)
     if _SURROGATE_ESCAPE.search(text):
-        for place, string in _strings(value):
-            if problem := text_problem(string):
+        for place, one in _values(value):
+            if isinstance(one, str) and (problem := text_problem(one)):
                 raise error(f"{path}: {place_name(place)} {problem}")
     return value
 
@@ -117,16 +117,21 @@ def read_toml(path: Path, error: type[Q8Error] = InputError) -> dict[str, Any]:
     """Read a TOML file.
 
     Raises:
-        Q8Error: the given one, with the file and, where it is known, the line.
+        Q8Error: the given one, with the file and, where it is known, the line or the place.
     """
     try:
-        return tomllib.loads("\n".join(lines_of(read_text(path, error))))
+        document = tomllib.loads("\n".join(lines_of(read_text(path, error))))
     except RecursionError as problem:
         raise error(f"{path} is not valid TOML: nested too deeply") from problem
     except tomllib.TOMLDecodeError as problem:
         raise error(f"{path} is not valid TOML: {problem}") from problem
     except ValueError as problem:  # Python's bound, whose words are for programmers
         raise error(f"{path} is not valid TOML: a number has too many digits") from problem
+    for place, one in _values(document):
+        # TOML's own range, in which every number has a float beside it
+        if isinstance(one, int) and not -(2**63) <= one < 2**63:
+            raise error(f"{path}: {place_name(place)} is {shown(one)}; allowed: from -2^63 to 2^63 - 1")
+    return document
 
 
 def validated(kind: type[Kind], values: Mapping[str, Any], what: str, error: type[Q8Error] = InputError) -> Kind:
@@ -237,18 +242,18 @@ def _finite(digits: str) -> float:
     return value
 
 
-def _strings(value: Any) -> list[tuple[Place, str]]:
-    """Return all keys and strings with their paths; without recursion, since a document may be nested deeply."""
-    found: list[tuple[Place, str]] = []
-    waiting: list[tuple[tuple[str | int, ...], Any]] = [((), value)]
+def _values(document: Any) -> list[tuple[Place, object]]:
+    """All keys and values with their places; without recursion, since a document may be nested deeply."""
+    found: list[tuple[Place, object]] = []
+    waiting: list[tuple[tuple[str | int, ...], Any]] = [((), document)]
     while waiting:
         place, one = waiting.pop()
-        if isinstance(one, str):
-            found.append((place, one))
-        elif isinstance(one, list):
+        if isinstance(one, list):
             waiting += [((*place, index), item) for index, item in enumerate(cast("list[Any]", one))]
         elif isinstance(one, dict):
             items = cast("dict[str, Any]", one).items()
             found += [((*place, key), key) for key, _ in items]
             waiting += [((*place, key), item) for key, item in items]
+        else:
+            found.append((place, one))
     return found

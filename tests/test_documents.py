@@ -78,6 +78,18 @@ def test_what_is_no_toml(tmp_path: Path, text: str, words: str) -> None:
     assert str(caught.value).startswith(f"{tmp_path / 'f.toml'} is not valid TOML: {words}")
 
 
+def test_whole_numbers_of_toml_have_64_bits(tmp_path: Path) -> None:
+    ends = {"low": -(2**63), "high": 2**63 - 1}
+    (tmp_path / "f.toml").write_text("".join(f"{name} = {end}\n" for name, end in ends.items()))
+    assert read_toml(tmp_path / "f.toml") == ends
+    for number in (ends["low"] - 1, ends["high"] + 1):
+        (tmp_path / "f.toml").write_text(f"[a]\nb = [1, {{ c = {number} }}]")
+        with pytest.raises(SchemeError) as caught:
+            read_toml(tmp_path / "f.toml", SchemeError)
+        words = f"a.b[1].c is {number}; allowed: from -2^63 to 2^63 - 1"
+        assert str(caught.value) == f"{tmp_path / 'f.toml'}: {words}"
+
+
 def test_places_and_values_in_messages() -> None:
     assert place_name(("data", 3, "a", 0, 1)) == "data[3].a[0][1]"
     assert place_name((0, "a\nb")) == "[0].'a\\nb'"
