@@ -37,7 +37,10 @@ _ALLOWED = {
     "dict_type": "an object",
     "model_type": "an object",
     "dataclass_type": "an object",
+    "literal_error": "{expected}",
+    "greater_than_equal": "at least {ge:g}",
 }
+"""By pydantic's type of a problem; with fields of its context."""
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 _LITERALS = {None: "null", True: "true", False: "false"}
 _repr = reprlib.Repr()
@@ -193,8 +196,8 @@ def first_problem(error: ValidationError) -> tuple[tuple[str | int, ...], str]:
         return place, "is unknown"
     if isinstance(problem["input"], str) and (no_text := text_problem(problem["input"])):
         return place, no_text
-    allowed = problem["ctx"]["expected"] if kind == "literal_error" and "ctx" in problem else None
-    return place, f"is {shown(problem['input'])}; allowed: {allowed or _ALLOWED.get(kind, problem['msg'])}"
+    allowed = _ALLOWED[kind].format(**problem.get("ctx", {})) if kind in _ALLOWED else problem["msg"]
+    return place, f"is {shown(problem['input'])}; allowed: {allowed}"
 
 
 @cache

@@ -12,11 +12,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field
 
-from q8core.documents import first_problem, parse_strict_json, place_name, shown
+from q8core.documents import parse_strict_json, shown, validated_json
 from q8core.errors import InputError
 from q8core.text_file import read_text
 from service.errors import UnknownBackend
@@ -41,8 +41,8 @@ class Calibration:
     revision: str
     """Revision of the int8 weights, as in /info."""
     task: str
-    threshold: float
-    """fp32 answers inputs whose margin is below it; 0: none."""
+    threshold: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    """fp32 answers where int8's margin is below; 0: never."""
     target_agreement: float
     inputs: int
     int8_agreement: float
@@ -172,14 +172,4 @@ def _read_calibrations(file: Path) -> list[Calibration]:
     version = cast("dict[str, Any]", content).get("format_version") if isinstance(content, dict) else None
     if version != FORMAT_VERSION:
         raise InputError(f"{file}: format_version is {shown(version)}; this release reads {FORMAT_VERSION}")
-    try:
-        found = TypeAdapter(_File).validate_json(text, strict=True, extra="forbid").calibrations
-    except ValidationError as error:
-        place, problem = first_problem(error)
-        reason = f"{place_name(place)} {problem}"
-        raise InputError(f"{file} is not a file of `q8bert compare --cascade`: {reason}") from error
-    for number, one in enumerate(found):
-        if not 0 <= one.threshold < math.inf:
-            reason = f"calibrations[{number}].threshold is {shown(one.threshold)}; allowed: a number from 0"
-            raise InputError(f"{file} is not a file of `q8bert compare --cascade`: {reason}")
-    return found
+    return validated_json(_File, text, f"{file} is not a file of `q8bert compare --cascade`").calibrations
