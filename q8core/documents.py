@@ -222,7 +222,7 @@ def _held(hint: Any) -> Any:
 
 
 def _key(name: str) -> str:
-    return name if name and name.isprintable() else shown(name)
+    return name if 0 < len(name) <= _repr.maxstring and name.isprintable() else shown(name)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

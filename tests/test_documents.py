@@ -95,6 +95,7 @@ def test_places_and_values_in_messages() -> None:
     assert place_name((0, "a\nb")) == "[0].'a\\nb'"
     assert place_name(()) == "the document"
     assert place_name(("",)) == "''"
+    assert place_name(("a" * 80, "b" * 81)) == "a" * 80 + ".'" + "b" * 37 + "..." + "b" * 38 + "'"
     assert [shown(value) for value in (None, True, False, float("nan"), "é", 1.5)] == [
         *("null", "true", "false", "NaN", "'é'", "1.5")
     ]
