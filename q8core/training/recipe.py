@@ -1,24 +1,24 @@
 """Recipes: the hyperparameters of each task as TOML files that a user can read and change.
 
-A file has `seeds`, the number of runs of `q8bert reproduce`; `teacher`, whether quantization-aware training learns from
-the model that it continues from, if that was fine-tuned for the same labels; and the tables `[fp32]` and `[qat]` with
-fields of :class:`~q8core.training.config.TrainConfig`, whose defaults apply to fields that are left out.
-``precision = "auto"`` is the fastest precision of this CPU.
+A file has the number of `seeds` that `q8bert reproduce` trains, whether quantization-aware training has the model that
+it continues from as its `teacher` where that was fine-tuned for the same labels, and the tables `[fp32]` and
+`[qat]` with fields of :class:`~q8core.training.config.TrainConfig`; what a table leaves out has that class' default.
+``precision`` is "auto" where it is left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any
 
-from q8core.documents import read_toml, shown
+from pydantic import Field
+
+from q8core.documents import read_toml, validated
 from q8core.errors import InputError
-from q8core.training.config import TrainConfig, best_precision
+from q8core.training.config import TrainConfig
 
 PACKAGED = Path(__file__).parent / "recipes"
-_TABLES = ("fp32", "qat")
 
 
 @dataclass(frozen=True)
@@ -81,54 +81,20 @@ def _check_folder(folder: Path) -> None:
             raise InputError(f"{folder / name}.toml is for no task; allowed: {', '.join(known_tasks())}")
 
 
+@dataclass(frozen=True)
+class _Document:
+    """A recipe's file; its tables are read for themselves, so that what they refuse has their names."""
+
+    fp32: dict[str, Any]
+    qat: dict[str, Any]
+    seeds: Annotated[int, Field(ge=1)] = 1
+    teacher: bool = False
+
+
 def _read(file: Path) -> Recipe:
-    document = read_toml(file)
-    _check_keys(f"{file}", document, ("seeds", "teacher", *_TABLES))
-    seeds = document.get("seeds", 1)
-    if not _fits(seeds, int) or seeds < 1:
-        raise InputError(f"{file}: seeds is {shown(seeds)}; a whole number of at least 1")
-    teacher = document.get("teacher", False)
-    if not isinstance(teacher, bool):
-        raise InputError(f"{file}: teacher is {shown(teacher)}; true or false")
-    return Recipe(seeds, *(_config(f"{file}, [{name}]", document.get(name)) for name in _TABLES), teacher=teacher)
-
-
-def _config(where: str, table: object) -> TrainConfig:
-    if not isinstance(table, dict):
-        raise InputError(f"{where}: the table is missing")
-    values = cast("dict[str, object]", table)
-    hints = get_type_hints(TrainConfig)
-    _check_keys(where, values, tuple(field.name for field in fields(TrainConfig)))
-    values = {**values, "precision": values.get("precision", "auto")}
-    if values["precision"] == "auto":
-        values["precision"] = best_precision()
-    for name, value in values.items():
-        if not _fits(value, hints[name]):
-            raise InputError(f"{where}: {name} is {shown(value)}; allowed: {_describe(hints[name])}")
-    try:
-        return TrainConfig(**cast("dict[str, Any]", values))
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from error
-
-
-def _check_keys(where: str, table: Mapping[str, object], allowed: tuple[str, ...]) -> None:
-    for key in table:
-        if key not in allowed:
-            raise InputError(f"{where}: unknown key {shown(key)}; allowed: {', '.join(allowed)}")
-
-
-def _fits(value: object, hint: Any) -> bool:
-    """Whether a TOML value has a field's type; whole numbers are also floats, truth values are not numbers."""
-    if get_origin(hint) is Literal:
-        return value in get_args(hint)
-    if get_args(hint):
-        return any(_fits(value, choice) for choice in get_args(hint))
-    if type(value) is int:  # within TOML's range, where every integer can be converted to a float
-        return hint in (int, float) and -(2**63) <= value < 2**63
-    return type(value) is hint
-
-
-def _describe(hint: Any) -> str:
-    if get_origin(hint) is Literal:
-        return ", ".join(map(repr, get_args(hint))) + ", 'auto'"
-    return str(getattr(hint, "__name__", hint)).replace(" | None", "")
+    found = validated(_Document, read_toml(file), f"{file}")
+    fp32, qat = (
+        validated(TrainConfig, {"precision": "auto", **table}, f"{file}, [{name}]")
+        for name, table in (("fp32", found.fp32), ("qat", found.qat))
+    )
+    return Recipe(found.seeds, fp32, qat, teacher=found.teacher)

@@ -317,7 +317,7 @@ def test_wrong_arguments_are_refused_before_anything_is_written(
         ([], ",", "names no task"),
         (["--seeds", 0], "cola", "--seeds is 0"),
         (["--scheme", "dynamic"], "cola", "needs no training"),
-        (["--recipes", own], "cola", "unknown key 'evels'; allowed: epochs"),
+        (["--recipes", own], "cola", "evels is unknown; allowed here: epochs"),
         (["--recipes", tmp_path / "typo"], "cola", "kola.toml is for no task"),
         (["--recipes", tmp_path / "none"], "cola", "no such folder"),
         (["--model", tmp_path], "cola", "no config.json"),

@@ -34,6 +34,16 @@ def test_a_file_says_everything_that_a_config_can_and_defaults_fill_the_rest(tmp
     assert load_recipe("cola", tmp_path) == load_recipe("cola")  # no file of the user's: the packaged one
 
 
+@pytest.mark.parametrize("best", ["fp32", "bf16"])
+def test_a_precision_left_out_or_auto_is_the_machines_fastest(
+    best: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("q8core.training.config.best_precision", lambda: best)
+    loaded = load_recipe("rte", write(tmp_path, "[fp32]\n[qat]\nprecision = 'auto'\n"))
+    assert (loaded.fp32.precision, loaded.qat.precision) == (best, best)
+    assert TrainConfig().precision == "fp32"
+
+
 @pytest.mark.parametrize("field", fields(TrainConfig), ids=lambda field: field.name)
 def test_every_field_can_stand_in_a_file(field, tmp_path: Path) -> None:
     value = {"max_steps": 3, "eval_examples": 5}.get(field.name, field.default)
@@ -47,24 +57,28 @@ def test_every_field_can_stand_in_a_file(field, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("[fp32]\n", r"rte.toml, \[qat\]: the table is missing"),
-        ("[fp32]\nepoch = 1\n[qat]\n", r"\[fp32\]: unknown key 'epoch'; allowed: epochs, batch_size"),
-        ("[fp32]\n[qat]\n[int8]\n", "unknown key 'int8'; allowed: seeds, teacher, fp32, qat"),
-        ("seeds = 0\n[fp32]\n[qat]\n", "seeds is 0; a whole number of at least 1"),
-        ("seeds = true\n[fp32]\n[qat]\n", "seeds is true"),
-        ("teacher = 'fp32'\n[fp32]\n[qat]\n", "teacher is 'fp32'; true or false"),
-        ("[fp32]\n[qat]\nepochs = '3'\n", r"\[qat\]: epochs is '3'; allowed: float"),
-        ("[fp32]\n[qat]\nepochs = true\n", "epochs is true; allowed: float"),
-        ("[fp32]\nbatch_size = 2.5\n[qat]\n", "batch_size is 2.5; allowed: int"),
-        ("[fp32]\nmax_steps = 'all'\n[qat]\n", "max_steps is 'all'; allowed: int"),
-        ("[fp32]\nprecision = 'fp16'\n[qat]\n", "precision is 'fp16'; allowed: 'fp32', 'bf16', 'auto'"),
-        ("[fp32]\nlearning_rate = 2\n[qat]\n", r"rte.toml, \[fp32\]: learning_rate is 2, out of its range"),
+        ("[fp32]\n", "rte.toml: qat is missing"),
+        ("qat = 1\n[fp32]\n", "rte.toml: qat is 1; allowed: an object"),
+        ("[fp32]\nepoch = 1\n[qat]\n", r"rte.toml, \[fp32\]: epoch is unknown; allowed here: epochs, batch_size"),
+        ("[fp32]\n[qat]\n[int8]\n", "rte.toml: int8 is unknown; allowed here: fp32, qat, seeds, teacher"),
+        ("[fp23]\n[qat]\n", "rte.toml: fp23 is unknown; allowed here: fp32, qat"),
+        ("seeds = 0\n[fp32]\n[qat]\n", "rte.toml: seeds is 0; allowed: at least 1"),
+        ("seeds = true\n[fp32]\n[qat]\n", "seeds is true; allowed: a whole number"),
+        ("teacher = 'fp32'\n[fp32]\n[qat]\n", "teacher is 'fp32'; allowed: true or false"),
+        ("[fp32]\n[qat]\nepochs = '3'\n", r"\[qat\]: epochs is '3'; allowed: a number"),
+        ("[fp32]\n[qat]\nepochs = true\n", "epochs is true; allowed: a number"),
+        ("[fp32]\n[qat]\nepochs = 2026-01-01\n", "epochs is '2026-01-01'; allowed: a number"),
+        ("[fp32]\nbatch_size = 2.5\n[qat]\n", "batch_size is 2.5; allowed: a whole number"),
+        ("[fp32]\nbatch_size = 2.0\n[qat]\n", "batch_size is 2.0; allowed: a whole number"),
+        ("[fp32]\nmax_steps = 'all'\n[qat]\n", "max_steps is 'all'; allowed: a whole number"),
+        ("[fp32]\nprecision = 'fp16'\n[qat]\n", "precision is 'fp16'; allowed: 'fp32', 'bf16' or 'auto'"),
+        ("[fp32]\nlearning_rate = 2\n[qat]\n", r"rte.toml, \[fp32\]: learning_rate is 2.0, out of its range"),
         ("[fp32\n", "rte.toml is not valid TOML"),
         ("[fp32]\nepochs = inf\n[qat]\n", r"\[fp32\]: epochs is inf, out of its range"),
         ("[fp32]\nepochs = nan\n[qat]\n", r"\[fp32\]: epochs is nan, out of its range"),
-        (f"[fp32]\nseed = {2**63}\n[qat]\n", r"\[fp32\]: seed is 9223372036854775808; allowed: int"),
-        (f"[fp32]\ngrad_clip = {10**400}\n[qat]\n", r"\[fp32\]: grad_clip is 1000.*000; allowed: float"),
-        (f"seeds = {10**30}\n[fp32]\n[qat]\n", "seeds is 1000000000000000000000000000000; a whole number"),
+        (f"[fp32]\nseed = {2**63}\n[qat]\n", "fp32.seed is 9223372036854775808; allowed: from"),
+        (f"[fp32]\ngrad_clip = {10**400}\n[qat]\n", "fp32.grad_clip is 1000.*000; allowed: from"),
+        (f"seeds = {10**30}\n[fp32]\n[qat]\n", "seeds is 1000000000000000000000000000000; allowed: from"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_file(tmp_path: Path, text: str, words: str) -> None:
