@@ -67,6 +67,34 @@ class _Meter:
         return self.tokens / (time.monotonic() - self.started)
 
 
+@dataclass(frozen=True)
+class _Steps:
+    """How many steps an epoch has, how many the run has, and after how many it is evaluated."""
+
+    per_epoch: int
+    total: int
+    evals: frozenset[int]
+
+    @classmethod
+    def of(cls, config: TrainConfig, examples: int) -> _Steps:
+        per_epoch = math.ceil(examples / config.batch_size)
+        total = max(1, round(config.epochs * per_epoch))
+        if config.max_steps is not None:
+            total = min(total, config.max_steps)
+        evals = (max(1, round(total * (i + 1) / config.evals)) for i in range(config.evals))
+        return cls(per_epoch, total, frozenset(evals))
+
+
+@dataclass(frozen=True)
+class _State:
+    """What is saved beside the weights, so that a run can be resumed."""
+
+    optimizer: torch.optim.AdamW
+    average: WeightAverage | None
+    progress: Progress
+    identity: dict[str, Any]
+
+
 @dataclass
 class Trainer:
     """Trains ``model`` on the features of ``task`` and keeps the best weights.
@@ -103,57 +131,50 @@ class Trainer:
         self.processes.check_batch(self.config.batch_size)
         self.output.mkdir(parents=True, exist_ok=True)
         lengths = [len(feature) for feature in features]
-        per_epoch = math.ceil(len(features) / self.config.batch_size)
-        total = max(1, round(self.config.epochs * per_epoch))
-        if self.config.max_steps is not None:
-            total = min(total, self.config.max_steps)
-        self.model.to(self.processes.device)
-        optimizer = make_optimizer(self.model, self.config)
-        identity = {**self.config.to_dict(), **self.identity}
-        average = WeightAverage(self.model, self.config.average * total) if self.config.average else None
-        progress = load_state(self.output, self.model, optimizer, identity, average) or Progress()
-        self.processes.start_alike(self.model, progress.step)
-        best = self.output / BEST_FILE
-        eval_steps = {max(1, round(total * (i + 1) / self.config.evals)) for i in range(self.config.evals)}
-        self.model.train()
-        with self._bar(total, progress.step) as bar, _stop_signals(self.processes.is_first) as stopped:
+        steps = _Steps.of(self.config, len(features))
+        state = self._start(steps)
+        progress = state.progress
+        with self._bar(steps.total, progress.step) as bar, _stop_signals(self.processes.is_first) as stopped:
             started = saved = time.monotonic()
             before = progress.seconds
             meter = _Meter()
-            for step in range(progress.step, total):
-                batch_indices = self._batch(lengths, step, per_epoch)
-                for group in optimizer.param_groups:
-                    group["lr"] = self.config.learning_rate * schedule(step, total, self.config.warmup)
-                self.processes.seed(self.config.seed, step)
-                loss = self._step(self._collated([features[i] for i in batch_indices]), optimizer)
-                if average is not None:
-                    average.update(step)
-                meter.add(loss, sum(lengths[i] for i in batch_indices))
+            for step in range(progress.step, steps.total):
+                batch = self._batch(lengths, step, steps.per_epoch)
+                loss = self._step(step, [features[i] for i in batch], state, steps)
+                meter.add(loss, sum(lengths[i] for i in batch))
                 progress.step = step + 1
                 progress.seconds = before + time.monotonic() - started
                 bar.update(1)
-                if progress.step % LOG_EVERY == 0 or progress.step == total:
-                    bar.set_postfix(loss=f"{meter.loss:.4f}", tokens_s=f"{meter.rate:.0f}")
-                    self._log(step=progress.step, loss=meter.loss, tokens_per_second=round(meter.rate))
+                if progress.step % LOG_EVERY == 0 or progress.step == steps.total:
+                    self._report(bar, progress.step, meter)
                     meter = _Meter()
-                if progress.step in eval_steps:
-                    with average.applied() if average is not None else nullcontext():
-                        self._evaluate(progress, best)
+                if progress.step in steps.evals:
+                    self._evaluate(state)
                     meter = _Meter()
                 stop = self.processes.any(stopped())
-                if stop or time.monotonic() - saved > SAVE_SECONDS or progress.step in eval_steps:
-                    if self.processes.is_first:
-                        save_state(self.output, self.model, optimizer, progress, identity, average)
+                if stop or time.monotonic() - saved > SAVE_SECONDS or progress.step in steps.evals:
+                    self._save(state)
                     saved = time.monotonic()
                 if stop:
                     self.processes.wait()  # until the state is written: torchrun stops all when the first one exits
                     raise Interrupted
-        self._restore_best(best)
+        self._restore_best()
         return progress
 
     def discard_state(self) -> None:
         """Remove the files that only an unfinished run needs."""
         discard_state(self.output)
+
+    def _start(self, steps: _Steps) -> _State:
+        """Put the model on its device, and go on from the state in the folder where there is one."""
+        self.model.to(self.processes.device)
+        optimizer = make_optimizer(self.model, self.config)
+        identity = {**self.config.to_dict(), **self.identity}
+        average = WeightAverage(self.model, self.config.average * steps.total) if self.config.average else None
+        progress = load_state(self.output, self.model, optimizer, identity, average) or Progress()
+        self.processes.start_alike(self.model, progress.step)
+        self.model.train()
+        return _State(optimizer, average, progress, identity)
 
     def _batch(self, lengths: list[int], step: int, per_epoch: int) -> list[int]:
         epoch, place = divmod(step, per_epoch)
@@ -161,30 +182,50 @@ class Trainer:
             self._epoch = (epoch, epoch_batches(lengths, self.config.batch_size, self.config.seed, epoch))
         return self._epoch[1][place]
 
-    def _collated(self, features: list[Feature]) -> dict[str, torch.Tensor]:
-        return collate(features, self.task.kind, pad_token=self.pad_token)
+    def _step(self, step: int, features: list[Feature], state: _State, steps: _Steps) -> float:
+        """Train on a batch; returns its loss."""
+        for group in state.optimizer.param_groups:
+            group["lr"] = self.config.learning_rate * schedule(step, steps.total, self.config.warmup)
+        self.processes.seed(self.config.seed, step)
+        batch, share = self.processes.share(collate(features, self.task.kind, pad_token=self.pad_token))
+        loss = training_step(lambda: self.loss(self.model, batch) * share, state.optimizer, self.config, self.processes)
+        if state.average is not None:
+            state.average.update(step)
+        return loss
 
-    def _step(self, batch: dict[str, torch.Tensor], optimizer: torch.optim.AdamW) -> float:
-        batch, share = self.processes.share(batch)
-        return training_step(lambda: self.loss(self.model, batch) * share, optimizer, self.config, self.processes)
+    def _evaluate(self, state: _State) -> None:
+        """Score the weights, or their average where there is one, and keep them if they are the best so far."""
+        with state.average.applied() if state.average is not None else nullcontext():
+            if self.processes.is_first:
+                self._keep_if_best(state.progress, self._scores(state.progress.step))
 
-    def _evaluate(self, progress: Progress, best: Path) -> None:
-        if not self.processes.is_first:
-            return
+    def _scores(self, step: int) -> dict[str, float]:
         self.model.eval()
         scores = self.score(self.model, self.config.eval_examples)
         self.model.train()
-        self._log(step=progress.step, scores=scores)
-        tqdm.write(f"step {progress.step}: " + ", ".join(f"{k} {v:.4f}" for k, v in scores.items()))
+        self._log(step=step, scores=scores)
+        tqdm.write(f"step {step}: " + ", ".join(f"{k} {v:.4f}" for k, v in scores.items()))
+        return scores
+
+    def _keep_if_best(self, progress: Progress, scores: Mapping[str, float]) -> None:
         value = scores[self.task.metric]
         if progress.best_score is None or value >= progress.best_score:
             progress.best_score, progress.best_step = value, progress.step
-            save_file({k: v.detach().clone() for k, v in self.model.state_dict().items()}, best)
+            weights = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+            save_file(weights, self.output / BEST_FILE)
 
-    def _restore_best(self, best: Path) -> None:
+    def _save(self, state: _State) -> None:
         if self.processes.is_first:
-            self.model.load_state_dict(load_file(best))
+            save_state(self.output, self.model, state.optimizer, state.progress, state.identity, state.average)
+
+    def _restore_best(self) -> None:
+        if self.processes.is_first:
+            self.model.load_state_dict(load_file(self.output / BEST_FILE))
         self.model.cpu().eval()
+
+    def _report(self, bar: tqdm[Any], step: int, meter: _Meter) -> None:
+        bar.set_postfix(loss=f"{meter.loss:.4f}", tokens_s=f"{meter.rate:.0f}")
+        self._log(step=step, loss=meter.loss, tokens_per_second=round(meter.rate))
 
     def _log(self, **entry: Any) -> None:
         if not self.processes.is_first:
