@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request
@@ -41,13 +41,13 @@ from service.http.routes import (
     vllm,
 )
 from service.models.registry import ModelRegistry
-from service.operations.keys import load_keys
+from service.operations.keys import Keys, load_keys
 from service.operations.model_admin import ModelAdmin
 from service.operations.watcher import watching
 from service.settings import Settings
 from service.telemetry.exchange import Place
 from service.telemetry.metrics import COMPARE
-from service.telemetry.otlp import NO_TELEMETRY_LOGS, create_tracing
+from service.telemetry.otlp import NO_TELEMETRY_LOGS, Tracing, create_tracing
 from service.telemetry.recorder import Observer, RequestRecorder
 from service.telemetry.request_log import log_request
 from service.telemetry.trace import RequestTrace
@@ -86,12 +86,37 @@ def create_app(
     keys = load_keys(settings)
     service = Service(settings, registry, place=place, warmed=warmed)
     tracing = create_tracing(settings.otlp_endpoint) if settings.otlp_endpoint else None
+    admin = ModelAdmin(service, settings.model_root)
+    app = (FastAPIOffline if settings.docs else _without_docs)(
+        title="q8bert",
+        version=package.__version__,
+        description=_DESCRIPTION,
+        lifespan=_lifespan(service, admin, tracing),
+        redirect_slashes=False,
+        redoc_url=None,
+        telemetry=tracing.telemetry() if tracing is not None else NO_TELEMETRY_LOGS,
+    )
+    app.state.service = service
+    app.state.admin = admin
+    _add_routes(app, keys)
     observers: list[Observer] = [log_request] if settings.json_logs else []
     observers += [tracing.observe] if tracing is not None else []
-    admin = ModelAdmin(service, settings.model_root)
+    recorder = RequestRecorder(TASK_PATHS, service.metrics, observers)
+    cross_origin = CrossOrigin(settings.cors_allow_origin) if settings.cors_allow_origin else None
+    _add_middleware(app, settings, keys, recorder, cross_origin)
+    limit = settings.max_queue_requests + BEING_SERVED
+    app.state.overload = Overload(limit, TASK_PATHS, service.queue, recorder, cross_origin)
+    return app
+
+
+def _lifespan(
+    service: Service, admin: ModelAdmin, tracing: Tracing | None
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    """Start the service before the first request, and stop all parts after the last one."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
+        settings = service.settings
         await page.check_files()
         service.start()
         try:
@@ -106,17 +131,11 @@ def create_app(
             if tracing is not None:
                 await run_in_threadpool(tracing.close)
 
-    app = (FastAPIOffline if settings.docs else _without_docs)(
-        title="q8bert",
-        version=package.__version__,
-        description=_DESCRIPTION,
-        lifespan=lifespan,
-        redirect_slashes=False,
-        redoc_url=None,
-        telemetry=tracing.telemetry() if tracing is not None else NO_TELEMETRY_LOGS,
-    )
-    app.state.service = service
-    app.state.admin = admin
+    return lifespan
+
+
+def _add_routes(app: FastAPI, keys: Keys) -> None:
+    """Add all paths, and what turns their errors into answers."""
     app.mount(page.ASSETS_PATH, page.PageFiles(directory=page.FOLDER), name="page")
     for module in (classify, qa, compare, agreement, tei, vllm, open_inference, info):
         app.include_router(module.router, dependencies=_shows_lock("api key") if keys.api else [])
@@ -126,19 +145,19 @@ def create_app(
         app.include_router(admin_routes.router, dependencies=_shows_lock("admin key"))
     for kind in (RequestValidationError, HTTPException, ServiceError, InputError):
         app.add_exception_handler(kind, _answer_error)
-    # the last one added is the outermost
+
+
+def _add_middleware(
+    app: FastAPI, settings: Settings, keys: Keys, recorder: RequestRecorder, cross_origin: CrossOrigin | None
+) -> None:
+    """Put the middleware around the routes; the last one added is the outermost."""
     app.add_middleware(HeadMiddleware)
     app.add_middleware(BodyMiddleware, limit=settings.payload_limit, timeout_s=settings.body_timeout_s)
     if keys.api or keys.admin:
         app.add_middleware(AuthMiddleware, keys=keys, protect_metrics=settings.protect_metrics)
-    recorder = RequestRecorder(TASK_PATHS, service.metrics, observers)
     app.add_middleware(RequestMiddleware, recorder=recorder)
-    cross_origin = CrossOrigin(settings.cors_allow_origin) if settings.cors_allow_origin else None
     if cross_origin is not None:
         app.add_middleware(CORSMiddleware, **cross_origin.middleware())
-    limit = settings.max_queue_requests + BEING_SERVED
-    app.state.overload = Overload(limit, TASK_PATHS, service.queue, recorder, cross_origin)
-    return app
 
 
 def _shows_lock(scheme: str) -> list[Any]:
