@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from q8core.cli.options import JsonFile
 from q8core.errors import InputError
+
+if TYPE_CHECKING:
+    from q8core.model.head import TaskKind
 
 DEFAULT_SHAPES = ("1x32", "1x128", "8x128", "1x384")
 TRAINING_SHAPES = ("32x32", "16x192")
@@ -100,13 +103,8 @@ def bench(
             json_file=json_file,
         )
         raise typer.Exit(0 if done else 130)
-    task = task or "qa"
-    if task not in ("classify", "qa"):
-        raise InputError(f"--task is {task!r}; allowed: classify, qa")
-    if checkpoint is not None and (not memory or model):
-        raise InputError("--checkpoint is for --memory and takes the place of --model")
-    if plot is not None and memory:
-        raise InputError("--plot draws speeds: leave out either --plot or --memory")
+    kind = _task_kind(task)
+    _check_options(checkpoint, plot, memory=memory, model=model)
     from q8core.cli.bench_run import run_bench
 
     done = run_bench(
@@ -116,7 +114,7 @@ def bench(
         texts=workload or (),
         tokenizer=tokenizer,
         engines=tuple(engine or ()),
-        task=task,
+        task=kind,
         threads=threads or (),
         repeats=repeats,
         memory=memory,
@@ -126,6 +124,21 @@ def bench(
     )
     if not done:
         raise typer.Exit(130)
+
+
+def _task_kind(task: str | None) -> TaskKind:
+    task = task or "qa"
+    if task not in ("classify", "qa"):
+        raise InputError(f"--task is {task!r}; allowed: classify, qa")
+    return task
+
+
+def _check_options(checkpoint: Path | None, plot: Path | None, *, memory: bool, model: list[str] | None) -> None:
+    """Refuse options of a comparison of engines that do not go together."""
+    if checkpoint is not None and (not memory or model):
+        raise InputError("--checkpoint is for --memory and takes the place of --model")
+    if plot is not None and memory:
+        raise InputError("--plot draws speeds: leave out either --plot or --memory")
 
 
 def _refuse_with_training(given: list[str]) -> None:

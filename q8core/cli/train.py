@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,6 +27,7 @@ from q8core.errors import InputError
 
 if TYPE_CHECKING:
     from q8core.tasks.task import Task
+    from q8core.training.config import TrainConfig
 
 
 def train(
@@ -74,14 +76,10 @@ def train(
     int8_only: Int8Only = False,
 ) -> None:
     """Fine-tune in fp32, or train with quantization into an int8 checkpoint."""
-    from q8core.training.distillation import why_not_itself
-    from q8core.training.finetune import finetune
-    from q8core.training.processes import joined_processes
-    from q8core.training.qat import train_quantized
     from q8core.training.recipe import load_recipe
 
-    if precision not in ("auto", "fp32", "bf16"):
-        raise InputError(f"--precision is {precision!r}; allowed: auto, fp32, bf16")
+    quantized = scheme != "fp32"
+    _check_options(precision, quantized=quantized, int8_only=int8_only)
     distillation = {
         "distill_labels": distill_labels,
         "distill_logits": distill_logits,
@@ -89,9 +87,6 @@ def train(
         "distill_attention": distill_attention,
         "distill_temperature": distill_temperature,
     }
-    quantized = scheme != "fp32"
-    if int8_only and not quantized:
-        raise InputError("--int8-only is for int8 checkpoints; --scheme fp32 makes none")
     options = DataOptions(task, data, train_file, dev_file, text_column, pair_column, label_column, max_length, labels)
     work = _read(model, options)
     recipe = load_recipe(task, recipes)
@@ -108,26 +103,58 @@ def train(
         precision=None if precision == "auto" else precision,
         **distillation,
     )
-    self_taught = teacher is None and quantized and recipe.teacher
-    reason = why_not_itself(model, work) if self_taught else ""
-    if self_taught and not reason:
-        teacher = model
     if teacher is None:
-        for name, value in distillation.items():
-            if value is not None:
-                raise InputError(f"--{name.replace('_', '-')} is {value}, but it needs --teacher")
-    if reason:
-        typer.echo(f"note: {reason}; so it is no teacher, and training goes by the labels", err=True)
+        teacher = _own_teacher(model, work, distillation, wanted=quantized and recipe.teacher)
     prepare_training(quantized)
+    _run(model, work, config, scheme, output, data=options.description, keep_float=not int8_only, teacher=teacher)
+
+
+def _run(
+    model: str,
+    work: Task,
+    config: TrainConfig,
+    scheme: str,
+    output: Path,
+    *,
+    data: str,
+    keep_float: bool,
+    teacher: str | None,
+) -> None:
+    """Train, together with the processes that torchrun started; the first one shows the scores."""
+    from q8core.training.finetune import finetune
+    from q8core.training.processes import joined_processes
+    from q8core.training.qat import train_quantized
+
     with joined_processes() as processes:
-        if not quantized:
-            scores = finetune(model, work, config, output, options.description, teacher=teacher)
+        if scheme == "fp32":
+            scores = finetune(model, work, config, output, data, teacher=teacher)
         else:
-            scores = train_quantized(
-                model, work, config, scheme, output, options.description, keep_float=not int8_only, teacher=teacher
-            )
+            scores = train_quantized(model, work, config, scheme, output, data, keep_float=keep_float, teacher=teacher)
         if processes.is_first:
             echo_scores(output, scores)
+
+
+def _check_options(precision: str, *, quantized: bool, int8_only: bool) -> None:
+    """Refuse a precision that does not exist, and an option that `--scheme fp32` has no use for."""
+    if precision not in ("auto", "fp32", "bf16"):
+        raise InputError(f"--precision is {precision!r}; allowed: auto, fp32, bf16")
+    if int8_only and not quantized:
+        raise InputError("--int8-only is for int8 checkpoints; --scheme fp32 makes none")
+
+
+def _own_teacher(model: str, work: Task, distillation: Mapping[str, float | None], *, wanted: bool) -> str | None:
+    """Return the model as its own teacher where that is wanted and possible; without one, refuse what needs one."""
+    from q8core.training.distillation import why_not_itself
+
+    reason = why_not_itself(model, work) if wanted else ""
+    if wanted and not reason:
+        return model
+    for name, value in distillation.items():
+        if value is not None:
+            raise InputError(f"--{name.replace('_', '-')} is {value}, but it needs --teacher")
+    if reason:
+        typer.echo(f"note: {reason}; so it is no teacher, and training goes by the labels", err=True)
+    return None
 
 
 def _read(model: str, options: DataOptions) -> Task:
