@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from tqdm import tqdm
 
+from q8core.arrays import Logits
 from q8core.engines import Engine, TokenBatch
 from q8core.tasks.batching import sorted_batches
 from q8core.tasks.task import Feature, Task
@@ -15,9 +15,9 @@ from q8core.tasks.task import Feature, Task
 BATCH_TOKENS = 2048
 
 
-def engine_logits(engine: Engine, features: Sequence[Feature], batch_tokens: int = BATCH_TOKENS) -> list[torch.Tensor]:
+def engine_logits(engine: Engine, features: Sequence[Feature], batch_tokens: int = BATCH_TOKENS) -> list[Logits]:
     """Return one tensor per feature: ``(labels,)`` for classification, ``(length, 2)`` for QA."""
-    result: list[torch.Tensor | None] = [None] * len(features)
+    result: list[Logits | None] = [None] * len(features)
     batches = sorted_batches([len(feature) for feature in features], batch_tokens)
     for indices in tqdm(batches, desc=f"scoring {engine.backend}", unit="batch", leave=False, disable=None):
         batch = TokenBatch.pack(

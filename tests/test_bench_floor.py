@@ -20,6 +20,7 @@ from q8core.engines.loaders.native import load_native
 from q8core.engines.tensors.source import TensorSource
 from q8core.errors import EngineError
 from q8core.native import variants
+from tests.arrays import as_tensors
 from tests.engines.conftest import plan_for
 
 TINY: dict[str, Any] = {
@@ -40,7 +41,7 @@ def test_the_floor_holds_the_products_of_the_model() -> None:
         OnednnFloor(plan, int8=int8).bind(random_batch((3, 5), 100))()
 
 
-def after(tensors: RandomInt8, path: str, x: Tensor, inverse: Tensor) -> Tensor:
+def after(tensors: dict[str, Tensor], path: str, x: Tensor, inverse: Tensor) -> Tensor:
     """The integers of a layer's output by int64 sums; scaling in float32, as the contract says."""
     scale_x, scale_w = tensors[f"{path}.input_scale"], tensors[f"{path}.weight_scale"]
     r = scale_x * scale_w
@@ -48,7 +49,7 @@ def after(tensors: RandomInt8, path: str, x: Tensor, inverse: Tensor) -> Tensor:
     return (y * inverse).round().clamp(-127, 127).long()
 
 
-def expected_products(tensors: RandomInt8, layers: int, x: Tensor, first: int | None) -> list[Tensor]:
+def expected_products(tensors: dict[str, Tensor], layers: int, x: Tensor, first: int | None) -> list[Tensor]:
     """Input of the next layer, then query, key, value, attention output and inner state of the last one."""
     found: list[Tensor] = []
     for number in range(layers):
@@ -89,11 +90,11 @@ def test_the_native_floor_computes_every_product(variant: str, task: Any, hidden
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        memory: Any = NativeFloor(model).bind(random_batch(lengths, 100))()
+        memory: Any = torch.from_numpy(NativeFloor(model).bind(random_batch(lengths, 100))())
     finally:
         torch.set_num_threads(before)
     x = torch.ones(sum(lengths), hidden, dtype=torch.int64)
-    wanted = expected_products(tensors, 2, x, len(lengths) if task == "classify" else None)
+    wanted = expected_products(as_tensors(tensors), 2, x, len(lengths) if task == "classify" else None)
     for columns, integers in zip((*[hidden] * 5, inner), wanted, strict=True):
         found, memory = unpack(memory, sum(lengths), columns)
         assert torch.equal(found[: len(integers)], integers)

@@ -13,9 +13,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from q8core.arrays import Array, address, empty
 from q8core.bench.contenders import Contender, load_named_engine
 from q8core.checkpoint import Checkpoint
 from q8core.engines import TokenBatch
@@ -115,10 +117,11 @@ class NativeFloor:
         """Allocate the memory that the products write and read."""
         library, model = load_library(), self._model
         what = structs.Batch(batch.tokens, len(batch.lengths))
-        memory = torch.full((library.q8_products_bytes(model.packed.view, what),), ZERO_POINT + 1, dtype=torch.uint8)
+        memory = empty(library.q8_products_bytes(model.packed.view, what), np.uint8)
+        memory.fill(ZERO_POINT + 1)
 
-        def run() -> Tensor:
-            library.q8_products(model.variant[1], model.packed.view, what, memory.data_ptr(), torch.get_num_threads())
+        def run() -> Array:
+            library.q8_products(model.variant[1], model.packed.view, what, address(memory), torch.get_num_threads())
             return memory
 
         return run

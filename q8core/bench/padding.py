@@ -21,8 +21,10 @@ class Padded(NamedTuple):
 
 def pad(batch: TokenBatch) -> Padded:
     """Return a batch with each sequence padded to the longest."""
-    ids = pad_sequence(list(batch.input_ids.split(batch.lengths)), batch_first=True)
-    types = pad_sequence(list(batch.token_type_ids.split(batch.lengths)), batch_first=True)
+    ids, types = (
+        pad_sequence(list(torch.from_numpy(each).split(batch.lengths)), batch_first=True)
+        for each in (batch.input_ids, batch.token_type_ids)
+    )
     lengths = torch.tensor(batch.lengths)
     mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
     return Padded(ids, types, mask)

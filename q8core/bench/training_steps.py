@@ -17,7 +17,8 @@ from q8core.bench.contenders import STOCK, Contender, stock_class
 from q8core.bench.padding import pad
 from q8core.engines import TokenBatch
 from q8core.engines.choice.random_weights import LABELS
-from q8core.quant import prepare, preset
+from q8core.quant import preset
+from q8core.quant.qat.prepare import prepare
 from q8core.training.config import TrainConfig, best_precision
 from q8core.training.loop import make_optimizer
 from q8core.training.losses import task_loss

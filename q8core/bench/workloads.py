@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
+import numpy as np
 from tokenizers import Tokenizer
 
 from q8core.bench import sample_lengths
@@ -137,8 +137,8 @@ def parse_workload(text: str, tokenizer: Path | None) -> Workload:
 
 def random_batch(lengths: Sequence[int], vocabulary: int) -> TokenBatch:
     """Return random tokens of these lengths, the same each time."""
-    ids = torch.randint(vocabulary, (sum(lengths),), generator=torch.Generator().manual_seed(0))
-    return TokenBatch(ids, torch.zeros_like(ids), tuple(lengths))
+    ids = np.random.default_rng(0).integers(vocabulary, size=sum(lengths))
+    return TokenBatch(ids, np.zeros_like(ids), tuple(lengths))
 
 
 def _sentence_lengths(file: Path, wanted: int, tokenizer: Tokenizer) -> list[int]:

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from q8core.checkpoint.config import ModelConfig, read_config
 from q8core.checkpoint.float_names import read_names, shown_names
@@ -38,9 +38,10 @@ class FloatTensors(RenamedTensors):
         CheckpointError: on access, where a value is NaN or infinite.
     """
 
-    def __getitem__(self, name: str) -> Tensor:
-        tensor = super().__getitem__(name).to(torch.float32)
-        if not bool(torch.isfinite(tensor).all()):
+    def __getitem__(self, name: str) -> NDArray[np.float32]:
+        with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and is refused
+            tensor = super().__getitem__(name).astype(np.float32, copy=False)
+        if not bool(np.isfinite(tensor).all()):
             raise CheckpointError(f"{self.file.path}: {self.stored[name]} holds NaN or infinite values")
         return tensor
 

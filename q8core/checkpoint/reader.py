@@ -7,9 +7,10 @@ from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 
-import torch
+import numpy as np
 from tokenizers import Tokenizer
 
+from q8core.arrays import Array
 from q8core.checkpoint.config import REGRESSION, SHORTEST_INPUT, ModelConfig, read_config
 from q8core.checkpoint.float_source import FloatSource, open_source
 from q8core.checkpoint.layout import check_layout
@@ -25,8 +26,9 @@ from q8core.checkpoint.tensors import RenamedTensors, TensorFile
 from q8core.checkpoint.text_input import check_pairs, checked_tokenizer, own_length
 from q8core.errors import CheckpointError, SchemeError
 from q8core.model.head import TaskKind
-from q8core.quant import Scheme, dequantized_tensors
+from q8core.quant import Scheme
 from q8core.quant.codes import decode
+from q8core.quant.dequantized import dequantized_tensors
 from q8core.quant.plan import Plan
 from q8core.tasks.examples import is_regression
 
@@ -146,7 +148,7 @@ class Checkpoint:
         paths = [(name, *name.rsplit(".", 1)) for name in self.plan.tensors]
         return {name: f"{modules[path]}.{leaf}" for name, path, leaf in paths}
 
-    def quantized_tensors(self) -> Mapping[str, torch.Tensor]:
+    def quantized_tensors(self) -> Mapping[str, Array]:
         """The quantized tensors by the names of sites, read on access.
 
         Raises:
@@ -155,7 +157,7 @@ class Checkpoint:
         plan = self.plan
         return RenamedTensors(self._quantized, {name: self._names.get(name, name) for name in plan.tensors})
 
-    def float_tensors(self) -> tuple[Mapping[str, torch.Tensor], bool]:
+    def float_tensors(self) -> tuple[Mapping[str, Array], bool]:
         """The float tensors by the names of sites, and whether they are dequantized weights.
 
         Those of a file are checked as they are read, since int8 alone never reads them: a CheckpointError names the
@@ -245,7 +247,7 @@ def _check_integers(file: TensorFile, names: Mapping[str, str], plan: Plan) -> N
             continue
         name = names.get(f"{site.path}.weight", f"{site.path}.weight")
         largest, found = site.weight.largest, decode(file[name], site.weight.bits, site.site.shape[-1])
-        low, high = (int(bound) for bound in torch.aminmax(found))
+        low, high = int(found.min()), int(found.max())
         if low < -largest or high > largest:
             worst = low if low < -largest else high
             raise CheckpointError(
@@ -257,7 +259,7 @@ def _check_integers(file: TensorFile, names: Mapping[str, str], plan: Plan) -> N
 def _check_values(file: TensorFile) -> None:
     """Finite floats, and positive scales."""
     for name in file:
-        if file.dtype(name) == "F32" and not bool(torch.isfinite(file[name]).all()):
+        if file.dtype(name) == "F32" and not bool(np.isfinite(file[name]).all()):
             raise CheckpointError(f"{file.path}: {name} holds NaN or infinite values")
         if name.endswith("_scale") and not bool((file[name] > 0).all()):
             raise CheckpointError(f"{file.path}: {name} holds a scale that is not positive")

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from q8core.arrays import Array
 from q8core.checkpoint.config import ModelConfig
 from q8core.checkpoint.manifest import (
     FLOAT_FILE,
@@ -35,7 +34,7 @@ def write_checkpoint(
     labels: Sequence[str],
     max_length: int,
     scheme: Scheme,
-    tensors: Mapping[str, torch.Tensor],
+    tensors: Mapping[str, Array],
     tokenizer_folder: Path,
     golden: Sequence[GoldenExample] = (),
     training: Mapping[str, Any] | None = None,

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
+from q8core.arrays import Array
 from q8core.checkpoint import Checkpoint
 from q8core.engines.choice.autoselect import choose_kernel
 from q8core.engines.choice.fp32_kernels import choose_fp32_kernel
@@ -29,7 +27,7 @@ def load_engine(
         backend: fp32 or int8.
         kernel: native, onednn, fbgemm (int8 only) or auto: for int8 the fastest, measured; for fp32 native where
             this CPU runs it, else onednn.
-        threads: CPU threads; None leaves torch's setting.
+        threads: CPU threads; None for OpenMP's setting, which is torch's where that is imported.
 
     Raises:
         InputError: for an unknown backend or kernel, or fewer than one thread.
@@ -47,7 +45,7 @@ def load_engine(
 
 def build_engine(
     plan: Plan,
-    tensors: Mapping[str, Tensor],
+    tensors: Mapping[str, Array],
     kernel: str = "auto",
     threads: int | None = None,
     facts: Mapping[str, object] | None = None,
@@ -64,21 +62,19 @@ def build_engine(
         EngineError: if the kernel cannot be used on this machine.
     """
     kernel = check_kernel(kernel)
-    if threads is not None:
-        if threads < 1:
-            raise InputError(f"threads is {threads}; at least 1")
-        torch.set_num_threads(threads)
+    if threads is not None and threads < 1:
+        raise InputError(f"threads is {threads}; at least 1")
     source = TensorSource(tensors, sha256)
     known: dict[str, object] = {"scheme": plan.scheme.name if plan.scheme else None, "dequantized": False}
     known.update(facts or {})
-    with loading_weights(), torch.inference_mode():
+    with loading_weights():
         if plan.scheme is None:
             fp32 = choose_fp32_kernel(kernel)
             model: Forward = fp32.load(plan, source)
             source.finish()
             known.update(fp32.facts())
             return EncoderEngine(plan.head, "fp32", fp32.name, model, threads, known)
-        choice = choose_kernel(kernel, plan)
+        choice = choose_kernel(kernel, plan, threads)
         model = choice.kernel.load(plan, source)
         known.update(choice.facts())
     return EncoderEngine(plan.head, "int8", choice.kernel.name, model, threads, known)

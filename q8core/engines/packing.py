@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from q8core.errors import InputError
 from q8core.model.head import Reads
+
+Number = TypeVar("Number", bound=np.number)
 
 
 class Run(NamedTuple):
@@ -41,8 +43,8 @@ class TokenBatch:
         (3, 2)
     """
 
-    input_ids: Tensor
-    token_type_ids: Tensor
+    input_ids: NDArray[np.int64]
+    token_type_ids: NDArray[np.int64]
     lengths: tuple[int, ...]
 
     def __post_init__(self) -> None:
@@ -52,10 +54,10 @@ class TokenBatch:
             raise InputError(f"sequence {self.lengths.index(min(self.lengths))} of the batch has no tokens")
         shape = (sum(self.lengths),)
         for name, ids in (("input_ids", self.input_ids), ("token_type_ids", self.token_type_ids)):
-            if ids.shape != shape or ids.dtype != torch.int64:
+            if ids.shape != shape or ids.dtype != np.int64:
                 raise InputError(
                     f"{name} must be int64 of shape {shape}, the sum of the lengths; found {ids.dtype} of shape "
-                    f"{tuple(ids.shape)}"
+                    f"{ids.shape}"
                 )
 
     @classmethod
@@ -69,8 +71,8 @@ class TokenBatch:
             if len(ids) != len(types):
                 raise InputError(f"sequence {place} has {len(ids)} input_ids but {len(types)} token_type_ids")
         return cls(
-            torch.tensor(list(chain.from_iterable(ids for ids, _ in sequences)), dtype=torch.int64),
-            torch.tensor(list(chain.from_iterable(types for _, types in sequences)), dtype=torch.int64),
+            np.array(list(chain.from_iterable(ids for ids, _ in sequences)), np.int64),
+            np.array(list(chain.from_iterable(types for _, types in sequences)), np.int64),
             tuple(len(ids) for ids, _ in sequences),
         )
 
@@ -79,8 +81,8 @@ class TokenBatch:
         """T, the tokens of all sequences."""
         return len(self.input_ids)
 
-    def split(self, logits: Tensor, reads: Reads) -> list[Tensor]:
-        """Return the logits of each sequence.
+    def split(self, logits: NDArray[Number], reads: Reads) -> list[NDArray[Number]]:
+        """Return the logits of each sequence, views of all.
 
         Args:
             logits: (B, C) of a head that reads the "first" token of each sequence, (T, C) of one that reads "every".
@@ -95,16 +97,16 @@ class TokenBatch:
         rows, what = (len(self.lengths), "sequences") if reads == "first" else (self.tokens, "tokens")
         if len(logits) != rows:
             raise InputError(f"{len(logits)} rows of logits do not fit {rows} {what}")
-        return list(logits if reads == "first" else logits.split(self.lengths))
+        return list(logits) if reads == "first" else np.split(logits, np.cumsum(self.lengths[:-1]))
 
-    def positions(self) -> Tensor:
+    def positions(self) -> NDArray[np.int64]:
         """Return the position of each token in its own sequence, int64 (T,)."""
-        return torch.cat([torch.arange(length) for length in self.lengths])
+        return np.concatenate([np.arange(length) for length in self.lengths])
 
-    def first_rows(self) -> Tensor:
+    def first_rows(self) -> NDArray[np.int64]:
         """Return the row of each sequence's first token, int64 (B,)."""
-        lengths = torch.tensor(self.lengths)
-        return lengths.cumsum(0) - lengths
+        lengths = np.array(self.lengths, np.int64)
+        return np.cumsum(lengths) - lengths
 
     def runs(self) -> list[Run]:
         """Return the runs of adjacent sequences of equal length, in order."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol, cast, get_args
 
-from torch import Tensor
-
+from q8core.arrays import Logits
 from q8core.engines.packing import TokenBatch
 from q8core.errors import InputError
 from q8core.model.head import HeadSpec, Reads
@@ -61,7 +60,7 @@ class Engine(Protocol):
         """Which tokens the head reads: the "first" of each sequence, or "every" one."""
         ...
 
-    def infer(self, batch: TokenBatch) -> Tensor:
+    def infer(self, batch: TokenBatch) -> Logits:
         """Return float32 logits: (B, outputs) where the head reads first tokens, else (T, outputs).
 
         Raises:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from q8core.quant.ops.arithmetic import QMAX
+from q8core.quant.ops.stored import QMAX
 
 OPSET = 20
 IR_VERSION = 9

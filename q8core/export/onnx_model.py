@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from q8core.checkpoint import Checkpoint
 from q8core.engines.tensors.site_tensors import LinearTensors, take_linear, take_norm, take_relative_bias, take_table
@@ -23,7 +22,7 @@ from q8core.export.graph import Array, GraphBuilder
 from q8core.model import Activation
 from q8core.model.sites import EMBEDDING_PROJECTION, HEAD_DENSE, HEAD_OUTPUT, PRODUCTS, RELATIVE_BIAS, layer_path
 from q8core.quant import Plan
-from q8core.quant.ops.arithmetic import rescale_factor
+from q8core.quant.ops.stored import rescale_factor
 
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 _ANY = ("batch", "sequence")
@@ -146,7 +145,7 @@ class _Model:
         g, positions = self.graph, self._spec.positions
         bias = take_relative_bias(self._source, self._plan)
         assert bias is not None
-        by_distance = g.constant(RELATIVE_BIAS, _array(bias))
+        by_distance = g.constant(RELATIVE_BIAS, bias)
         zero, one = (g.constant(f"distance.{n}", np.array(n, np.int64)) for n in (0, 1))
         places = g.node("Range", "distance.places", zero, "length.scalar", one)
         keys = g.node("Unsqueeze", "distance.keys", places, g.integers("distance.rows", 0))
@@ -161,10 +160,10 @@ class _Model:
     def _rows(self, path: str, ids: str) -> str:
         """Add the lookup in a table; stored integers are gathered first, and dequantized afterwards."""
         g, tensors = self.graph, take_table(self._source, self._plan.sites[path])
-        found = g.node("Gather", f"{path}.rows", g.constant(f"{path}.weight", _array(tensors.rows)), ids)
+        found = g.node("Gather", f"{path}.rows", g.constant(f"{path}.weight", tensors.rows), ids)
         if tensors.scale is None:
             return found
-        scale = _array(tensors.scale)
+        scale = tensors.scale
         if scale.size == 1:
             return g.dequantize(path, found, scale)
         # the scales of the rows are known only at run time, and DequantizeLinear takes one per index of one axis
@@ -202,7 +201,7 @@ class _Model:
     def _norm(self, path: str, x: str) -> str:
         g, tensors = self.graph, take_norm(self._source, self._plan.sites[path])
         leaves = zip(("weight", "bias"), tensors, strict=True)
-        parts = [g.constant(f"{path}.{leaf}", _array(tensor)) for leaf, tensor in leaves]
+        parts = [g.constant(f"{path}.{leaf}", tensor) for leaf, tensor in leaves]
         return g.node("LayerNormalization", path, x, *parts, axis=-1, epsilon=self._spec.norm_epsilon)
 
     def _linear(self, path: str, x: str) -> str:
@@ -213,18 +212,21 @@ class _Model:
         """
         g, tensors = self.graph, take_linear(self._source, self._plan.sites[path])
         _check_expressible(path, tensors)
-        weight = g.constant(f"{path}.weight", _array(tensors.weight).T)  # (in, out), as MatMul takes it
-        bias = g.constant(f"{path}.bias", _array(tensors.bias))
+        weight = g.constant(f"{path}.weight", tensors.weight.T)  # (in, out), as MatMul takes it
+        bias = g.constant(f"{path}.bias", tensors.bias)
         if tensors.input_scale is not None and tensors.weight_scale is not None:
             r = rescale_factor(tensors.input_scale, tensors.weight_scale)
-            x = g.quantize(f"{path}.input", x, float(tensors.input_scale), tensors.zero_point)
-            weight = g.dequantize(f"{path}.weight_f", weight, _array(tensors.weight_scale), axis=1)
-            bias = g.dequantize(f"{path}.bias_f", bias, _array(r))
+            if tensors.input_smoothing is not None:  # QuantizeLinear has one scale for all columns
+                factors = g.constant(f"{path}.input_smoothing", tensors.input_smoothing)
+                x = g.node("Div", f"{path}.smoothed", x, factors)
+            x = g.quantize(f"{path}.input", x, tensors.input_scale.item(), tensors.zero_point)
+            weight = g.dequantize(f"{path}.weight_f", weight, tensors.weight_scale, axis=1)
+            bias = g.dequantize(f"{path}.bias_f", bias, r)
         y = g.node("Add", path, g.node("MatMul", f"{path}.product", x, weight), bias)
-        return y if tensors.output_scale is None else g.quantize(f"{path}.output", y, float(tensors.output_scale))
+        return y if tensors.output_scale is None else g.quantize(f"{path}.output", y, tensors.output_scale.item())
 
 
-def _check_expressible(path: str, tensors: LinearTensors) -> None:
+def _check_expressible(path: str, tensors: LinearTensors[Array]) -> None:
     if tensors.kind == "dynamic":
         raise SchemeError(
             f"{path} has no fixed input scale (a dynamic scheme): ONNX scales a whole batch at once where we scale "
@@ -239,7 +241,3 @@ def _check_products(path: str, plan: Plan) -> None:
             f"{path} are in integers, whose probabilities are rounded relative to their row's largest: ONNX's "
             "quantization operators have no such grid; export a checkpoint whose attention products are in float"
         )
-
-
-def _array(tensor: Tensor) -> Array:
-    return tensor.numpy()

@@ -162,7 +162,7 @@ def _check_tokens(folder: Path, text: str, ours: list[int], theirs: list[int]) -
 def _largest_difference(model: Any, opened: Checkpoint, inputs: list[_Input]) -> float:
     """Return the largest absolute difference, which is NaN if any number is."""
     engine = load_engine(opened, "fp32")
-    ours = engine.infer(TokenBatch.pack([(one.ids, one.types) for one in inputs]))
+    ours = torch.from_numpy(engine.infer(TokenBatch.pack([(one.ids, one.types) for one in inputs])))
     with torch.inference_mode():
         theirs = torch.cat(list(_outputs(model, inputs)))
     if ours.shape != theirs.shape:

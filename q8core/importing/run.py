@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-import torch
+import numpy as np
 from transformers import CONFIG_MAPPING
 
+from q8core.arrays import Array
 from q8core.checkpoint.config import CONFIG_FILE
 from q8core.checkpoint.float_names import read_names
 from q8core.checkpoint.float_source import FloatSource, open_source
@@ -117,11 +118,11 @@ def _convert(folder: Path, weights: Weights, raw: Path, written: Path) -> Import
     )
 
 
-def _own_tensors(source: FloatSource) -> dict[str, torch.Tensor]:
+def _own_tensors(source: FloatSource) -> dict[str, Array]:
     """Return the model's tensors by its own names, in float32, which represents every value of a half type."""
     used = set(source.stored.values())
     names = read_names(source.file, source.config.family, str(source.file.path)).stored
-    return {name: source.file[found].to(torch.float32) for name, found in names.items() if found in used}
+    return {name: source.file[found].astype(np.float32, copy=False) for name, found in names.items() if found in used}
 
 
 def _write_config(source: FloatSource, target: Path) -> str:

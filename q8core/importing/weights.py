@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import cast
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from q8core.checkpoint.manifest import FLOAT_FILE
-from q8core.checkpoint.tensors import TensorFile, write_tensors
+from q8core.checkpoint.tensors import TensorFile, give_ordinary_permissions
 from q8core.documents import read_json, shown
 from q8core.errors import CheckpointError
 from q8core.importing.unpickle import unpickle
@@ -64,10 +65,11 @@ class Weights:
             if len(self.shards) == 1 and self.pickled:
                 part.rename(target)
                 return
-            tensors |= dict(file.items())
+            tensors |= load_file(part)
             if self.pickled:
                 part.unlink()
-        write_tensors(target, tensors)
+        save_file(tensors, target, {"format": "pt"})  # with torch, in whose types there is bfloat16
+        give_ordinary_permissions(target)
 
 
 def find_weights(folder: Path) -> Weights:

@@ -4,5 +4,6 @@ Compiled when the package is installed (``build_hook.py``); the engines work wit
 """
 
 from q8core.native.library import load_library, variants
+from q8core.native.openmp import runtime_threads
 
-__all__ = ["load_library", "variants"]
+__all__ = ["load_library", "runtime_threads", "variants"]

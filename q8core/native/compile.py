@@ -78,7 +78,7 @@ def compile_library(folder: Path) -> Path:
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             objects = list(pool.map(compile_one, jobs))
-        # Not linked with an OpenMP runtime: torch's is loaded already, and two would compete for CPUs.
+        # Not linked with an OpenMP runtime: the one that torch brings is loaded before it, two would fight for CPUs.
         _run(compiler, "-shared", "-Wl,--as-needed", *objects, "-o", str(Path(build, LIBRARY)))
         # Moved, not overwritten: a process that uses the old library keeps it.
         shutil.move(str(Path(build, LIBRARY)), folder / LIBRARY)

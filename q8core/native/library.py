@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import importlib
 import os
 from ctypes import POINTER, c_char_p, c_float, c_int, c_int64, c_void_p
 from functools import cache
@@ -12,6 +11,7 @@ from typing import Any
 
 from q8core.errors import EngineError, InputError
 from q8core.native.compile import LIBRARY, VARIANTS, source_digest
+from q8core.native.openmp import load_openmp
 from q8core.native.structs import MIRRORED, Batch, FloatModel, Linear, Model
 
 ISA_VARIABLE = "Q8BERT_MAX_ISA"
@@ -62,7 +62,7 @@ def load_library() -> Any:
             "the native kernel was not built: installing q8bert on Linux with g++ at hand builds it (Debian: apt "
             "install g++, then pip install again)"
         )
-    importlib.import_module("torch")  # torch's OpenMP runtime must be loaded first: the library uses its threads
+    load_openmp()  # must be there first: the library is not linked with one
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:

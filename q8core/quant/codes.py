@@ -7,8 +7,10 @@ So each row begins at a byte, and whoever computes with int8 runs every width, e
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
+
+from q8core.arrays import Array
 
 
 def stored_bits(bits: int) -> int:
@@ -22,25 +24,29 @@ def stored_shape(shape: tuple[int, ...], bits: int) -> tuple[int, ...]:
     return (*shape[:-1], -(-shape[-1] // each))
 
 
-def encode(weight: Tensor, bits: int) -> Tensor:
+def encode(weight: NDArray[np.int8], bits: int) -> Array:
     """Return the codes of integers (rows, columns) int8: themselves, or uint8 (rows, bytes of a row)."""
     width = stored_bits(bits)
     if width == 8:
         return weight
     each = 8 // width
-    padded = torch.nn.functional.pad(weight, (0, -weight.shape[-1] % each))
-    parts = padded.view(torch.uint8).unflatten(-1, (-1, each)) & (2**width - 1)
-    shifts = torch.arange(each, dtype=torch.uint8) * width
-    return (parts << shifts).sum(-1, dtype=torch.int64).to(torch.uint8)
+    rows, columns = weight.shape
+    padded = np.pad(weight, ((0, 0), (0, -columns % each)))
+    parts = padded.view(np.uint8).reshape(rows, -1, each) & (2**width - 1)
+    return np.ascontiguousarray(np.bitwise_or.reduce(parts << _shifts(width), axis=-1))
 
 
-def decode(codes: Tensor, bits: int, columns: int) -> Tensor:
+def decode(codes: Array, bits: int, columns: int) -> NDArray[np.int8]:
     """Return the integers (rows, columns) int8 of stored codes."""
     width = stored_bits(bits)
     if width == 8:
         return codes
-    each = 8 // width
-    shifts = torch.arange(each, dtype=torch.uint8) * width
     # up to the sign's place, and down again as a signed number
-    raised = ((codes.unsqueeze(-1) >> shifts) << (8 - width)).view(torch.int8)
-    return (raised >> (8 - width)).flatten(-2)[..., :columns].contiguous()
+    raised = ((codes[..., None] >> _shifts(width)) << (8 - width)).view(np.int8)
+    raised >>= 8 - width
+    return np.ascontiguousarray(raised.reshape(len(codes), -1)[:, :columns])
+
+
+def _shifts(width: int) -> NDArray[np.uint8]:
+    """Return where in a byte its codes begin."""
+    return np.arange(0, 8, width, dtype=np.uint8)

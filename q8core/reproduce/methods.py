@@ -13,7 +13,8 @@ from q8core.bench.contenders import stock_class, stock_logits
 from q8core.bench.peers.torch_dynamic import quantize_linears
 from q8core.engines import build_engine
 from q8core.evaluate import evaluate_engine
-from q8core.quant import convert, preset
+from q8core.quant import preset
+from q8core.quant.qat.convert import arrays, convert
 from q8core.quant.rules.ranges import CalibrationMethod
 from q8core.reproduce.batch_dynamic import simulate_batch_dynamic
 from q8core.tasks.task import ClassifyTask, Feature, Task
@@ -50,7 +51,7 @@ class Method:
 
 def _our_int8(scheme: str, calibration: CalibrationMethod, source: str, task: Task, seed: int) -> Scored:
     model, _ = quantized_model(source, task, preset(scheme), CALIBRATION_EXAMPLES, calibration, seed)
-    engine = build_engine(model.plan(preset(scheme)), convert(model.network))
+    engine = build_engine(model.plan(preset(scheme)), arrays(convert(model.network)))
     return Scored(evaluate_engine(engine, task), f"executed by the {engine.kernel} kernel")
 
 
@@ -66,7 +67,8 @@ def _paper_dynamic(source: str, task: Task, seed: int) -> Scored:
     batches = [order[start : start + _PAPER_BATCH] for start in range(0, len(order), _PAPER_BATCH)]
     logits = logits_of(lambda batch: model(**batch), features, task.kind, batches, pad)
     return Scored(
-        task.score(logits), f"simulated in float32, batches of {_PAPER_BATCH} padded to {task.max_length} tokens"
+        task.score(logits),
+        f"simulated in float32, batches of {_PAPER_BATCH} padded to {task.max_length} tokens",
     )
 
 

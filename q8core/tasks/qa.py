@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
@@ -160,7 +159,7 @@ def max_context(windows: Sequence[Window]) -> list[NDArray[np.bool_]]:
 
 def best_answers(
     windows: Sequence[Window],
-    logits: Sequence[torch.Tensor],
+    logits: Sequence[NDArray[np.float32]],
     context: str,
     top_k: int = 1,
     max_answer_len: int = 15,
@@ -171,7 +170,7 @@ def best_answers(
 
     Args:
         windows: the windows of one question and context.
-        logits: one tensor of shape ``(window length, 2)`` per window: start and end logits.
+        logits: one array of shape ``(window length, 2)`` per window: start and end logits.
         context: the text that the offsets point into.
         top_k: most spans to return, best first.
         max_answer_len: longest answer in tokens.
@@ -195,11 +194,11 @@ def best_answers(
         if value < 1:
             raise InputError(f"{name} is {value}; at least 1")
     scope, null = _candidates(windows, logits)
-    log_z = float(torch.cat([null[None], *scope]).logsumexp(0).sum())
+    log_z = float(_logsumexp(np.concatenate([null[None], *scope])).sum())
     found: dict[Place, float] = {}
     for window, inside, may_start in zip(windows, scope, max_context(windows), strict=True):
         places = (window.words if align_to_words else window.offsets)[window.context_start : window.context_end]
-        sums = _span_sums(inside.numpy(), may_start, max_answer_len)
+        sums = _span_sums(inside, may_start, max_answer_len)
         for place, logit in _best_places(sums, places, top_k).items():
             found[place] = max(logit, found.get(place, -math.inf))
     if handle_impossible:
@@ -208,17 +207,25 @@ def best_answers(
     return [Answer(context[start:end], math.exp(logit - log_z), start, end) for (start, end), logit in best]
 
 
-def _candidates(windows: Sequence[Window], logits: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor]:
+def _candidates(
+    windows: Sequence[Window], logits: Sequence[NDArray[np.float32]]
+) -> tuple[list[NDArray[np.float64]], NDArray[np.float64]]:
     """Return the logits in the softmax: each window's ``(context tokens, 2)``, and those of "no answer", ``(2,)``."""
-    scope: list[torch.Tensor] = []
-    nulls: list[torch.Tensor] = []
+    scope: list[NDArray[np.float64]] = []
+    nulls: list[NDArray[np.float64]] = []
     for window, table in zip(windows, logits, strict=True):
         if table.shape != (len(window.input_ids), 2):
-            raise InputError(f"span logits have shape {tuple(table.shape)}, expected ({len(window.input_ids)}, 2)")
-        scope.append(table[window.context_start : window.context_end].double())
-        nulls.append(table[0].double())
-    # "no answer" holds only if every window agrees: the least sure window decides
+            raise InputError(f"span logits have shape {table.shape}, expected ({len(window.input_ids)}, 2)")
+        scope.append(table[window.context_start : window.context_end].astype(np.float64))
+        nulls.append(table[0].astype(np.float64))
+    # no answer needs every window to say so: the least sure window decides
     return scope, min(nulls, key=lambda pair: float(pair.sum()))
+
+
+def _logsumexp(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return log(sum(exp(values))) of each column, without overflow."""
+    largest = values.max(axis=0)
+    return largest + np.log(np.exp(values - largest).sum(axis=0))
 
 
 def _span_sums(inside: NDArray[np.float64], may_start: NDArray[np.bool_], max_answer_len: int) -> NDArray[np.float64]:

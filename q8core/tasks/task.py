@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from tokenizers import Tokenizer
 
 from q8core.errors import InputError
@@ -119,7 +118,7 @@ class ClassifyTask:
         """Return tokens of the first ``limit`` dev texts."""
         return self._features("dev", self.data.dev[:limit])
 
-    def score(self, logits: Sequence[torch.Tensor]) -> dict[str, float]:
+    def score(self, logits: Sequence[npt.NDArray[np.float32]]) -> dict[str, float]:
         """Return all metrics (0..1 or -1..1) of logits ``(labels,)`` for the first ``len(logits)`` dev texts."""
         number = is_regression(self.labels)
         if self.outputs is not None:
@@ -190,10 +189,10 @@ class QATask:
             self.cut.note("dev", "questions", cut, len(examples), MAX_QUESTION_LEN)
         return [make_feature(w.input_ids, w.token_type_ids) for _, windows in self._windows for w in windows]
 
-    def score(self, logits: Sequence[torch.Tensor]) -> dict[str, float]:
+    def score(self, logits: Sequence[npt.NDArray[np.float32]]) -> dict[str, float]:
         """Return EM and F1 (percent) of logits ``(window length, 2)`` for the windows of the last ``dev_features``."""
         if len(logits) != sum(len(windows) for _, windows in self._windows):
-            raise InputError("one tensor of logits is needed for each window of dev_features()")
+            raise InputError("one array of logits is needed for each window of dev_features()")
         predictions: dict[str, str] = {}
         place = 0
         for example, windows in self._windows:

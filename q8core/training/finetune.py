@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from q8core.arrays import Array
 from q8core.checkpoint.config import ModelConfig
 from q8core.checkpoint.manifest import FLOAT_FILE, MANIFEST_FILE
 from q8core.checkpoint.tensors import write_tensors
@@ -17,7 +18,8 @@ from q8core.engines import build_engine
 from q8core.errors import InputError
 from q8core.evaluate import evaluate_engine
 from q8core.model.head import TaskKind
-from q8core.quant import master_weights
+from q8core.quant.qat.convert import arrays
+from q8core.quant.qat.prepare import master_weights
 from q8core.tasks.task import Task
 from q8core.tokenizer import copy_tokenizer
 from q8core.training.config import TrainConfig
@@ -54,8 +56,7 @@ def finetune(
     model = load_for_task(source, task, config.dropout)
 
     def score(module: nn.Module, limit: int | None) -> dict[str, float]:
-        floats = {name: tensor.cpu() for name, tensor in master_weights(module).items()}
-        return evaluate_engine(build_engine(model.plan(), floats), task, limit)
+        return evaluate_engine(build_engine(model.plan(), arrays(master_weights(module))), task, limit)
 
     loss, taught_by = training_loss(teacher, model, task, config)
     identity = {**run_identity(source, task, data, "fp32"), **taught_by}
@@ -63,7 +64,7 @@ def finetune(
     progress = trainer.run(task.train_features())
     if not trainer.processes.is_first:
         return {}
-    engine = build_engine(model.plan(), master_weights(model.network))
+    engine = build_engine(model.plan(), arrays(master_weights(model.network)))
     scores = evaluate_engine(engine, task)
     save_float(model, Path(model_folder(source)), output)
     record: dict[str, Any] = {
@@ -83,12 +84,12 @@ def finetune(
 def save_float(model: TaskModel, tokenizer_folder: Path, output: Path) -> None:
     """Write ``config.json``, ``model.safetensors`` and the tokenizer's files."""
     output.mkdir(parents=True, exist_ok=True)
-    write_float(model.config, model.kind, master_weights(model.network), output)
+    write_float(model.config, model.kind, arrays(master_weights(model.network)), output)
     model.config.save(output, model.kind)
     copy_tokenizer(tokenizer_folder, output)
 
 
-def write_float(config: ModelConfig, kind: TaskKind, tensors: Mapping[str, torch.Tensor], output: Path) -> None:
+def write_float(config: ModelConfig, kind: TaskKind, tensors: Mapping[str, Array], output: Path) -> None:
     """Write ``model.safetensors`` under the family's names, given float tensors by the names of sites."""
     names = config.file_names(kind)
     write_tensors(output / FLOAT_FILE, {names[name]: tensor for name, tensor in tensors.items()})

@@ -118,7 +118,7 @@ def _load(source: FloatSource, kind: TaskKind, classes: Classes, dropout: float)
     network = load_network(
         config.spec,
         config.head(kind),
-        source.tensors(kind),
+        {name: torch.from_numpy(array) for name, array in source.tensors(kind).items()},
         config.family.dropout_rates(kind, dropout),
         new_head_std=config.initializer_range,
     )

@@ -7,13 +7,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 
+from q8core.arrays import Logits
 from q8core.checkpoint import GoldenExample, write_checkpoint
 from q8core.checkpoint.manifest import FLOAT_FILE
 from q8core.engines import Engine, TokenBatch, build_engine
 from q8core.evaluate import evaluate_engine
-from q8core.quant import Scheme, convert, dequantized_tensors, master_weights
+from q8core.quant import Scheme
+from q8core.quant.dequantized import dequantized_tensors
+from q8core.quant.qat.convert import arrays, convert
+from q8core.quant.qat.prepare import master_weights
 from q8core.tasks.task import Feature, Task
 from q8core.training.finetune import write_float
 from q8core.training.model import TaskModel
@@ -50,8 +54,8 @@ def publish(
         output: the checkpoint folder.
         keep_float: whether to store the float weights too, which the fp32 backend then uses.
     """
-    tensors, plan = convert(prepared.network), prepared.plan(scheme)
-    floats = master_weights(prepared.network) if keep_float else dequantized_tensors(plan, tensors)
+    tensors, plan = arrays(convert(prepared.network)), prepared.plan(scheme)
+    floats = arrays(master_weights(prepared.network)) if keep_float else dequantized_tensors(plan, tensors)
     int8 = build_engine(plan, tensors)
     fp32 = build_engine(prepared.plan(), floats)
     golden = golden_examples({"int8": int8, "fp32": fp32}, task.dev_features())
@@ -89,16 +93,16 @@ def golden_examples(engines: Mapping[str, Engine], features: list[Feature]) -> l
             break
         ids, types = feature.input_ids.tolist(), feature.token_type_ids.tolist()
         found = {name: _one(engine, ids, types) for name, engine in engines.items()}
-        numbers += sum(logits.numel() for logits in found.values())
+        numbers += sum(logits.size for logits in found.values())
         examples.append(GoldenExample(ids, types, {name: _rounded(logits) for name, logits in found.items()}))
     return examples
 
 
-def _one(engine: Engine, ids: list[int], types: list[int]) -> torch.Tensor:
+def _one(engine: Engine, ids: list[int], types: list[int]) -> Logits:
     logits = engine.infer(TokenBatch.pack([(ids, types)]))
     return logits[0] if engine.head.reads == "first" else logits
 
 
-def _rounded(logits: torch.Tensor) -> list[Any]:
+def _rounded(logits: Logits) -> list[Any]:
     # six decimals: finer than differences between kernels, shorter than float32 in full
-    return (logits.double() * 1e6).round().div(1e6).tolist()
+    return (np.rint(logits.astype(np.float64) * 1e6) / 1e6).tolist()

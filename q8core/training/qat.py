@@ -13,7 +13,9 @@ from q8core.documents import read_json
 from q8core.engines import build_engine
 from q8core.errors import CheckpointError, InputError
 from q8core.evaluate import evaluate_engine
-from q8core.quant import Scheme, calibrate, convert, find_scheme, master_weights, prepare, preset
+from q8core.quant import Scheme, find_scheme, preset
+from q8core.quant.qat.convert import arrays, convert
+from q8core.quant.qat.prepare import calibrate, master_weights, prepare
 from q8core.quant.rules.ranges import CalibrationMethod
 from q8core.tasks.task import Feature, Task
 from q8core.training.batches import collate
@@ -57,9 +59,8 @@ def train_quantized(
     prepared = prepare(model.network, model.plan(scheme))
 
     def score(module: nn.Module, limit: int | None) -> dict[str, float]:
-        # score what will run: mixed precision would round some activations to other steps of their grids
-        tensors = {name: tensor.cpu() for name, tensor in convert(module).items()}
-        return evaluate_engine(build_engine(model.plan(scheme), tensors), task, limit)
+        # what is compared is what will run: mixed precision would round other activations to other steps of their grids
+        return evaluate_engine(build_engine(model.plan(scheme), arrays(convert(module))), task, limit)
 
     loss, taught_by = training_loss(teacher, model, task, config)
     identity = {**run_identity(source, task, data, scheme.name), **taught_by}
@@ -147,10 +148,10 @@ def baseline_scores(source: str, task: Task, names: tuple[str, ...]) -> dict[str
             continue
         model = load_for_task(source, task)
         if name == "fp32":
-            engine = build_engine(model.plan(), master_weights(model.network))
+            engine = build_engine(model.plan(), arrays(master_weights(model.network)))
         else:
             plan = model.plan(preset(name))
-            engine = build_engine(plan, convert(prepare(model.network.eval(), plan)))
+            engine = build_engine(plan, arrays(convert(prepare(model.network.eval(), plan))))
         scores[name] = evaluate_engine(engine, task)
     return scores
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from tqdm import tqdm
 
+from q8core.arrays import Logits
 from q8core.model.head import TaskKind
 from q8core.model.network import Network
 from q8core.tasks.batching import sorted_batches
@@ -22,7 +23,7 @@ Pad = Callable[[Sequence[Feature]], dict[str, torch.Tensor]]
 
 def model_logits(
     model: Network, features: Sequence[Feature], kind: TaskKind, precision: Precision = "fp32"
-) -> list[torch.Tensor]:
+) -> list[Logits]:
     """Return one tensor per feature: ``(labels,)`` for classification, ``(length, 2)`` for QA."""
     batches = sorted_batches([len(feature) for feature in features], EVAL_TOKENS)
     device = next(model.parameters()).device
@@ -41,7 +42,7 @@ def logits_of(
     kind: TaskKind,
     batches: Sequence[Sequence[int]],
     pad: Pad,
-) -> list[torch.Tensor]:
+) -> list[Logits]:
     """Return the same as `model_logits`, for any function that computes a batch.
 
     Args:
@@ -51,7 +52,7 @@ def logits_of(
         batches: the indices of the features of each batch.
         pad: makes a batch of tensors from features.
     """
-    result: list[torch.Tensor | None] = [None] * len(features)
+    result: list[Logits | None] = [None] * len(features)
     with torch.inference_mode():
         for indices in tqdm(batches, desc="scoring", unit="batch", leave=False, disable=None):
             logits = forward(pad([features[i] for i in indices])).float().cpu()
@@ -59,5 +60,5 @@ def logits_of(
             if kind == "qa":
                 rows = [row[: len(features[i])].clone() for row, i in zip(rows, indices, strict=True)]
             for i, row in zip(indices, rows, strict=True):
-                result[i] = row
+                result[i] = row.numpy()
     return [row for row in result if row is not None]

@@ -6,8 +6,7 @@ from functools import partial
 from itertools import accumulate, count
 from typing import TypeVar
 
-from torch import Tensor
-
+from q8core.arrays import Logits
 from service.answering.steps import Steps
 from service.models.registry import ModelRegistry
 from service.second_opinion.cascade import FIRST, SECOND, Cascade
@@ -48,8 +47,8 @@ class OneBackend:
         return answer
 
     async def _reconsider(
-        self, trace: RequestTrace, work: Work[T], encoded: EncodedRequest, logits: list[Tensor], deadline: float
-    ) -> list[Tensor]:
+        self, trace: RequestTrace, work: Work[T], encoded: EncodedRequest, logits: list[Logits], deadline: float
+    ) -> list[Logits]:
         """Return the logits to answer with: here, those of the one backend."""
         return logits
 
@@ -73,8 +72,8 @@ class Cascaded(OneBackend):
         self._metrics = metrics
 
     async def _reconsider(
-        self, trace: RequestTrace, work: Work[T], encoded: EncodedRequest, logits: list[Tensor], deadline: float
-    ) -> list[Tensor]:
+        self, trace: RequestTrace, work: Work[T], encoded: EncodedRequest, logits: list[Logits], deadline: float
+    ) -> list[Logits]:
         """Ask fp32 about the inputs of which int8 is not sure; return the logits to answer with, in input order."""
         verdicts = await self._steps.in_threads(trace, work, partial(work.verdicts, logits))
         weak = self._cascade.weak(work.model, verdicts)

@@ -12,8 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
-from torch import Tensor
-
+from q8core.arrays import Logits
 from service.answering.text_threads import TextThreads
 from service.answering.turns import Turns
 from service.errors import ClientClosed, DeadlineExceeded
@@ -75,14 +74,14 @@ class Steps:
             work.model.note_cut()
         return encoded
 
-    async def compute(self, trace: RequestTrace, encoded: EncodedRequest, lane: Lane, deadline: float) -> list[Tensor]:
+    async def compute(self, trace: RequestTrace, encoded: EncodedRequest, lane: Lane, deadline: float) -> list[Logits]:
         """Queue the encoded request for one backend and wait for the logits."""
         self._metrics.input_tokens.labels(lane.backend).observe(encoded.tokens)
         if encoded.windows is not None:
             self._metrics.qa_windows.labels(lane.backend).observe(encoded.windows)
         return await self.infer(lane, encoded.items, deadline, trace)
 
-    async def finish(self, trace: RequestTrace, work: Work[T], logits: list[Tensor]) -> T:
+    async def finish(self, trace: RequestTrace, work: Work[T], logits: list[Logits]) -> T:
         """Turn the logits into the answer."""
         await self._turns.wait()  # a batch completes many requests at once
         with trace.stage("postprocess"):
@@ -98,7 +97,7 @@ class Steps:
 
         return await self._threads.run(unless_left, inputs=work.inputs, characters=work.characters)
 
-    async def infer(self, lane: Lane, items: list[WorkItem], deadline: float, trace: RequestTrace) -> list[Tensor]:
+    async def infer(self, lane: Lane, items: list[WorkItem], deadline: float, trace: RequestTrace) -> list[Logits]:
         """Queue the sequences and wait for the logits, the deadline or a disconnect, whichever comes first."""
         ticket = Ticket(lane, items, deadline)
         self._queue.put(ticket)

@@ -16,8 +16,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from torch import Tensor
-
+from q8core.arrays import Logits
 from service.errors import DeadlineExceeded, QueueFull, ServiceError, TooManyTokens, UnknownModel
 from service.queueing.lane_queue import LaneQueue, long_share
 
@@ -91,11 +90,11 @@ class Ticket:
     items: Sequence[WorkItem]
     deadline: float
     """On the queue's clock."""
-    future: Future[list[Tensor]] = field(default_factory=lambda: Future[list["Tensor"]]())
+    future: Future[list[Logits]] = field(default_factory=lambda: Future[list[Logits]]())
     submitted: float = 0.0
     started: float | None = None
     """When the first of its batches started; None while all of it waits."""
-    _logits: dict[int, Tensor] = field(default_factory=lambda: dict[int, "Tensor"]())
+    _logits: dict[int, Logits] = field(default_factory=lambda: dict[int, Logits]())
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -103,7 +102,7 @@ class Ticket:
         """Tokens of all sequences."""
         return sum(item.tokens for item in self.items)
 
-    def resolve(self, place: int, logits: Tensor) -> None:
+    def resolve(self, place: int, logits: Logits) -> None:
         """Store one sequence's logits; the last one completes the future."""
         with self._lock:
             self._logits[place] = logits

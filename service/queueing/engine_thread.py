@@ -1,8 +1,8 @@
 """The engine thread: loads the engines, then computes one batch after another.
 
 There is one per process. Every engine uses all of the process's CPUs for a batch, so two engines at once would only
-compete for them. torch keeps one team of OpenMP threads per calling thread, so loading, warm-up and inference all
-happen here.
+take turns at a higher price; and OpenMP keeps one team of worker threads per calling thread, so loading, warm-up and
+inference all happen here.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple, Protocol
 
-from torch import Tensor
-
+from q8core.arrays import Logits
 from q8core.engines.packing import TokenBatch
 from q8core.errors import InputError, Q8Error
 from q8core.model.head import Reads
@@ -37,7 +36,7 @@ class Infers(Protocol):
         """The tokens that its head reads."""
         ...
 
-    def infer(self, batch: TokenBatch) -> Tensor:
+    def infer(self, batch: TokenBatch) -> Logits:
         """Compute the logits of a packed batch."""
         ...
 

@@ -16,8 +16,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
+from q8core.arrays import Logits
 from service.queueing.batcher import LoadedModel, WorkItem
 from service.second_opinion.compare import BACKENDS, FLOAT, INTEGER
 from service.tasks.verdict import Comparison, LabelVerdict, Verdict, compare_verdicts
@@ -83,7 +83,7 @@ def compare_request(
     request_id: str,
     work: Work[object],
     items: Sequence[WorkItem],
-    logits: Mapping[str, list[Tensor]],
+    logits: Mapping[str, list[Logits]],
     *,
     with_texts: bool,
 ) -> list[Case]:
@@ -93,7 +93,7 @@ def compare_request(
         request_id: the request's id in the cases.
         work: the request.
         items: its sequences.
-        logits: for each of the two backends one tensor per sequence.
+        logits: for each of the two backends one array for each sequence.
         with_texts: keep the texts, cut to 10,000 characters, and the spans' words in the cases.
     """
     fp32, int8 = work.verdicts(logits[FLOAT]), work.verdicts(logits[INTEGER])

@@ -12,9 +12,9 @@ from typing import Any, TypeVar, cast
 
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
-from torch import Tensor
 from tqdm import tqdm
 
+from q8core.arrays import Logits
 from q8core.documents import parse_json
 from q8core.engines.packing import TokenBatch
 from q8core.engines.protocol import Engine
@@ -80,7 +80,7 @@ def replay(requests: Sequence[Recorded], engines: Mapping[Lane, Engine], *, with
         yield from compare_request(request.name, request.work, request.items, logits, with_texts=with_texts)
 
 
-def _infer(engine: Engine, item: WorkItem) -> Tensor:
+def _infer(engine: Engine, item: WorkItem) -> Logits:
     packed = TokenBatch.pack([(item.input_ids, item.token_type_ids)])
     (logits,) = packed.split(engine.infer(packed), engine.reads)
     return logits

@@ -18,8 +18,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from random import Random
 
-from torch import Tensor
-
+from q8core.arrays import Logits
 from service.queueing.batcher import Batch, Entry, Lane, LoadedModel, Ticket, WorkItem
 from service.second_opinion.agreement import Agreement, compare_request
 from service.second_opinion.compare import BACKENDS
@@ -54,7 +53,7 @@ class Sample:
     items: list[WorkItem]
     lane: Lane
     """The engine that answered."""
-    logits: list[Tensor]
+    logits: list[Logits]
 
 
 class _Dropped(Exception):
@@ -249,7 +248,7 @@ class Shadow:
     def _count_drop(self, reason: str) -> None:
         self._metrics.dropped.labels(reason).inc()
 
-    def _computed(self, sample: Sample, other: str, future: Future[list[Tensor]]) -> None:
+    def _computed(self, sample: Sample, other: str, future: Future[list[Logits]]) -> None:
         """Count a dropped sample; else, on the engine thread, pass it to the comparing thread."""
         error = future.exception()
         if isinstance(error, _Dropped):
@@ -263,7 +262,7 @@ class Shadow:
         else:
             self._thread.submit(self._compare, sample, other, future.result())
 
-    def _compare(self, sample: Sample, other: str, logits: list[Tensor]) -> None:
+    def _compare(self, sample: Sample, other: str, logits: list[Logits]) -> None:
         by_backend = {sample.lane.backend: sample.logits, other: logits}
         try:
             cases = compare_request(

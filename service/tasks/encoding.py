@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
-from torch import Tensor
 
+from q8core.arrays import Logits
 from q8core.errors import InputError
 from q8core.special_tokens import sequence_template
 from q8core.tasks.classify import Encoded, FunctionToApply, Side, encode_text, postprocess
@@ -121,14 +120,14 @@ class ClassifyWork:
                     raise self._too_long(place, limit)
         return EncodedRequest([_work_item(one) for one in encoded], sum(one.truncated for one in encoded))
 
-    def finish(self, logits: list[Tensor]) -> schemas.ClassifyResponse:
+    def finish(self, logits: list[Logits]) -> schemas.ClassifyResponse:
         """Turn each row of logits, shape ``(labels,)``, into scored labels."""
         function = self._parameters.function_to_apply or default_function(self._model)
         labels, top_k = self._model.checkpoint.labels, self._parameters.top_k
         rows = postprocess(_rows(logits), labels, function, top_k)
         return [[schemas.LabelScore(label=s.label, score=s.score) for s in row] for row in rows]
 
-    def verdicts(self, logits: list[Tensor]) -> list[Verdict]:
+    def verdicts(self, logits: list[Logits]) -> list[Verdict]:
         """Return all labels of each text, scored by the function of the problem that the model was trained for."""
         function, labels = default_function(self._model), self._model.checkpoint.labels
         rows = postprocess(_rows(logits), labels, function)
@@ -225,7 +224,7 @@ class QAWork:
         flat = [_work_item(window) for own in self._windows for window in own]
         return EncodedRequest(flat, truncated, len(flat))
 
-    def finish(self, logits: list[Tensor]) -> schemas.QAResponse:
+    def finish(self, logits: list[Logits]) -> schemas.QAResponse:
         """Find the answers in each context from the logits of its windows, each of shape ``(length, 2)``."""
         found = self._search_all(logits, self._parameters.top_k)
         if self._parameters.top_k > 1:
@@ -233,7 +232,7 @@ class QAWork:
         best = [spans[0] for spans in found]
         return best if self._listed else best[0]
 
-    def verdicts(self, logits: list[Tensor]) -> list[Verdict]:
+    def verdicts(self, logits: list[Logits]) -> list[Verdict]:
         """Return the two best spans for each question."""
         return [SpanVerdict(tuple(spans)) for spans in self._search_all(logits, 2)]
 
@@ -284,7 +283,7 @@ class QAWork:
     def _question_is_cut(self, item: schemas.QAInput, windows: Sequence[Window]) -> bool:
         return question_is_cut(self._model.tokenizer, item.question, windows, self._parameters.max_question_len)
 
-    def _search_all(self, logits: list[Tensor], top_k: int) -> list[list[schemas.AnswerSpan]]:
+    def _search_all(self, logits: list[Logits], top_k: int) -> list[list[schemas.AnswerSpan]]:
         rest = iter(logits)
         return [
             self._search(item, own, [next(rest) for _ in own], top_k)
@@ -292,7 +291,7 @@ class QAWork:
         ]
 
     def _search(
-        self, item: schemas.QAInput, windows: list[Window], logits: list[Tensor], top_k: int
+        self, item: schemas.QAInput, windows: list[Window], logits: list[Logits], top_k: int
     ) -> list[schemas.AnswerSpan]:
         found = best_answers(
             windows,
@@ -316,9 +315,8 @@ def default_function(model: Model) -> FunctionToApply:
     return "softmax"
 
 
-def _rows(logits: list[Tensor]) -> NDArray[np.float32]:
-    # numpy: with so few numbers, torch's overhead exceeds the computation
-    return np.stack([row.numpy() for row in logits])
+def _rows(logits: list[Logits]) -> Logits:
+    return np.stack(logits)
 
 
 def _work_item(encoded: Encoded | Window) -> WorkItem:

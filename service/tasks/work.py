@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from torch import Tensor
-
+from q8core.arrays import Logits
 from service.tasks.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -47,11 +46,11 @@ class Work(Protocol[T_co]):
         """Turn texts into sequences."""
         ...
 
-    def finish(self, logits: list[Tensor]) -> T_co:
+    def finish(self, logits: list[Logits]) -> T_co:
         """Turn the sequences' logits into the answer; may be called for several backends' logits."""
         ...
 
-    def verdicts(self, logits: list[Tensor]) -> list[Verdict]:
+    def verdicts(self, logits: list[Logits]) -> list[Verdict]:
         """Return the verdict on each input, from logits with one tensor per sequence."""
         ...
 

@@ -21,6 +21,7 @@ from q8core.errors import CheckpointError
 from q8core.say_once import warn_once
 from q8core.training.identity import weights_digest
 from q8core.training.model import load_model
+from tests.arrays import infer
 from tests.conftest import save_tiny
 from tests.models import site_tensors
 from tests.source_folders import VARIANTS, make_variant
@@ -51,7 +52,7 @@ def test_a_model_under_other_names_is_the_same_model(
         ours = load_model(str(folder), "classify", LABELS).network.eval()
         assert all(parameter.dtype == torch.float32 for parameter in ours.parameters())
         found = ours(input_ids=torch.tensor([IDS]))[0]
-        served = load_engine(folder, "fp32").infer(TokenBatch.pack([(IDS, [0] * len(IDS))]))[0]
+        served = infer(load_engine(folder, "fp32"), TokenBatch.pack([(IDS, [0] * len(IDS))]))[0]
     assert torch.equal(ours.get_parameter("head.dense.weight"), stored[0])
     assert torch.allclose(found, wanted, atol=1e-6)
     assert torch.allclose(served, wanted, atol=1e-5)

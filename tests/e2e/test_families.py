@@ -21,7 +21,9 @@ from q8core.errors import InputError
 from q8core.export.onnx_model import export_onnx
 from q8core.model.families import FAMILIES
 from q8core.model.head import TaskKind
-from q8core.quant import calibrate, convert, prepare, preset
+from q8core.quant import preset
+from q8core.quant.qat.convert import arrays, convert
+from q8core.quant.qat.prepare import calibrate, prepare
 from q8core.tasks.classify import encode_text
 from q8core.tasks.examples import ClassifyData, TextExample
 from q8core.tasks.task import ClassifyTask
@@ -94,7 +96,7 @@ def expected(model: Any, inputs: Sequence[tuple[list[int], list[int]]]) -> list[
 
 def answers(engine: Any, inputs: Sequence[tuple[list[int], list[int]]]) -> list[Tensor]:
     batch = TokenBatch.pack(inputs)
-    return batch.split(engine.infer(batch), engine.reads)
+    return [torch.from_numpy(logits) for logits in batch.split(engine.infer(batch), engine.reads)]
 
 
 @every_family
@@ -147,7 +149,7 @@ def test_every_kernel_computes_the_simulation(model_type: str, kind: TaskKind, s
     network.eval()
     with torch.no_grad():
         simulated = [network(torch.tensor([ids]), None, torch.tensor([types]))[0] for ids, types in inputs]
-    tensors = convert(network)
+    tensors = arrays(convert(network))
     assert tensors.keys() == plan.tensors.keys()
     for kernel in KERNELS if scheme != "dynamic" else KERNELS[1:]:
         found = answers(build_engine(plan, tensors, kernel), inputs)
@@ -208,7 +210,7 @@ def test_the_exported_model_gives_our_logits(model_type: str, kind: TaskKind, tm
     labels = config.labels if kind == "classify" else ()
     write_checkpoint(
         output, name="it", config=config, task=kind, labels=labels, max_length=64, scheme=preset("static"),
-        tensors=convert(network), tokenizer_folder=source,
+        tensors=arrays(convert(network)), tokenizer_folder=source,
     )  # fmt: skip
     opened, file = Checkpoint.open(output), tmp_path / "model.onnx"
     export_onnx(opened, file)

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from q8core.arrays import address
 from q8core.engines import TokenBatch
-from q8core.engines.choice.int8_kernels import proven_linear_kernel
-from q8core.engines.engine import Model
+from q8core.engines.choice.linearwise import proven_linear_kernel
 from q8core.engines.layers.attention import FloatProducts, Products, QuantizedProducts
 from q8core.engines.layers.encoder import (
     Embeddings,
@@ -28,11 +28,13 @@ from q8core.engines.layers.encoder import (
 )
 from q8core.engines.layers.encoder import Norm as EngineNorm
 from q8core.engines.layers.linear import FloatLinear, StaticLinear
+from q8core.engines.layers.model import Model
 from q8core.engines.loaders.native import NativeLinear
 from q8core.engines.tensors.site_tensors import LinearTensors
 from q8core.native import load_library, structs, variants
 from q8core.quant.ops.arithmetic import dequantize_bias, rescale_factor
 from q8core.quant.ops.products import score_factor
+from tests.arrays import batch_of
 from tests.engines.random_parts import LINEARS, Linear, Norm, Parts, Table
 
 
@@ -152,10 +154,10 @@ class NativeBuilder:
 
     def linear(self, layer: Linear) -> Any:
         if self.integers:
-            tensors = LinearTensors(
-                layer.weight, layer.bias, layer.weight_scale, layer.input_scale, layer.output_scale, layer.zero_point
-            )
-            packed = NativeLinear.pack(tensors)
+            assert layer.weight_scale is not None
+            assert layer.input_scale is not None
+            tensors = (layer.weight, layer.bias, layer.weight_scale, layer.input_scale)
+            packed = NativeLinear.pack(LinearTensors(*(t.numpy() for t in tensors), zero_point=layer.zero_point))
             self.kept.append(packed)
             return packed.view
         out, columns = layer.weight.shape
@@ -184,8 +186,8 @@ def native_logits(parts: Parts, batch: TokenBatch, variant: str, threads: int = 
     library, builder = load_library(), NativeBuilder(parts)
     view = builder.model()
     lengths = torch.tensor(batch.lengths, dtype=torch.int32)
-    types = batch.token_type_ids.data_ptr() if parts.types else None
-    what = structs.Batch(batch.tokens, len(batch.lengths), batch.input_ids.data_ptr(), types, lengths.data_ptr())
+    types = address(batch.token_type_ids) if parts.types else None
+    what = structs.Batch(batch.tokens, len(batch.lengths), address(batch.input_ids), types, lengths.data_ptr())
     names = (
         ("q8_workspace_bytes", "q8_forward") if builder.integers else ("q8_float_workspace_bytes", "q8_forward_float")
     )
@@ -200,10 +202,10 @@ def native_logits(parts: Parts, batch: TokenBatch, variant: str, threads: int = 
 def torch_logits(parts: Parts, batch: TokenBatch, kernel: str) -> Tensor:
     """Return (B, outputs) or (T, outputs), as torch's layers compute them; `kernel`: float, onednn or fbgemm."""
     with torch.inference_mode():
-        return TorchBuilder(parts, kernel).model().logits(batch)
+        return torch.from_numpy(TorchBuilder(parts, kernel).model().logits(batch))
 
 
 def random_batch(lengths: Sequence[int], vocabulary: int, types: int) -> TokenBatch:
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(vocabulary, (sum(lengths),), generator=generator)
-    return TokenBatch(ids, torch.randint(max(types, 1), ids.shape, generator=generator), tuple(lengths))
+    return batch_of(ids, torch.randint(max(types, 1), ids.shape, generator=generator), tuple(lengths))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +11,13 @@ import torch
 from torch import Tensor
 from transformers import BertForQuestionAnswering, BertForSequenceClassification
 
+from q8core.arrays import Array
 from q8core.bench.models import bench_config
 from q8core.engines import TokenBatch
 from q8core.model.network import Network
-from q8core.quant import Plan, Scheme, calibrate, convert, prepare, preset
+from q8core.quant import Plan, Scheme, preset
+from q8core.quant.qat.convert import arrays, convert
+from q8core.quant.qat.prepare import calibrate, prepare
 from tests.conftest import tiny_config
 from tests.models import logits_of, network_of, plan_of, site_tensors
 
@@ -37,7 +40,7 @@ class Float:
     task: Any
     model: Any
     plan: Plan
-    tensors: Mapping[str, Tensor]
+    tensors: dict[str, Array]
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Simulated:
     task: Any
     model: Network
     plan: Plan
-    tensors: dict[str, Tensor]
+    tensors: dict[str, Array]
 
 
 def float_model(task: str, seed: int = 0) -> Float:
@@ -62,7 +65,7 @@ def float_model(task: str, seed: int = 0) -> Float:
                 parameter.uniform_(-0.3, 0.3)
             elif "LayerNorm" in name:
                 parameter.uniform_(0.5, 1.5)
-    return Float(task, model.eval(), plan_of(model), site_tensors(model))
+    return Float(task, model.eval(), plan_of(model), arrays(site_tensors(model)))
 
 
 def simulate(task: str, scheme: Scheme) -> Simulated:
@@ -72,7 +75,7 @@ def simulate(task: str, scheme: Scheme) -> Simulated:
     if scheme.needs_ranges:
         calibrate(prepared, [padded(random_sequences([17, 4, 30, 9], seed=9))])
     prepared.eval()
-    return Simulated(task, prepared, plan, convert(prepared))
+    return Simulated(task, prepared, plan, arrays(convert(prepared)))
 
 
 def plan_for(task: Any, scheme: str | Scheme | None = "q8bert", /, **sizes: int) -> Plan:
@@ -115,7 +118,7 @@ def reference_logits(task: str, model: Any, sequences: Sequences) -> list[Tensor
 
 def engine_logits(engine: Any, sequences: Sequences) -> list[Tensor]:
     batch = TokenBatch.pack(sequences)
-    return batch.split(engine.infer(batch), engine.reads)
+    return [torch.from_numpy(logits) for logits in batch.split(engine.infer(batch), engine.reads)]
 
 
 def assert_same_integers(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:

@@ -105,5 +105,5 @@ def logits(parts: Parts, ids: Sequence[int], types: Sequence[int]) -> Array:
 
 def batch_logits(parts: Parts, batch: TokenBatch) -> list[Tensor]:
     """The float64 logits of each sequence of a batch, (1, outputs) or (length, outputs)."""
-    each = zip(batch.input_ids.split(batch.lengths), batch.token_type_ids.split(batch.lengths), strict=True)
+    each = zip(batch.split(batch.input_ids, "every"), batch.split(batch.token_type_ids, "every"), strict=True)
     return [torch.from_numpy(logits(parts, ids.tolist(), types.tolist())) for ids, types in each]

@@ -10,8 +10,8 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import psutil
-import torch
 
 from q8core.checkpoint import Checkpoint
 from q8core.engines import TokenBatch, load_engine
@@ -22,8 +22,8 @@ from q8core.engines.memory.heap import release_freed_memory
 def run(folder: Path) -> tuple[EncoderEngine, float]:
     """Load the native kernel and compute one batch; the sum of the logits stands for them."""
     engine = load_engine(Checkpoint.open(folder), "int8", "native", threads=1)
-    ids = torch.arange(24) % 50
-    return engine, float(engine.infer(TokenBatch(ids, ids % 2, (5, 19))).double().sum())
+    ids = np.arange(24) % 50
+    return engine, float(engine.infer(TokenBatch(ids, ids % 2, (5, 19))).astype(np.float64).sum())
 
 
 def unique_bytes() -> int:

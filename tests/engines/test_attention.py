@@ -20,7 +20,7 @@ def packed(lengths: tuple[int, ...]) -> tuple[TokenBatch, Tensor, Tensor, Tensor
     generator = torch.Generator().manual_seed(0)
     shape = (sum(lengths), HEADS * SIZE)
     q, k, v = (torch.randint(-127, 128, shape, generator=generator).float() for _ in range(3))
-    ids = torch.zeros(sum(lengths), dtype=torch.int64)
+    ids = np.zeros(sum(lengths), np.int64)
     return TokenBatch(ids, ids, lengths), q, k, v
 
 

@@ -30,7 +30,7 @@ def plan(classifier: Simulated) -> Plan:
 
 
 def fixed_times(**times: float) -> object:
-    return lambda kernels, plan: {name: {16: times[name], 128: times[name]} for name in kernels}
+    return lambda kernels, plan, threads: {name: {16: times[name], 128: times[name]} for name in kernels}
 
 
 @pytest.mark.parametrize("best", KERNELS)

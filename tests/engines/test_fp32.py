@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForQuestionAnswering, BertForSequenceClassification
 
 from q8core.checkpoint.manifest import FLOAT_FILE
+from q8core.checkpoint.tensors import TensorFile
 from q8core.engines import build_engine, load_engine
 from q8core.engines.choice.fp32_kernels import FP32_KERNEL_NAMES, choose_fp32_kernel
 from q8core.engines.layers.attention import FloatProducts, packed_attention
@@ -18,6 +20,8 @@ from q8core.engines.loaders.native_float import float_variants, load_native_floa
 from q8core.engines.packing import TokenBatch
 from q8core.engines.tensors.source import TensorSource
 from q8core.errors import CheckpointError, EngineError, InputError
+from q8core.quant.qat.convert import arrays
+from tests.arrays import as_tensors, batch_of, infer
 from tests.engines.conftest import (
     VOCABULARY,
     Float,
@@ -44,9 +48,13 @@ def test_logits_equal_hugging_face_packed_against_padded(floats: Float, kernel: 
 
 
 @EACH_KERNEL
-def test_bfloat16_files_are_widened(floats: Float, kernel: str) -> None:
-    narrow = {name: tensor.to(torch.bfloat16) for name, tensor in floats.tensors.items()}
-    wide = {name: tensor.float() for name, tensor in narrow.items()}
+def test_bfloat16_files_are_widened(floats: Float, kernel: str, tmp_path: Path) -> None:
+    halves = {name: tensor.to(torch.bfloat16) for name, tensor in as_tensors(floats.tensors).items()}
+    save_file(halves, tmp_path / "halves.safetensors")
+    narrow = TensorFile(tmp_path / "halves.safetensors")
+    assert {narrow.dtype(name) for name in narrow} == {"BF16"}
+    wide = arrays({name: tensor.float() for name, tensor in halves.items()})
+    assert all(np.array_equal(narrow[name], array) for name, array in wide.items())
     sequences = random_sequences([6, 11])
     engines = [build_engine(floats.plan, tensors, kernel) for tensors in (narrow, wide)]
     found = [engine_logits(engine, sequences) for engine in engines]
@@ -57,7 +65,7 @@ def test_equal_lengths_share_a_call_without_changing_a_bit() -> None:
     torch.manual_seed(0)
     heads, size, lengths = 3, 16, (33, 33, 33, 200, 200, 7)
     q, k, v = (torch.randn(sum(lengths), heads * size) for _ in range(3))
-    ids = torch.zeros(sum(lengths), dtype=torch.int64)
+    ids = np.zeros(sum(lengths), np.int64)
     products = FloatProducts(0.25)
     together = packed_attention(q, k, v, TokenBatch(ids, ids, lengths).runs(), heads, products)
     start = 0
@@ -71,7 +79,7 @@ def test_equal_lengths_share_a_call_without_changing_a_bit() -> None:
 def test_attention_equals_the_textbook_formula() -> None:
     torch.manual_seed(0)
     q, k, v = (torch.randn(9, 8, dtype=torch.float32) for _ in range(3))
-    ids = torch.zeros(9, dtype=torch.int64)
+    ids = np.zeros(9, np.int64)
     batch = TokenBatch(ids, ids, (4, 5))
     found = packed_attention(q, k, v, batch.runs(), 2, FloatProducts(0.3))
     first = packed_attention(q[batch.first_rows()], k, v, batch.runs(), 2, FloatProducts(0.3), first_only=True)
@@ -108,11 +116,11 @@ def test_tensors_that_do_not_fit_are_refused(kernel: str) -> None:
     with pytest.raises(CheckpointError, match=r"layers\.1\.ffn_out\.bias is missing"):
         build_engine(made.plan, without, kernel)
     with pytest.raises(CheckpointError, match=r"head\.output\.weight has shape \(3, 32\); the plan says \(2, 32\)"):
-        build_engine(made.plan, {**tensors, "head.output.weight": torch.zeros(3, 32)}, kernel)
+        build_engine(made.plan, {**tensors, "head.output.weight": np.zeros((3, 32), np.float32)}, kernel)
     with pytest.raises(CheckpointError, match=r"fit no part of the model, first: layers\.typo"):
-        build_engine(made.plan, {**tensors, "layers.typo": torch.zeros(1)}, kernel)
-    narrow = {**tensors, "head.output.weight": torch.zeros(2, 32, dtype=torch.int8)}
-    with pytest.raises(CheckpointError, match=r"head\.output\.weight is torch\.int8; the plan says torch\.float32"):
+        build_engine(made.plan, {**tensors, "layers.typo": np.zeros(1, np.float32)}, kernel)
+    narrow = {**tensors, "head.output.weight": np.zeros((2, 32), np.int8)}
+    with pytest.raises(CheckpointError, match=r"head\.output\.weight is int8; the plan says float32"):
         build_engine(made.plan, narrow, kernel)
 
 
@@ -182,11 +190,10 @@ def test_native_is_as_close_to_float64_as_torch(task: Any, hidden: int, heads: i
     for parameter in model.parameters():
         parameter.data.mul_(3)  # attention that is not flat, activations on GELU's whole range
     sequences = random_sequences([5, 33, 1, 64, 130, 16])
-    plan, tensors = plan_of(model), site_tensors(model)
+    plan, tensors = plan_of(model), arrays(site_tensors(model))
     loaded = [load_native_float(plan, TensorSource(tensors), variant) for variant in float_variants()]
     batch = TokenBatch.pack(sequences)
-    with torch.inference_mode():
-        first, *others = (native.logits(batch) for native in loaded)
+    first, *others = (torch.from_numpy(native.logits(batch)) for native in loaded)
     for other in others:
         assert torch.equal(first, other)
     torchs = reference_logits(task, model, sequences)
@@ -197,11 +204,8 @@ def test_native_is_as_close_to_float64_as_torch(task: Any, hidden: int, heads: i
 
 def test_the_number_of_threads_does_not_matter() -> None:
     made = float_model("qa")
-    batch = TokenBatch(torch.arange(120) % VOCABULARY, torch.zeros(120, dtype=torch.int64), (80, 7, 33))
-    try:
-        found = [build_engine(made.plan, made.tensors, "native", threads=count).infer(batch) for count in (1, 2, 5)]
-    finally:
-        torch.set_num_threads(2)
+    batch = batch_of(torch.arange(120) % VOCABULARY, torch.zeros(120, dtype=torch.int64), (80, 7, 33))
+    found = [infer(build_engine(made.plan, made.tensors, "native", threads=count), batch) for count in (1, 2, 5)]
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
 

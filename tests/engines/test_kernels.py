@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from q8core.engines.choice.int8_kernels import extreme_operands, proven_linear_kernel
+from q8core.engines.choice.int8_kernels import extreme_operands
+from q8core.engines.choice.linearwise import proven_linear_kernel
 from q8core.engines.kernels.fbgemm import FbgemmKernel
 from q8core.engines.kernels.linear_kernel import LinearKernel
 from q8core.engines.kernels.onednn import OnednnKernel
@@ -48,7 +49,7 @@ ONE = torch.ones(1)
 def operands(values: str, rows: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """int64 activations (rows, size) and weights (16, size)."""
     if values == "extreme":
-        x, weight = extreme_operands(size)
+        x, weight = (torch.from_numpy(each) for each in extreme_operands(size))
         return x[torch.arange(rows) % len(x)], weight
     generator = torch.Generator().manual_seed(size + rows)
     return (
@@ -137,7 +138,7 @@ def test_an_unproven_kernel_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         def pack(self, weight_i8: torch.Tensor, r: torch.Tensor, bias: torch.Tensor | None) -> object:
             return super().pack(weight_i8.clamp(-126, 126), r, bias)
 
-    monkeypatch.setattr("q8core.engines.choice.int8_kernels._LINEAR_KERNELS", {"onednn": Careless})
+    monkeypatch.setattr("q8core.engines.choice.linearwise._LINEAR_KERNELS", {"onednn": Careless})
     monkeypatch.setattr(SplitKernel, "pack", lambda self, *args: self.inner.pack(args[0] * 0, *args[1:]))
     with pytest.raises(EngineError, match="onednn kernel does not compute exact integer sums"):
         proven_linear_kernel("onednn", [64])
@@ -147,8 +148,9 @@ def test_a_cpu_without_vnni_gets_split_weights() -> None:
     """With the instruction sets limited to AVX2 both kernels saturate; the proof notices and splits."""
     script = """
 import torch
-from q8core.engines.choice.int8_kernels import Linearwise, extreme_operands, proven_linear_kernel
-x, weight = extreme_operands(768)
+from q8core.engines.choice.int8_kernels import extreme_operands
+from q8core.engines.choice.linearwise import Linearwise, proven_linear_kernel
+x, weight = (torch.from_numpy(each) for each in extreme_operands(768))
 for name in ("fbgemm", "onednn"):
     kernel = proven_linear_kernel(name, [768])
     packed = kernel.pack(weight.to(torch.int8), torch.ones(1), None)

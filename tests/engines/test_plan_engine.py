@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
+from q8core.arrays import Array
 from q8core.checkpoint import Checkpoint
 from q8core.checkpoint.manifest import INT8_FILE
 from q8core.engines import TokenBatch, build_engine, load_engine
@@ -43,39 +42,39 @@ BITS = {8: 1, 7: 1, 5: 1, 4: 2, 3: 2, 2: 4}
 """Bits of a weight -> how many of them are in a byte."""
 
 
-def without(tensors: dict[str, Tensor], *names: str) -> dict[str, Tensor]:
+def without(tensors: dict[str, Array], *names: str) -> dict[str, Array]:
     return {name: tensor for name, tensor in tensors.items() if name not in names}
 
 
-def in_float(tensors: dict[str, Tensor], path: str) -> dict[str, Tensor]:
+def in_float(tensors: dict[str, Array], path: str) -> dict[str, Array]:
     """The tensors of a checkpoint with one linear in float32, as a scheme without it would have them."""
-    floats = {f"{path}.{leaf}": tensors[f"{path}.{leaf}"].float() for leaf in ("weight", "bias")}
+    floats = {f"{path}.{leaf}": tensors[f"{path}.{leaf}"].astype(np.float32) for leaf in ("weight", "bias")}
     return {**without(tensors, *(f"{path}.{leaf}" for leaf in SCALES)), **floats}
 
 
-def dynamic(tensors: dict[str, Tensor], path: str) -> dict[str, Tensor]:
+def dynamic(tensors: dict[str, Array], path: str) -> dict[str, Array]:
     """The tensors of a checkpoint with one linear that has no fixed input range."""
-    bias = {f"{path}.bias": tensors[f"{path}.bias"].float()}
+    bias = {f"{path}.bias": tensors[f"{path}.bias"].astype(np.float32)}
     return {**without(tensors, *(f"{path}.{leaf}" for leaf in SCALES[1:])), **bias}
 
 
 @EACH_KERNEL
 @pytest.mark.parametrize("path", LINEARS)
 def test_a_float_linear_in_a_scheme_that_quantizes_it_is_refused(classifier: Simulated, kernel: str, path: str) -> None:
-    message = rf"^{path}\.weight is torch\.float32; the plan says torch\.int8$"
+    message = rf"^{path}\.weight is float32; the plan says int8$"
     floats = in_float(classifier.tensors, path)
     for tensors in (floats, {**classifier.tensors, **floats}):  # without its scales, and with them
         with pytest.raises(CheckpointError, match=message):
             build_engine(classifier.plan, tensors, kernel)
     bias = {f"{path}.bias": floats[f"{path}.bias"]}
-    with pytest.raises(CheckpointError, match=rf"^{path}\.bias is torch\.float32; the plan says torch\.int32$"):
+    with pytest.raises(CheckpointError, match=rf"^{path}\.bias is float32; the plan says int32$"):
         build_engine(classifier.plan, {**classifier.tensors, **bias}, kernel)
 
 
 @EACH_KERNEL
 @pytest.mark.parametrize("path", LINEARS)
 def test_a_dynamic_linear_in_a_static_scheme_is_refused(classifier: Simulated, kernel: str, path: str) -> None:
-    with pytest.raises(CheckpointError, match=rf"^{path}\.bias is torch\.float32; the plan says torch\.int32$"):
+    with pytest.raises(CheckpointError, match=rf"^{path}\.bias is float32; the plan says int32$"):
         build_engine(classifier.plan, dynamic(classifier.tensors, path), kernel)
     for leaf in ("input_scale", "input_zero_point"):
         with pytest.raises(CheckpointError, match=rf"the tensor {path}\.{leaf} is missing"):
@@ -87,12 +86,12 @@ def test_a_dynamic_linear_in_a_static_scheme_is_refused(classifier: Simulated, k
 def test_a_static_linear_in_a_dynamic_scheme_is_refused(classifier: Simulated, kernel: str, path: str) -> None:
     simulated = simulate("classify", preset("dynamic"))
     engine = build_engine(simulated.plan, simulated.tensors, kernel)
-    assert torch.isfinite(engine.infer(TokenBatch.pack(random_sequences([5])))).all()
+    assert np.isfinite(engine.infer(TokenBatch.pack(random_sequences([5])))).all()
     extra = {f"{path}.input_scale": classifier.tensors[f"{path}.input_scale"]}
     with pytest.raises(CheckpointError, match=rf"1 tensors fit no part of the model, first: {path}\.input_scale"):
         build_engine(simulated.plan, {**simulated.tensors, **extra}, kernel)
     bias = {f"{path}.bias": classifier.tensors[f"{path}.bias"]}
-    with pytest.raises(CheckpointError, match=rf"^{path}\.bias is torch\.int32; the plan says torch\.float32$"):
+    with pytest.raises(CheckpointError, match=rf"^{path}\.bias is int32; the plan says float32$"):
         build_engine(simulated.plan, {**simulated.tensors, **extra, **bias}, kernel)
 
 
@@ -102,7 +101,7 @@ def test_an_output_scale_that_the_scheme_does_not_have_is_refused(
     classifier: Simulated, kernel: str, path: str
 ) -> None:
     """That of a value would make integers of the attention's products."""
-    extra = {f"{path}.output_scale": torch.ones(1)}
+    extra = {f"{path}.output_scale": np.ones(1, np.float32)}
     with pytest.raises(CheckpointError, match=rf"1 tensors fit no part of the model, first: {path}\.output_scale"):
         build_engine(classifier.plan, {**classifier.tensors, **extra}, kernel)
 
@@ -111,22 +110,22 @@ def test_an_output_scale_that_the_scheme_does_not_have_is_refused(
 @pytest.mark.parametrize(
     ("name", "value", "found"),
     [
-        ("word_embeddings.weight", torch.zeros(60, 32), r"is torch\.float32; the plan says torch\.int8"),
-        ("token_type_embeddings.weight", torch.ones(2, 32, dtype=torch.int8), r"is torch\.int8; the plan says"),
-        ("embedding_norm.weight", torch.ones(32, dtype=torch.int32), r"is torch\.int32; the plan says torch\.float32"),
-        ("layers.0.ffn_norm.bias", torch.ones(1), r"has shape \(1,\); the plan says \(32,\)"),
-        ("layers.1.key.output_scale", torch.ones(32), r"has shape \(32,\); the plan says \(1,\)"),
+        ("word_embeddings.weight", np.zeros((60, 32), np.float32), r"is float32; the plan says int8"),
+        ("token_type_embeddings.weight", np.ones((2, 32), np.int8), r"is int8; the plan says"),
+        ("embedding_norm.weight", np.ones(32, np.int32), r"is int32; the plan says float32"),
+        ("layers.0.ffn_norm.bias", np.ones(1, np.float32), r"has shape \(1,\); the plan says \(32,\)"),
+        ("layers.1.key.output_scale", np.ones(32, np.float32), r"has shape \(32,\); the plan says \(1,\)"),
         (
             "layers.1.key.weight",
-            torch.ones(32, 64, dtype=torch.int8),
+            np.ones((32, 64), np.int8),
             r"has shape \(32, 64\); the plan says \(32, 32\)",
         ),
-        ("layers.0.ffn_in.input_zero_point", torch.zeros(1, dtype=torch.int64), r"is torch\.int64; the plan says"),
-        ("head.output.weight_scale", torch.ones(1), r"has shape \(1,\); the plan says \(3,\)"),
+        ("layers.0.ffn_in.input_zero_point", np.zeros(1, np.int64), r"is int64; the plan says"),
+        ("head.output.weight_scale", np.ones(1, np.float32), r"has shape \(1,\); the plan says \(3,\)"),
     ],
 )
 def test_other_types_and_shapes_are_refused(
-    classifier: Simulated, kernel: str, name: str, value: Tensor, found: str
+    classifier: Simulated, kernel: str, name: str, value: Array, found: str
 ) -> None:
     assert name in classifier.tensors
     with pytest.raises(CheckpointError, match=rf"^{name} {found}"):
@@ -137,8 +136,8 @@ def test_other_types_and_shapes_are_refused(
 @pytest.mark.parametrize(
     ("change", "found"),
     [
-        ("float", r"weight is torch\.int8; the plan says torch\.float32"),
-        ({"input": DYNAMIC}, r"bias is torch\.int32; the plan says torch\.float32"),
+        ("float", r"weight is int8; the plan says float32"),
+        ({"input": DYNAMIC}, r"bias is int32; the plan says float32"),
     ],
 )
 def test_static_tensors_where_an_override_has_none_are_refused(
@@ -185,17 +184,17 @@ def test_weights_of_few_bits_are_stored_in_fewer_bytes(bits: int) -> None:
     tensors = simulate("classify", at_one_site(bits)).tensors
     assert tensors[f"{SITE}.weight"].nbytes == 64 * 32 // BITS[bits]
     assert tensors["layers.1.ffn_in.weight"].nbytes == 64 * 32
-    assert int(integers(tensors[f"{SITE}.weight"], bits, 32).abs().max()) == 2 ** (bits - 1) - 1
+    assert int(np.abs(integers(tensors[f"{SITE}.weight"], bits, 32)).max()) == 2 ** (bits - 1) - 1
 
 
-def integers(stored: Tensor, bits: int, columns: int) -> Tensor:
+def integers(stored: Array, bits: int, columns: int) -> Array:
     """The integers of a stored weight, from the definition of two's complement: the first column in the lowest bits."""
     width = 8 // BITS[bits]
     if width == 8:
         return stored
-    parts = [(stored.numpy().astype(np.int64) >> shift) % 2**width for shift in range(0, 8, width)]
+    parts = [(stored.astype(np.int64) >> shift) % 2**width for shift in range(0, 8, width)]
     values = np.stack(parts, axis=-1).reshape(len(stored), -1)[:, :columns]
-    return torch.from_numpy(np.where(values >= 2 ** (width - 1), values - 2**width, values).astype(np.int8))
+    return np.where(values >= 2 ** (width - 1), values - 2**width, values).astype(np.int8)
 
 
 @EACH_KERNEL
@@ -212,7 +211,7 @@ def test_a_weight_is_the_same_in_whatever_it_is_stored(bits: int, kernel: str) -
     assert tensors["layers.0.ffn_out.weight"].shape == (54, -(-75 // BITS[bits]))
     batch = TokenBatch.pack([([id % 50 for id in ids], types) for ids, types in random_sequences([5, 33, 1, 64])])
     found, expected = (build_engine(p, t, kernel).infer(batch) for p, t in ((few, tensors), (eight, plain)))
-    assert torch.equal(found, expected)
+    assert np.array_equal(found, expected)
     assert float(expected.std()) > 1e-3
 
 
@@ -233,12 +232,12 @@ def test_few_bits_from_training_to_every_kernel(bits: int, tiny_classifier: Path
     stored = load_file(tmp_path / "int8" / INT8_FILE)
     assert stored[f"{SITE}.weight"].nbytes * BITS[bits] == stored["layers.1.ffn_in.weight"].nbytes == 64 * 32
     opened = Checkpoint.open(tmp_path / "int8")
-    logits: dict[str, Tensor] = {}
+    logits: dict[str, Array] = {}
     for kernel in ("native", *KERNELS):  # the second time from the cache file
-        found = torch.stack(evaluated(load_engine(opened, "int8", kernel), task.dev_features()))
-        assert torch.equal(logits.setdefault(kernel, found), found)
-    assert torch.equal(logits["onednn"], logits["fbgemm"])
-    assert float((logits["native"] - logits["onednn"]).abs().max()) < 0.02
+        found = np.stack(evaluated(load_engine(opened, "int8", kernel), task.dev_features()))
+        assert np.array_equal(logits.setdefault(kernel, found), found)
+    assert np.array_equal(logits["onednn"], logits["fbgemm"])
+    assert float(np.abs(logits["native"] - logits["onednn"]).max()) < 0.02
     assert task.score(list(logits["native"])) == scores["int8"]
-    floats = torch.stack(evaluated(load_engine(opened, "fp32", "onednn"), task.dev_features()))
-    assert float((logits["native"] - floats).abs().max()) < 0.1  # the weights are the same, activations are not
+    floats = np.stack(evaluated(load_engine(opened, "fp32", "onednn"), task.dev_features()))
+    assert float(np.abs(logits["native"] - floats).max()) < 0.1  # the weights are the same, activations are not

@@ -36,9 +36,9 @@ Q8CORE_ROOMS = (
     ("tokenizer_agreement",),
     ("tokenizer_build",),
     ("machine", "quant", "tokenizer_config"),
-    ("documents", "native", "tokenizer_classes"),
+    ("cpus", "documents", "native", "tokenizer_classes"),
     ("model", "special_tokens", "text_file", "words"),
-    ("cache", "cpus", "errors", "once_per_tokenizer", "say_once", "waiting"),
+    ("arrays", "cache", "errors", "once_per_tokenizer", "say_once", "waiting"),
 )
 ENGINE_ROOMS = (
     ("__init__",),
@@ -46,13 +46,13 @@ ENGINE_ROOMS = (
     ("choice",),
     ("loaders",),
     ("engine", "self_test"),
-    ("memory", "protocol"),
     ("layers",),
+    ("memory", "protocol"),
     ("kernels", "packing", "tensors"),
 )
 QUANT_ROOMS = (
     ("__init__",),
-    ("qat",),
+    ("dequantized", "qat"),
     ("plan", "rules"),
     ("codes", "ops", "schemes"),
     ("quantizer",),

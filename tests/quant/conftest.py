@@ -13,8 +13,9 @@ from transformers import BertConfig, BertForQuestionAnswering, BertForSequenceCl
 from q8core.model.head import HeadSpec
 from q8core.model.network import Network
 from q8core.model.sites import Site, SiteKind
-from q8core.quant import Plan, Scheme, SiteScheme, prepare
+from q8core.quant import Plan, Scheme, SiteScheme
 from q8core.quant.plan import SitePlan
+from q8core.quant.qat.prepare import prepare
 from tests.models import network_of
 
 Batch = dict[str, Tensor]

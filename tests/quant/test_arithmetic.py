@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from q8core.errors import CalibrationError
-from q8core.quant import (
+from q8core.quant.ops.arithmetic import (
     dequantize,
     dequantize_bias,
     per_row,

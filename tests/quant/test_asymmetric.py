@@ -13,10 +13,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from q8core.errors import SchemeError
-from q8core.quant import QATLinear, Scheme, SiteScheme, calibrate, convert, prepare, preset, quantize
-from q8core.quant.ops.arithmetic import asymmetric_grid
+from q8core.quant import Scheme, SiteScheme, preset
+from q8core.quant.ops.arithmetic import asymmetric_grid, quantize
 from q8core.quant.ops.passes import to_grid
 from q8core.quant.qat.context import ForwardContext
+from q8core.quant.qat.convert import convert
+from q8core.quant.qat.layers import QATLinear
+from q8core.quant.qat.prepare import calibrate, prepare
 from q8core.quant.quantizer import PER_CHANNEL, Grid, Quantizer
 from q8core.quant.rules.ranges import Histogram, mse_sides, side_maxima
 from q8core.quant.schemes.scheme import LINEAR_SLOTS

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from q8core.errors import CalibrationError, SchemeError
 from q8core.model.attention import AttentionProducts
 from q8core.model.network import Network
-from q8core.quant import calibrate, preset
+from q8core.quant import preset
 from q8core.quant.qat.attention import QATAttentionProducts
+from q8core.quant.qat.prepare import calibrate
 from q8core.training.losses import task_loss
 from tests.quant.conftest import Batch, make_batch, make_classifier, make_qa, prepared
 

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from q8core.model.attention import AttentionProducts
-from q8core.quant import SiteScheme, dequantize, quantize
+from q8core.quant import SiteScheme
+from q8core.quant.ops.arithmetic import dequantize, quantize
 from q8core.quant.qat.layers import weight_scale
 from q8core.training.losses import task_loss
 from tests.quant.conftest import make_batch, make_classifier, prepared

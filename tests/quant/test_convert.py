@@ -13,19 +13,13 @@ from torch import Tensor
 
 from q8core.errors import CalibrationError
 from q8core.model.network import Network
-from q8core.quant import (
-    PRESETS,
-    Plan,
-    QATLinear,
-    Scheme,
-    calibrate,
-    convert,
-    dequantized_tensors,
-    master_weights,
-    preset,
-    quantized_layers,
-)
+from q8core.quant import PRESETS, Plan, Scheme, preset
+from q8core.quant.dequantized import dequantized_tensors
+from q8core.quant.qat.convert import arrays, convert
+from q8core.quant.qat.layers import QATLinear
+from q8core.quant.qat.prepare import calibrate, master_weights, quantized_layers
 from q8core.quant.schemes.scheme import changed
+from tests.arrays import as_tensors
 from tests.quant.conftest import Batch, make_batch, make_classifier, make_qa, plan_for, prepared
 from tests.quant.integer_reference import IntegerBert
 
@@ -222,7 +216,7 @@ def test_bad_weights_are_refused_by_name(name: str, bad: float, preset_name: str
 def test_dequantized_tensors_fit_a_plain_model(name: str, batch: Batch) -> None:
     model, plan = quantized(name)
     tensors = convert(model)
-    floats = dequantized_tensors(plan, tensors)
+    floats = as_tensors(dequantized_tensors(plan, arrays(tensors)))
     assert {tensor.dtype for tensor in floats.values()} == {torch.float32}
     plain = make_classifier(seed=1)
     plain.load_state_dict(floats)  # strict
@@ -241,7 +235,7 @@ def test_dequantized_tensors_are_the_grids_nearest(bits: int) -> None:
     """Also where integers share bytes: of every weight, what training multiplied with."""
     model, plan = quantized_with(with_bits("q8bert", bits))
     tensors, masters = convert(model), master_weights(model)
-    floats = dequantized_tensors(plan, tensors)
+    floats = as_tensors(dequantized_tensors(plan, arrays(tensors)))
     assert floats.keys() == masters.keys()
     linears, tables = quantized_layers(model)
     for path in (*linears, *tables):
@@ -256,6 +250,6 @@ def test_dequantized_tensors_are_no_views() -> None:
     model, plan = quantized("q8bert")
     tensors = convert(model)
     before = {name: tensor.clone() for name, tensor in tensors.items()}
-    for tensor in dequantized_tensors(plan, tensors).values():
-        tensor.zero_()
+    for array in dequantized_tensors(plan, arrays(tensors)).values():
+        array.fill(0)
     assert all(torch.equal(before[name], tensor) for name, tensor in tensors.items())

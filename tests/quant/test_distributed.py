@@ -14,7 +14,8 @@ import torch
 from torch import distributed, nn
 from q8core.errors import CalibrationError
 from q8core.model.sites import Site
-from q8core.quant import QATLinear, SiteScheme, preset
+from q8core.quant import SiteScheme, preset
+from q8core.quant.qat.layers import QATLinear
 from q8core.quant.qat.context import ForwardContext
 from q8core.quant.plan import SitePlan
 from q8core.quant.quantizer import PER_CHANNEL, STATIC

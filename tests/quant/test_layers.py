@@ -11,19 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from q8core.errors import CalibrationError, InputError
-from q8core.quant import (
-    QATEmbedding,
-    QATLinear,
-    Quantizer,
-    SiteScheme,
-    dequantize,
-    preset,
-    quantize,
-    scale_from_threshold,
-)
+from q8core.quant import Quantizer, SiteScheme, preset
+from q8core.quant.ops.arithmetic import dequantize, quantize, scale_from_threshold
 from q8core.quant.qat import layers as layers_module
 from q8core.quant.qat.context import ForwardContext
-from q8core.quant.qat.layers import weight_scale
+from q8core.quant.qat.layers import QATEmbedding, QATLinear, weight_scale
 from q8core.quant.quantizer import PER_CHANNEL, PER_TOKEN, STATIC, Granularity
 from tests.quant.conftest import site_plan
 

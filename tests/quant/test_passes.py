@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from q8core.native import load_library, variants
-from q8core.quant import quantize
 from q8core.quant.ops import passes
+from q8core.quant.ops.arithmetic import quantize
 from q8core.quant.ops.passes import column_sums, on_grid, rescale_, row_magnitudes, row_sides, scaled, to_grid
 
 SHAPES = [(3, 5), (1, 1), (2, 16), (4, 7, 33), (9, 384), (70, 1536)]

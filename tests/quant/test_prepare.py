@@ -14,21 +14,12 @@ from q8core.errors import CalibrationError, InputError, SchemeError
 from q8core.model.attention import AttentionProducts
 from q8core.model.head import HeadSpec
 from q8core.model.network import Network
-from q8core.quant import (
-    PRESETS,
-    Plan,
-    QATEmbedding,
-    QATLinear,
-    Scheme,
-    calibrate,
-    convert,
-    master_weights,
-    prepare,
-    preset,
-    quantized_layers,
-)
+from q8core.quant import PRESETS, Plan, Scheme, preset
 from q8core.quant.qat import layers as layers_module
 from q8core.quant.qat.attention import QATAttentionProducts
+from q8core.quant.qat.convert import convert
+from q8core.quant.qat.layers import QATEmbedding, QATLinear
+from q8core.quant.qat.prepare import calibrate, master_weights, prepare, quantized_layers
 from q8core.training.losses import task_loss
 from tests.quant.conftest import Batch, make_batch, make_classifier, make_qa, plan_for, prepared, unsmoothed
 from tests.quant.test_asymmetric import symmetric

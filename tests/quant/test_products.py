@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from q8core.errors import InputError
-from q8core.quant import dequantize
+from q8core.quant.ops.arithmetic import dequantize
 from q8core.quant.ops.products import (
     exponentials,
     integer_scores,

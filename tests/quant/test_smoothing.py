@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from q8core.errors import CalibrationError, SchemeError
-from q8core.quant import Quantizer, Scheme, SiteScheme, calibrate, convert, dequantized_tensors, preset
-from q8core.quant.qat.prepare import quantized_layers
+from q8core.quant import Quantizer, Scheme, SiteScheme, preset
+from q8core.quant.dequantized import dequantized_tensors
+from q8core.quant.qat.convert import arrays, convert
+from q8core.quant.qat.prepare import calibrate, quantized_layers
 from q8core.quant.qat.smoothing import smoothing_factors
 from q8core.quant.schemes.scheme import LINEAR_SLOTS
 from tests.quant.conftest import make_batch, make_classifier, plan_for, prepared
@@ -88,10 +90,10 @@ def test_float_tensors_of_a_smoothed_checkpoint_are_near_the_weights() -> None:
     weight = network.get_parameter("layers.1.ffn_out.weight").detach().clone()
     model = prepared(network, smoothed(0.85))
     calibrate(model, [make_batch(0)])
-    floats = dequantized_tensors(plan_for(make_classifier(), smoothed(0.85)), convert(model))
+    floats = dequantized_tensors(plan_for(make_classifier(), smoothed(0.85)), arrays(convert(model)))
     layer = quantized_layers(model)[0]["layers.1.ffn_out"]
     step = layer.scales().weight.reshape(-1, 1) / layer.smoothing
-    assert bool(((floats["layers.1.ffn_out.weight"] - weight).abs() <= 0.5001 * step).all())
+    assert bool(((torch.from_numpy(floats["layers.1.ffn_out.weight"]) - weight).abs() <= 0.5001 * step).all())
 
 
 def test_gradients_are_those_of_the_float_layer_with_dequantized_operands() -> None:

@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
-from torch import Tensor
 from transformers import BertConfig, BertForQuestionAnswering, BertForSequenceClassification
 
+from q8core.arrays import Array
 from q8core.checkpoint import GoldenExample, write_checkpoint
 from q8core.engines import TokenBatch, build_engine
-from q8core.quant import PRESETS, Plan, Scheme, calibrate, convert, master_weights, prepare
+from q8core.quant import PRESETS, Plan, Scheme
+from q8core.quant.qat.convert import arrays, convert
+from q8core.quant.qat.prepare import calibrate, master_weights, prepare
 from q8core.training.finetune import write_float
 from tests.models import config_of, kind_of, network_of, plan_of
 
@@ -90,7 +92,7 @@ def make_checkpoint(
     prepared = prepare(network_of(model), plan)
     ids = torch.randint(5, config.vocab_size, (16, 32))
     calibrate(prepared, [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}])
-    tensors, floats = convert(prepared), master_weights(prepared)
+    tensors, floats = arrays(convert(prepared)), arrays(master_weights(prepared))
     write_float(described, kind_of(model), floats, folder)
     write_checkpoint(
         folder,
@@ -107,7 +109,7 @@ def make_checkpoint(
     return folder
 
 
-def _golden(models: dict[str, tuple[Plan, dict[str, Tensor]]], shift: float) -> list[GoldenExample]:
+def _golden(models: dict[str, tuple[Plan, dict[str, Array]]], shift: float) -> list[GoldenExample]:
     examples = []
     for length in (4, 9):
         ids = [2, *range(10, 8 + length), 3]

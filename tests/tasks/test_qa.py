@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import BertTokenizerFast
 
+from q8core.arrays import Logits
 from q8core.errors import InputError
 from q8core.tasks.qa import Answer, Window, best_answers, encode_windows
 from q8core.tokenizer import load_tokenizer
@@ -62,8 +62,7 @@ def test_windows_show_all_and_are_few_at_any_stride(tiny_qa: Path, context: str,
 @given(context=TEXTS, seed=st.integers(0, 1000))
 def test_answers_are_pieces_of_the_context_in_code_points(tiny_qa: Path, context: str, seed: int) -> None:
     windows = encode_windows(load_tokenizer(tiny_qa), "who?", context, 24, 4)
-    torch.manual_seed(seed)
-    logits = [torch.randn(len(w.input_ids), 2) * 4 for w in windows]
+    logits = random_logits(windows, seed, 4)
     answers = best_answers(windows, logits, context, top_k=5)
     assert answers
     assert all(context[a.start : a.end] == a.answer and a.answer for a in answers)
@@ -96,11 +95,11 @@ def ranked(spans: list[tuple[float, tuple[int, int]]]) -> Found:
     return sorted(((score, *place) for place, score in best.items()), reverse=True)
 
 
-def pipeline(window: Window, table: torch.Tensor, longest: int, *, words: bool, impossible: bool) -> Found:
+def pipeline(window: Window, table: Logits, longest: int, *, words: bool, impossible: bool) -> Found:
     """Hugging Face's pipeline on one window: masked logits, two softmaxes, the band of their outer product."""
     candidate = np.array([place is not None for place in window.offsets])
     candidate[0] = True
-    masked = np.where(candidate[:, None], table.double().numpy(), -10000.0)
+    masked = np.where(candidate[:, None], table.astype(np.float64), -10000.0)
     starts, ends = softmax(masked[:, 0]), softmax(masked[:, 1])
     null = starts[0] * ends[0]
     starts[0] = ends[0] = 0
@@ -109,9 +108,9 @@ def pipeline(window: Window, table: torch.Tensor, longest: int, *, words: bool, 
     return ranked([*spans, (float(null), (0, 0))] if impossible else spans)
 
 
-def shared(windows: list[Window], logits: list[torch.Tensor], longest: int, *, words: bool, impossible: bool) -> Found:
+def shared(windows: list[Window], logits: list[Logits], longest: int, *, words: bool, impossible: bool) -> Found:
     """Span by span: one softmax over the context tokens of all windows and the least sure window's first token."""
-    tables = [table.double().numpy() for table in logits]
+    tables = [table.astype(np.float64) for table in logits]
     null = min((table[0] for table in tables), key=lambda pair: pair[0] + pair[1])
     inside = [[i for i, place in enumerate(window.offsets) if place is not None] for window in windows]
     rows = np.concatenate([null[None], *[table[tokens] for table, tokens in zip(tables, inside, strict=True)]])
@@ -134,9 +133,9 @@ def shared(windows: list[Window], logits: list[torch.Tensor], longest: int, *, w
     return ranked([*spans, (float(np.exp(null.sum()) / sum_start / sum_end), (0, 0))] if impossible else spans)
 
 
-def random_logits(windows: list[Window], seed: int, scale: float) -> list[torch.Tensor]:
-    torch.manual_seed(seed)
-    return [torch.randn(len(w.input_ids), 2) * scale for w in windows]
+def random_logits(windows: list[Window], seed: int, scale: float) -> list[Logits]:
+    generator = np.random.default_rng(seed)
+    return [generator.standard_normal((len(w.input_ids), 2), np.float32) * np.float32(scale) for w in windows]
 
 
 def check(answers: list[Answer], context: str, expected: Found) -> None:
@@ -199,8 +198,7 @@ def test_the_best_span_is_found_where_the_best_starts_and_ends_do_not_pair(tiny_
     context = "the cat sat on the mat " * 10
     windows = encode_windows(load_tokenizer(tiny_qa), "who?", context, 128)
     assert len(windows) == 1
-    torch.manual_seed(longest)
-    table = torch.randn(len(windows[0].input_ids), 2)
+    (table,) = random_logits(windows, longest, 1)
     first = windows[0].context_start
     table[first : first + 20, 1] += 20  # the best ends come before
     table[-21:-1, 0] += 20  # all the best starts
@@ -213,7 +211,7 @@ def test_the_best_span_is_found_where_the_best_starts_and_ends_do_not_pair(tiny_
 def test_one_long_words_spans_leave_room_for_other_answers(tiny_qa: Path, top_k: int) -> None:
     context = "qxzqxzqxzqxzqxzqxzqxzqxzqxzqxz " + "cat " * 30  # all spans of the first word are one place
     windows = encode_windows(load_tokenizer(tiny_qa), "who?", context, 128)
-    table = torch.randn(len(windows[0].input_ids), 2, generator=torch.Generator().manual_seed(0))
+    (table,) = random_logits(windows, 0, 1)
     table[windows[0].context_start : windows[0].context_start + 30] += 30
     answers = best_answers(windows, [table], context, top_k=top_k, max_answer_len=30)
     assert len(answers) == top_k
@@ -224,7 +222,7 @@ def test_one_long_words_spans_leave_room_for_other_answers(tiny_qa: Path, top_k:
 def test_a_question_that_the_context_does_not_answer_scores_low(tiny_qa: Path, impossible: bool) -> None:
     context = "the cat sat on the mat"
     windows = encode_windows(load_tokenizer(tiny_qa), "who?", context)
-    table = torch.zeros(len(windows[0].input_ids), 2)
+    table = np.zeros((len(windows[0].input_ids), 2), np.float32)
     table[0] = 9.0
     spans = [a for a in best_answers(windows, [table], context, 2, handle_impossible=impossible) if a.answer]
     assert spans[0].score == pytest.approx((1 / (math.exp(9) + 6)) ** 2, rel=1e-12)
@@ -233,7 +231,7 @@ def test_a_question_that_the_context_does_not_answer_scores_low(tiny_qa: Path, i
 def test_a_span_grows_to_whole_words(tiny_qa: Path) -> None:
     context = "xyzq sat."
     windows = encode_windows(load_tokenizer(tiny_qa), "who?", context)
-    table = torch.full((len(windows[0].input_ids), 2), -5.0)
+    table = np.full((len(windows[0].input_ids), 2), -5, np.float32)
     second_piece = windows[0].context_start + 1
     table[second_piece] = 5.0
     assert best_answers(windows, [table], context, align_to_words=False)[0].answer == "y"
@@ -243,7 +241,7 @@ def test_a_span_grows_to_whole_words(tiny_qa: Path) -> None:
 def test_no_answer_competes_with_spans(tiny_qa: Path) -> None:
     context = "the cat sat on the mat"
     windows = encode_windows(load_tokenizer(tiny_qa), "who?", context)
-    table = torch.zeros(len(windows[0].input_ids), 2)
+    table = np.zeros((len(windows[0].input_ids), 2), np.float32)
     table[0] = 9.0
     best = best_answers(windows, [table], context, top_k=2, handle_impossible=True)
     assert (best[0].answer, best[0].start, best[0].end) == ("", 0, 0)

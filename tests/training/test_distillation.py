@@ -18,7 +18,8 @@ from transformers import BertForSequenceClassification
 from q8core.errors import InputError, Q8Error
 from q8core.model.head import TaskKind
 from q8core.model.network import Network
-from q8core.quant import prepare, preset
+from q8core.quant import preset
+from q8core.quant.qat.prepare import prepare
 from q8core.tasks.examples import QAExample
 from q8core.tasks.task import ClassifyTask, QATask, Task
 from q8core.tokenizer import load_tokenizer

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from q8core.errors import CheckpointError, InputError, TrainingError
-from q8core.quant import prepare, preset
+from q8core.quant import preset
+from q8core.quant.qat.prepare import prepare
 from q8core.tasks.batching import sorted_batches
 from q8core.tasks.examples import ClassifyData, TextExample
 from q8core.tasks.task import ClassifyTask

@@ -9,7 +9,8 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from q8core.bench.training_steps import labelled
 from q8core.bench.workloads import random_batch
-from q8core.quant import prepare, preset
+from q8core.quant import preset
+from q8core.quant.qat.prepare import prepare
 from q8core.training.config import TrainConfig
 from q8core.training.loop import make_optimizer
 from q8core.training.losses import task_loss

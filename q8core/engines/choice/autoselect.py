@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
-import torch
+import numpy as np
 
 from q8core.cache import Key, code_digest, read_record, tell_unusable, write_record
 from q8core.engines.choice.int8_kernels import KERNEL_NAMES, Int8Kernel, proven_kernel
@@ -64,8 +64,13 @@ class Choice:
         }
 
 
-def choose_kernel(name: str, plan: Plan) -> Choice:
+def choose_kernel(name: str, plan: Plan, threads: int | None = None) -> Choice:
     """Return the kernel `name`, or for "auto" the fastest of those that work here and compute this plan.
+
+    Args:
+        name: of the kernel.
+        plan: the model's.
+        threads: with how many it will run; None for torch's setting.
 
     Raises:
         EngineError: if the kernel, or for "auto" every kernel, cannot be used; says why.
@@ -90,7 +95,7 @@ def choose_kernel(name: str, plan: Plan) -> Choice:
         raise EngineError("no int8 kernel works on this machine: " + "; ".join(f"{k}: {v}" for k, v in refused.items()))
     if len(usable) == 1:
         return Choice(next(iter(usable.values())), "only", refused=refused)
-    how, times = _times(usable, one_layer(plan))
+    how, times = _times(usable, one_layer(plan), threads)
     best = min(usable, key=lambda each: math.prod(times[each].values()))
     return Choice(usable[best], how, times, refused)
 
@@ -105,29 +110,33 @@ def one_layer(plan: Plan) -> Plan:
     return Plan.of(spec, HeadSpec("every", 2), scheme)
 
 
-def _times(kernels: Mapping[str, Int8Kernel], plan: Plan) -> tuple[Literal["measured", "cached"], Microseconds]:
+def _times(
+    kernels: Mapping[str, Int8Kernel], plan: Plan, threads: int | None
+) -> tuple[Literal["measured", "cached"], Microseconds]:
     """Return the times of an earlier load under the same conditions, or measure, and keep them for later ones."""
-    key = _conditions(kernels, plan)
+    key = _conditions(kernels, plan, threads)
     try:
         kept = read_record("kernels", key)
         if kept is not None:
             return "cached", {name: {int(rows): float(t) for rows, t in by.items()} for name, by in kept.items()}
-        times = measure_layer(kernels, plan)
+        times = measure_layer(kernels, plan, threads)
         write_record("kernels", key, {name: {str(rows): t for rows, t in by.items()} for name, by in times.items()})
     except OSError as error:
         tell_unusable(error)
-        times = measure_layer(kernels, plan)
+        times = measure_layer(kernels, plan, threads)
     return "measured", times
 
 
-def _conditions(kernels: Mapping[str, Int8Kernel], plan: Plan) -> Key:
+def _conditions(kernels: Mapping[str, Int8Kernel], plan: Plan, threads: int | None) -> Key:
     """Return everything that decides the times."""
+    import torch  # whoever has two kernels to choose from has imported it: one of them is torch's
+
     name, flags = cpu()
     return {
         "cpu": name,
         "flags": sorted(flags),
         "cpus": usable_cpus(),
-        "threads": torch.get_num_threads(),
+        "threads": threads or torch.get_num_threads(),
         "variables": variables(),
         "torch": torch.__version__,
         "library": load_library().q8_digest().decode() if "native" in kernels else None,
@@ -139,21 +148,20 @@ def _conditions(kernels: Mapping[str, Int8Kernel], plan: Plan) -> Key:
     }
 
 
-def measure_layer(kernels: Mapping[str, Int8Kernel], plan: Plan) -> Microseconds:
+def measure_layer(kernels: Mapping[str, Int8Kernel], plan: Plan, threads: int | None = None) -> Microseconds:
     """Return kernel -> tokens -> median microseconds of a model of one layer, the kernels taking turns."""
     models = {name: kernel.load(plan, TensorSource(RandomInt8(plan))) for name, kernel in kernels.items()}
     times: dict[str, dict[int, list[float]]] = {name: {rows: [] for rows in ROWS} for name in kernels}
     deadline = time.monotonic() + _BUDGET_SECONDS
-    zeros = torch.zeros(max(ROWS), dtype=torch.int64)
+    zeros = np.zeros(max(ROWS), np.int64)
     batches = {rows: TokenBatch(zeros[:rows], zeros[:rows], (rows,)) for rows in ROWS}
-    with torch.inference_mode():
-        for turn in range(1 + _ROUNDS):  # the first turn warms up
-            for rows, batch in batches.items():
-                for name, model in models.items():
-                    begin = time.perf_counter()
-                    model.logits(batch)
-                    if turn:
-                        times[name][rows].append((time.perf_counter() - begin) * 1e6)
-            if turn and time.monotonic() > deadline:
-                break
+    for turn in range(1 + _ROUNDS):  # the first turn warms up
+        for rows, batch in batches.items():
+            for name, model in models.items():
+                begin = time.perf_counter()
+                model.logits(batch, threads)
+                if turn:
+                    times[name][rows].append((time.perf_counter() - begin) * 1e6)
+        if turn and time.monotonic() > deadline:
+            break
     return {name: {rows: round(sorted(t)[len(t) // 2], 1) for rows, t in by.items()} for name, by in times.items()}

@@ -1,7 +1,7 @@
 """The float32 kernels by name, and which one runs: the native library's where it can, else oneDNN's.
 
 `native` computes the whole forward pass in one call of our own library; `onednn` computes the linear layers with
-torch's prepacked operators and everything between with torch.
+torch's prepacked operators and everything between with torch, which is imported only for it.
 """
 
 from __future__ import annotations
@@ -9,10 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
-
 from q8core.engines.engine import Forward
-from q8core.engines.loaders.fp32 import load_fp32
 from q8core.engines.loaders.native_float import float_variants, load_native_float
 from q8core.engines.tensors.source import TensorSource
 from q8core.errors import EngineError, InputError
@@ -49,7 +46,12 @@ class Fp32Choice:
         """
         if self.name == "native":
             return load_native_float(plan, source, self.variant)
-        return load_fp32(plan, source)
+        import torch
+
+        from q8core.engines.loaders.fp32 import load_fp32
+
+        with torch.inference_mode():
+            return load_fp32(plan, source)
 
 
 def choose_fp32_kernel(name: str) -> Fp32Choice:
@@ -61,13 +63,19 @@ def choose_fp32_kernel(name: str) -> Fp32Choice:
     """
     if name not in ("auto", *FP32_KERNEL_NAMES):
         raise InputError(f"kernel is {name!r}; allowed for fp32: auto, {', '.join(FP32_KERNEL_NAMES)}")
-    onednn = torch.backends.cpu.get_cpu_capability()
     if name == "onednn":
-        return Fp32Choice("onednn", onednn)
+        return Fp32Choice("onednn", _torchs_isa())
     try:
         variant = next(iter(float_variants()))
         return Fp32Choice("native", "avx2" if variant == "avx2" else "avx512", variant=variant)  # AMX has no float32
     except EngineError as error:
         if name == "native":
             raise
-        return Fp32Choice("onednn", onednn, {"native": str(error)})
+        return Fp32Choice("onednn", _torchs_isa(), {"native": str(error)})
+
+
+def _torchs_isa() -> str:
+    """Return the instruction set that torch uses."""
+    import torch
+
+    return torch.backends.cpu.get_cpu_capability()

@@ -1,24 +1,21 @@
 """The int8 kernels by name: how a checkpoint's tensors become a model that runs on this CPU.
 
 `native` computes the whole forward pass in one call of our own library; `onednn` and `fbgemm` compute the linear layers
-with torch's operators and everything between with torch. Each is proven on this CPU before it is used.
+with torch's operators and everything between with torch, which is imported only for them. Each is proven on this CPU
+before it is used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
+from q8core.arrays import address, copied, empty
 from q8core.engines.engine import Forward
-from q8core.engines.kernels.fbgemm import FbgemmKernel
-from q8core.engines.kernels.linear_kernel import LinearKernel
-from q8core.engines.kernels.onednn import OnednnKernel
-from q8core.engines.kernels.split import SplitKernel
-from q8core.engines.loaders.int8 import load_int8
 from q8core.engines.loaders.native import NativeLinear, load_native, refused
 from q8core.engines.tensors.site_tensors import LinearTensors
 from q8core.engines.tensors.source import TensorSource
@@ -55,37 +52,6 @@ class Int8Kernel(Protocol):
 
 
 @dataclass(frozen=True)
-class Linearwise:
-    """Layer by layer, the linear ones through one of torch's kernels."""
-
-    linear: LinearKernel
-
-    @property
-    def name(self) -> str:
-        """The linear kernel's name."""
-        return self.linear.name
-
-    @property
-    def facts(self) -> dict[str, object]:
-        """How the sums are kept exact, and torch's instruction set."""
-        split = isinstance(self.linear, SplitKernel)
-        return {
-            "exactness": "split weights (this CPU saturates)" if split else "exact",
-            "isa": torch.backends.cpu.get_cpu_capability(),
-        }
-
-    def refused(self, plan: Plan) -> str | None:
-        """Every scheme is computed."""
-        return None
-
-    def load(self, plan: Plan, source: TensorSource) -> Forward:
-        """Pack a checkpoint's tensors."""
-        model = load_int8(plan, source, self.linear)
-        source.finish()
-        return model
-
-
-@dataclass(frozen=True)
 class Native:
     """The whole forward pass in the native library."""
 
@@ -112,8 +78,6 @@ class Native:
 
 KERNEL_NAMES = ("native", "onednn", "fbgemm")
 
-_LINEAR_KERNELS: dict[str, Callable[[], LinearKernel]] = {"fbgemm": FbgemmKernel, "onednn": OnednnKernel}
-
 
 def proven_kernel(name: str, inner_sizes: Iterable[int]) -> Int8Kernel:
     """Return the kernel `name`, after checking its sums.
@@ -128,6 +92,8 @@ def proven_kernel(name: str, inner_sizes: Iterable[int]) -> Int8Kernel:
     sizes = sorted(set(inner_sizes))
     if name == "native":
         return proven_native(next(iter(variants())), sizes)
+    from q8core.engines.choice.linearwise import Linearwise, proven_linear_kernel
+
     return Linearwise(proven_linear_kernel(name, sizes))
 
 
@@ -139,59 +105,34 @@ def proven_native(variant: str, inner_sizes: Iterable[int]) -> Native:
     """
     for size in inner_sizes:
         x, weight = extreme_operands(size)
-        if not torch.equal(accumulate(variant, x, weight).long(), x @ weight.T):
+        if not np.array_equal(accumulate(variant, x, weight), x @ weight.T):
             raise EngineError(f"the native kernel ({variant}) does not compute exact integer sums on this CPU")
     return Native(variant)
 
 
-def accumulate(variant: str, x: Tensor, weight: Tensor, zero_point: int | None = None) -> Tensor:
-    """Return the int32 sums (rows, out) of integers x (rows, K) and weight (out, K), as the library computes them."""
+def accumulate(
+    variant: str, x: NDArray[np.int64], weight: NDArray[np.int64], zero_point: int | None = None
+) -> NDArray[np.int32]:
+    """Return the sums (rows, out) of integers x (rows, K) and weight (out, K), as the library computes them."""
     (rows, size), out = x.shape, len(weight)
-    one = torch.ones(1)
+    one = np.ones(1, np.float32)
     layer = NativeLinear.pack(
-        LinearTensors(
-            weight.to(torch.int8), torch.zeros(out, dtype=torch.int32), one, input_scale=one, zero_point=zero_point
-        )
+        LinearTensors(weight.astype(np.int8), np.zeros(out, np.int32), one, input_scale=one, zero_point=zero_point)
     )
     depth = layer.view.kb
-    blocks = torch.zeros(-(-rows // 16) * 16 + 16, depth * 64, dtype=torch.uint8)
-    blocks[:rows, :size] = (x + (128 if zero_point is None else zero_point)).to(torch.uint8)
+    padded = np.zeros((-(-rows // 16) * 16 + 16, depth * 64), np.uint8)
+    padded[:rows, :size] = x + (128 if zero_point is None else zero_point)
     # Blocks of 16 rows x 64 columns, one after the other, as in gemm.h.
-    blocks = blocks.view(-1, 16, depth, 64).transpose(1, 2).contiguous()
-    sums = torch.empty(rows, layer.view.np, dtype=torch.int32)
-    load_library().q8_accumulate(variants()[variant], layer.view, blocks.data_ptr(), rows, sums.data_ptr())
+    blocks = copied(padded.reshape(-1, 16, depth, 64).swapaxes(1, 2))
+    sums = empty((rows, layer.view.np), np.int32)
+    load_library().q8_accumulate(variants()[variant], layer.view, address(blocks), rows, address(sums))
     return sums[:, :out]
 
 
-def proven_linear_kernel(name: str, inner_sizes: Iterable[int]) -> LinearKernel:
-    """Return the linear kernel `name`, or its split form where the plain one saturates.
-
-    Raises:
-        EngineError: if the kernel is missing on this machine or computes something else.
-    """
-    kernel = _LINEAR_KERNELS[name]()
-    sizes = tuple(inner_sizes)
-    for candidate in (kernel, SplitKernel(kernel)):
-        if all(_accumulates_exactly(candidate, size) for size in sizes):
-            return candidate
-    raise EngineError(f"the {name} kernel does not compute exact integer sums on this CPU; choose another kernel")
-
-
-def extreme_operands(size: int) -> tuple[Tensor, Tensor]:
-    """Return int64 activations (8, size) and weights (16, size) of +-127 that drive every partial sum to its limit."""
-    column = torch.arange(size)
-    ones = torch.ones(size, dtype=torch.int64)
-    signs = [ones, -ones, 1 - 2 * (column % 2), 1 - 2 * (column // 2 % 2), 2 * (column < size // 2).long() - 1]
-    x = torch.stack([*signs, *(-s for s in signs[2:])]) * 127
-    return x, torch.cat([x, x.flip(1).flip(0)])
-
-
-def _accumulates_exactly(kernel: LinearKernel, size: int) -> bool:
-    """Compare with int64 sums, for one row and for several: operators choose their code by the row count."""
-    x, weight = extreme_operands(size)
-    packed = kernel.pack(weight.to(torch.int8), torch.ones(1), None)
-    expected = (x @ weight.T).to(torch.float32)
-    x_q = kernel.quantize(x.to(torch.float32), torch.ones(1))
-    return bool(torch.equal(packed.linear(x_q), expected)) and all(
-        torch.equal(packed.linear(x_q[row : row + 1]), expected[row : row + 1]) for row in range(len(x))
-    )
+def extreme_operands(size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return activations (8, size) and weights (16, size) of +-127 that drive every partial sum to its limit."""
+    column = np.arange(size)
+    ones = np.ones(size, np.int64)
+    signs = [ones, -ones, 1 - 2 * (column % 2), 1 - 2 * (column // 2 % 2), 2 * (column < size // 2) - 1]
+    x = np.stack([*signs, *(-s for s in signs[2:])]) * 127
+    return x, np.concatenate([x, x[::-1, ::-1]])

@@ -9,9 +9,9 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from q8core.arrays import Array
 from q8core.quant.codes import encode
 from q8core.quant.plan import Plan, SitePlan
 from q8core.quant.quantizer import Quantizer
@@ -20,18 +20,18 @@ LABELS = 2
 _WEIGHT_STD = 0.02  # BERT's initialisation, and about what training leaves
 _CONSTANTS = {"input_scale": 10 / 255, "input_smoothing": 1.0, "input_zero_point": 128, "output_scale": 4 / 127}
 
-Maker = Callable[[torch.Generator], Tensor]
+Maker = Callable[[np.random.Generator], Array]
 
 
-class _Made(Mapping[str, Tensor]):
-    """Tensors that are made anew, and alike, on each access."""
+class _Made(Mapping[str, Array]):
+    """Arrays that are made anew, and alike, on each access."""
 
     def __init__(self, makers: Mapping[str, Maker]) -> None:
         self._makers = makers
 
-    def __getitem__(self, name: str) -> Tensor:
+    def __getitem__(self, name: str) -> Array:
         make = self._makers[name]
-        return make(torch.Generator().manual_seed(zlib.crc32(name.encode())))
+        return make(np.random.default_rng(zlib.crc32(name.encode())))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._makers)
@@ -78,18 +78,18 @@ def _float(site: SitePlan, name: str) -> Maker:
 
 
 def _constant(value: float, size: int) -> Maker:
-    dtype = torch.int32 if isinstance(value, int) else torch.float32
-    return lambda _: torch.full((size,), value, dtype=dtype)
+    dtype = np.int32 if isinstance(value, int) else np.float32
+    return lambda _: np.full(size, value, dtype)
 
 
 def _normal(rows: int, columns: int) -> Maker:
-    return lambda generator: torch.randn(rows, columns, generator=generator) * _WEIGHT_STD
+    return lambda generator: generator.standard_normal((rows, columns), np.float32) * np.float32(_WEIGHT_STD)
 
 
 def _codes(shape: tuple[int, ...], weight: Quantizer) -> Maker:
     low, high = -weight.largest, weight.largest + 1
-    return lambda generator: encode(torch.randint(low, high, shape, dtype=torch.int8, generator=generator), weight.bits)
+    return lambda generator: encode(generator.integers(low, high, shape, np.int8), weight.bits)
 
 
 def _biases(size: int) -> Maker:
-    return lambda generator: torch.randint(-20000, 20000, (size,), dtype=torch.int32, generator=generator)
+    return lambda generator: generator.integers(-20000, 20000, size, np.int32)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -78,10 +79,10 @@ class Embeddings:
 
     def __call__(self, batch: TokenBatch) -> Tensor:
         """Return the hidden state (T, H) of a batch, added up in Hugging Face's order."""
-        rows = self.words(batch.input_ids)
+        rows = self.words(torch.from_numpy(batch.input_ids))
         if self.types is not None:
-            rows.add_(self.types(batch.token_type_ids))
-        hidden = self.norm(rows.add_(self.positions(batch.positions())))
+            rows.add_(self.types(torch.from_numpy(batch.token_type_ids)))
+        hidden = self.norm(rows.add_(self.positions(torch.from_numpy(batch.positions()))))
         return hidden if self.projection is None else self.projection(hidden)
 
 

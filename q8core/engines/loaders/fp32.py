@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from q8core.engines.engine import Model, score_scale
+from q8core.engines.engine import score_scale
 from q8core.engines.layers.attention import FloatProducts
 from q8core.engines.layers.encoder import (
     Embeddings,
@@ -16,7 +16,8 @@ from q8core.engines.layers.encoder import (
     ProjectionPart,
 )
 from q8core.engines.layers.linear import FloatLinear
-from q8core.engines.tensors.site_tensors import own, take_linear, take_norm, take_relative_bias, take_table
+from q8core.engines.layers.model import Model
+from q8core.engines.tensors.as_torch import take_linear, take_norm, take_relative_bias, take_table
 from q8core.engines.tensors.source import TensorSource
 from q8core.model.sites import EMBEDDING_PROJECTION, HEAD_DENSE, HEAD_OUTPUT, PROJECTIONS, layer_path
 from q8core.quant.plan import Plan
@@ -60,7 +61,7 @@ def has_own_query(plan: Plan, layer: int) -> bool:
 
 
 def _table(source: TensorSource, plan: Plan, path: str, first: int = 0) -> FloatTable:
-    return FloatTable(own(take_table(source, plan.sites[path]).behind(first).rows))
+    return FloatTable(take_table(source, plan.sites[path], first).rows)
 
 
 def _layer(source: TensorSource, plan: Plan, number: int, products: FloatProducts) -> EncoderLayer:

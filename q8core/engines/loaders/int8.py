@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from q8core.engines.engine import Model, score_scale
+from q8core.engines.engine import score_scale
 from q8core.engines.kernels.linear_kernel import LinearKernel
 from q8core.engines.layers.attention import FloatProducts, Products, QuantizedProducts
 from q8core.engines.layers.encoder import (
@@ -25,8 +25,9 @@ from q8core.engines.layers.encoder import (
     Table,
 )
 from q8core.engines.layers.linear import DynamicLinear, FloatLinear, StaticLinear
+from q8core.engines.layers.model import Model
 from q8core.engines.loaders.fp32 import has_own_query, load_norm
-from q8core.engines.tensors.site_tensors import LinearTensors, own, take_linear, take_relative_bias, take_table
+from q8core.engines.tensors.as_torch import LinearTensors, take_linear, take_relative_bias, take_table
 from q8core.engines.tensors.source import TensorSource
 from q8core.errors import CheckpointError
 from q8core.model.sites import EMBEDDING_PROJECTION, HEAD_DENSE, HEAD_OUTPUT, PRODUCTS, PROJECTIONS, layer_path
@@ -57,8 +58,8 @@ def load_int8(plan: Plan, source: TensorSource, kernel: LinearKernel) -> Model:
 
 
 def _table(source: TensorSource, plan: Plan, path: str, first: int = 0) -> Table:
-    tensors = take_table(source, plan.sites[path]).behind(first)
-    return FloatTable(own(tensors.rows)) if tensors.scale is None else Int8Table(own(tensors.rows), own(tensors.scale))
+    tensors = take_table(source, plan.sites[path], first)
+    return FloatTable(tensors.rows) if tensors.scale is None else Int8Table(tensors.rows, tensors.scale)
 
 
 def _layer(source: TensorSource, plan: Plan, kernel: LinearKernel, number: int, bias: Tensor | None) -> EncoderLayer:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
+from q8core.arrays import Array, Logits, address, empty, zeros
+from q8core.engines.memory.footprint import footprint
 from q8core.engines.memory.packed_file import PackedModel, Store, packed_key, place
 from q8core.engines.memory.residence import Residence
 from q8core.engines.packing import TokenBatch
@@ -22,9 +23,8 @@ from q8core.errors import EngineError
 from q8core.model.head import Reads
 from q8core.model.sites import EMBEDDING_PROJECTION, HEAD_DENSE, HEAD_OUTPUT, PRODUCTS, PROJECTIONS, layer_path
 from q8core.model.spec import EncoderSpec
-from q8core.native import load_library, structs, variants
-from q8core.quant.ops.arithmetic import dequantize_bias, integer_limits, rescale_factor
-from q8core.quant.ops.products import score_factor
+from q8core.native import load_library, runtime_threads, structs, variants
+from q8core.quant.ops.stored import dequantize_bias, integer_limits, rescale_factor, score_factor
 from q8core.quant.plan import Plan
 
 _LANES, _PANEL, _DEPTH = 16, 32, 64
@@ -46,15 +46,15 @@ class NativeLinear:
         view: the structure that points to them.
     """
 
-    weight: Tensor
-    comp: Tensor
-    r: Tensor
-    bias: Tensor
-    inverse: Tensor
+    weight: NDArray[np.uint8]
+    comp: NDArray[np.int32]
+    r: NDArray[np.float32]
+    bias: NDArray[np.float32]
+    inverse: NDArray[np.float32]
     view: structs.Linear
 
     @classmethod
-    def pack(cls, tensors: LinearTensors) -> NativeLinear:
+    def pack(cls, tensors: LinearTensors[Array]) -> NativeLinear:
         """Copy a layer into the library's layout.
 
         Raises:
@@ -64,19 +64,18 @@ class NativeLinear:
             raise EngineError(f"the native kernel computes static int8 layers; found a {tensors.kind} one")
         out, columns = tensors.weight.shape
         rows, depth = _up(out, _PANEL), _up(columns, _DEPTH)
-        weight, comp = torch.zeros(rows, depth, dtype=torch.uint8), torch.zeros(2, rows, dtype=torch.int32)
-        source = tensors.weight.contiguous()
+        weight, comp = zeros((rows, depth), np.uint8), zeros((2, rows), np.int32)
+        source = np.ascontiguousarray(tensors.weight)
         zero_point = _SIGNED if tensors.zero_point is None else tensors.zero_point
         load_library().q8_pack(
-            source.data_ptr(), out, columns, zero_point, weight.data_ptr(), comp[0].data_ptr(), comp[1].data_ptr()
+            address(source), out, columns, zero_point, address(weight), address(comp[0]), address(comp[1])
         )
-        r = rescale_factor(tensors.input_scale, tensors.weight_scale).expand(out)
-        bias = dequantize_bias(tensors.bias, tensors.input_scale, tensors.weight_scale)
-        r, bias = (F.pad(each, (0, rows - out)).contiguous() for each in (r, bias))
-        inverse = F.pad(tensors.input_steps.reciprocal().expand(columns), (0, depth + _LANES - columns)).contiguous()
+        r = padded(rescale_factor(tensors.input_scale, tensors.weight_scale), rows, out)
+        bias = padded(dequantize_bias(tensors.bias, tensors.input_scale, tensors.weight_scale), rows)
+        inverse = padded(reciprocal(tensors.input_steps), depth + _LANES, columns)
         view = structs.Linear(
-            *(each.data_ptr() for each in (weight, comp[0], comp[1], r, bias)),
-            structs.Grid(inverse.data_ptr(), *integer_limits(tensors.zero_point), _ROUND + zero_point),
+            *(address(each) for each in (weight, comp[0], comp[1], r, bias)),
+            structs.Grid(address(inverse), *integer_limits(tensors.zero_point), _ROUND + zero_point),
             out,
             rows,
             depth // _DEPTH,
@@ -88,18 +87,18 @@ class Workspace:
     """Memory for activations, reused from batch to batch; it grows to what the largest needs."""
 
     def __init__(self) -> None:
-        self._memory = torch.empty(0, dtype=torch.uint8)
+        self._memory = empty(0, np.uint8)
 
     @property
     def nbytes(self) -> int:
         """Its bytes."""
         return len(self._memory)
 
-    def of(self, nbytes: int) -> Tensor:
+    def of(self, nbytes: int) -> NDArray[np.uint8]:
         """Return at least `nbytes` bytes of whatever was there."""
         if nbytes > len(self._memory):
-            self._memory = torch.empty(0, dtype=torch.uint8)  # the old one goes first: never both
-            self._memory = torch.empty(nbytes, dtype=torch.uint8)
+            self._memory = empty(0, np.uint8)  # the old one goes first: never both
+            self._memory = empty(nbytes, np.uint8)
         return self._memory
 
 
@@ -122,17 +121,27 @@ class NativeModel:
     functions: tuple[str, str] = ("q8_workspace_bytes", "q8_forward")
     workspace: Workspace = field(default_factory=lambda: Workspace())
 
-    def logits(self, batch: TokenBatch) -> Tensor:
-        """Return float32 logits: (B, outputs) where the head reads first tokens, else (T, outputs)."""
-        lengths = torch.tensor(batch.lengths, dtype=torch.int32)
-        ids, types = batch.input_ids.contiguous(), batch.token_type_ids.contiguous()
-        what = structs.Batch(batch.tokens, len(batch.lengths), ids.data_ptr(), types.data_ptr(), lengths.data_ptr())
+    @property
+    def own_threads(self) -> int:
+        """What OpenMP uses on the calling thread, which is torch's setting where that is imported."""
+        return runtime_threads()
+
+    def logits(self, batch: TokenBatch, threads: int | None = None) -> Logits:
+        """Return logits: (B, outputs) where the head reads first tokens, else (T, outputs)."""
+        lengths = np.array(batch.lengths, np.int32)
+        ids, types = np.ascontiguousarray(batch.input_ids), np.ascontiguousarray(batch.token_type_ids)
+        what = structs.Batch(batch.tokens, len(batch.lengths), address(ids), address(types), address(lengths))
         size_of, forward = (getattr(load_library(), name) for name in self.functions)
-        threads, view = torch.get_num_threads(), self.packed.view
+        threads, view = threads or self.own_threads, self.packed.view
         memory = self.workspace.of(size_of(view, what, threads))
-        logits = torch.empty(len(batch.lengths) if view.head_reads_first else batch.tokens, self.outputs)
-        forward(self.variant[1], view, what, memory.data_ptr(), logits.data_ptr(), threads)
+        rows = len(batch.lengths) if view.head_reads_first else batch.tokens
+        logits = np.empty((rows, self.outputs), np.float32)
+        forward(self.variant[1], view, what, address(memory), address(logits), threads)
         return logits
+
+    def footprint(self) -> tuple[int, int]:
+        """Return the resident bytes of (matrices and tables, all other arrays)."""
+        return footprint(self.packed.tensors)
 
     def workspace_bytes(self, tokens: int) -> int:
         """Return the bytes of the workspace, which has grown to what the largest batch needed."""
@@ -231,13 +240,12 @@ class Loader:
         tensors, keep = take_table(self.source, self.plan.sites[path]).behind(first), self.store.keep_copy
         if tensors.scale is None:
             return structs.Table(None, keep(tensors.rows), None, 0)
-        return structs.Table(keep(tensors.rows), None, keep(tensors.scale), tensors.scale.numel() > 1)
+        return structs.Table(keep(tensors.rows), None, keep(tensors.scale), tensors.scale.size > 1)
 
     def norm(self, path: str) -> structs.Norm:
         """Load a layer norm, padded to whole vectors."""
-        weight, bias = take_norm(self.source, self.plan.sites[path])
-        padding = (0, _up(len(weight), _LANES) - len(weight))
-        return structs.Norm(*(self.keep(F.pad(each, padding)) for each in (weight, bias)))
+        parts = take_norm(self.source, self.plan.sites[path])
+        return structs.Norm(*(self.keep(padded(each, _up(len(each), _LANES))) for each in parts))
 
     def linear(self, path: str) -> structs.Linear:
         """Load and pack a linear layer."""
@@ -245,16 +253,16 @@ class Loader:
 
     def layer(self, number: int) -> structs.Layer:
         """Load an encoder layer."""
-        layer, scales, inverses = structs.Layer(), dict[str, Tensor](), dict[bytes, int]()
+        layer, scales, inverses = structs.Layer(), dict[str, float](), dict[bytes, int]()
         for slot in PROJECTIONS:
             tensors = take_linear(self.source, self.plan.of_layer(number, slot))
             setattr(layer, slot, self._pack(tensors, inverses))
             if tensors.output_scale is not None:
-                scales[slot] = tensors.output_scale
-                setattr(layer, f"{slot}_inverse", float(tensors.output_scale.reciprocal()))
+                scales[slot] = tensors.output_scale.item()
+                setattr(layer, f"{slot}_inverse", reciprocal(tensors.output_scale).item())
         layer.score_scale = score_factor(self.plan.spec.head_size, scales["query"], scales["key"])
         if self.plan.of_layer(number, PRODUCTS).arithmetic != "float":
-            layer.value_scale = float(scales["value"])
+            layer.value_scale = scales["value"]
         layer.output = self.linear(layer_path(number, "attention_output"))
         layer.output_norm = self.norm(layer_path(number, "attention_norm"))
         layer.inner = self.linear(layer_path(number, "ffn_in"))
@@ -262,14 +270,14 @@ class Loader:
         layer.final_norm = self.norm(layer_path(number, "ffn_norm"))
         return layer
 
-    def _pack(self, tensors: LinearTensors, inverses: dict[bytes, int] | None = None) -> structs.Linear:
+    def _pack(self, tensors: LinearTensors[Array], inverses: dict[bytes, int] | None = None) -> structs.Linear:
         """Pack a layer; `inverses` holds the addresses of those before it that may have the same inputs.
 
         The library quantizes an input once for layers whose grids lie at the same address.
         """
         packed = NativeLinear.pack(tensors)
         view, known = packed.view, {} if inverses is None else inverses
-        content = packed.inverse.numpy().tobytes()
+        content = packed.inverse.tobytes()
         if content not in known:
             known[content] = self.keep(packed.inverse)
         view.input.inverse = known[content]
@@ -277,6 +285,19 @@ class Loader:
         view.signed_comp = view.comp + packed.comp[0].nbytes
         view.r, view.bias = self.keep(packed.r), self.keep(packed.bias)
         return view
+
+
+def reciprocal(scale: Array) -> NDArray[np.float32]:
+    """Return the float32 reciprocals of scales."""
+    with np.errstate(over="ignore"):  # of a subnormal scale, which no training gives, it is infinite
+        return np.reciprocal(scale)
+
+
+def padded(values: Array, size: int, used: int | None = None) -> NDArray[np.float32]:
+    """Return values (used,), or one for all of them, and zeros behind them: (size,)."""
+    found = zeros(size, np.float32)
+    found[: len(values) if used is None else used] = values
+    return found
 
 
 def _up(size: int, to: int) -> int:

@@ -6,11 +6,11 @@ is on its way into the cache. Every variant of the library gives the same bits a
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
+import numpy as np
 
+from q8core.arrays import address, empty
 from q8core.engines.engine import score_scale
-from q8core.engines.loaders.native import Loader, NativeModel
+from q8core.engines.loaders.native import Loader, NativeModel, padded
 from q8core.engines.memory.packed_file import PackedModel, PrivateStore, Store
 from q8core.engines.memory.residence import Residence
 from q8core.engines.tensors.site_tensors import own, take_linear, take_table
@@ -82,8 +82,8 @@ class _FloatLoader(Loader):
 
     def __init__(self, source: TensorSource, plan: Plan, store: Store, rows: int) -> None:
         super().__init__(source, plan, store)
-        self._free = torch.empty(rows, _LANES)
-        load_library().q8_prefer_large_pages(self._free.data_ptr(), self._free.nbytes)
+        self._free = empty((rows, _LANES), np.float32)
+        load_library().q8_prefer_large_pages(address(self._free), self._free.nbytes)
         self.keep(self._free)
 
     def table(self, path: str, first: int = 0) -> structs.Table:
@@ -98,11 +98,11 @@ class _FloatLoader(Loader):
     def float_linear(self, path: str) -> structs.FloatLinear:
         """Load a linear layer and pack it behind the last one."""
         tensors = take_linear(self.source, self.plan.sites[path])
-        weight, (out, columns) = tensors.weight.contiguous(), tensors.weight.shape
-        bias = F.pad(tensors.bias, (0, -out % _LANES))
-        packed, self._free = self._free.tensor_split([_vectors(out) * columns])
-        load_library().q8_pack_float(weight.data_ptr(), out, columns, packed.data_ptr())
-        return structs.FloatLinear(packed.data_ptr(), self.keep(own(bias)), out, columns)
+        weight, (out, columns) = np.ascontiguousarray(tensors.weight), tensors.weight.shape
+        packed, self._free = np.split(self._free, [_vectors(out) * columns])
+        load_library().q8_pack_float(address(weight), out, columns, address(packed))
+        bias = padded(tensors.bias, _vectors(out) * _LANES)
+        return structs.FloatLinear(address(packed), self.keep(bias), out, columns)
 
     def float_layer(self, number: int) -> structs.FloatLayer:
         """Load an encoder layer."""

@@ -1,55 +1,18 @@
-"""Counting what is really resident: every tensor and packed matrix that a loaded model reaches."""
+"""Counting the memory behind the arrays of a loaded model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
-from typing import cast
+from collections.abc import Iterable
 
-import torch
-from torch import Tensor
-
-from q8core.engines.kernels.fbgemm import FbgemmLinear
+from q8core.arrays import Array, address
 
 
-def footprint(model: object) -> tuple[int, int]:
-    """Return the bytes of (matrices and tables, all other tensors) that the dataclass tree `model` reaches.
-
-    A tensor that several parts share counts once.
-    """
+def footprint(arrays: Iterable[Array]) -> tuple[int, int]:
+    """Return the bytes of (matrices and tables, all other arrays); an array that is there twice counts once."""
     weights = scales = 0
-    for part in _parts(model, set()):
-        if isinstance(part, Tensor):
-            nbytes = tensor_bytes(part)
-            if part.dim() >= 2:
-                weights += nbytes
-            else:
-                scales += nbytes
+    for array in {address(each): each for each in arrays}.values():
+        if array.ndim >= 2:
+            weights += array.nbytes
         else:
-            weights += part.nbytes
+            scales += array.nbytes
     return weights, scales
-
-
-def tensor_bytes(tensor: Tensor) -> int:
-    """Return the bytes behind a tensor, also behind one in oneDNN's layout."""
-    if tensor.is_mkldnn:
-        return int(torch.ops.mkldnn._nbytes(tensor))
-    return tensor.untyped_storage().nbytes()
-
-
-def _parts(node: object, seen: set[int]) -> Iterator[Tensor | FbgemmLinear]:
-    key = node.untyped_storage().data_ptr() if isinstance(node, Tensor) and not node.is_mkldnn else id(node)
-    if key in seen:
-        return
-    seen.add(key)
-    if isinstance(node, FbgemmLinear):
-        yield node
-        yield from _parts(node.bias, seen)
-    elif isinstance(node, Tensor):
-        yield node
-    elif isinstance(node, tuple):
-        for item in cast("tuple[object, ...]", node):
-            yield from _parts(item, seen)
-    elif is_dataclass(node):
-        for each in fields(node):
-            yield from _parts(getattr(node, each.name), seen)

@@ -17,12 +17,13 @@ import os
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from q8core.arrays import Array, address
 from q8core.cache import Key, cached_path, code_digest, distrust, mark_used, new_file, tell_unusable
 from q8core.engines.memory.residence import Residence
 from q8core.engines.tensors.site_tensors import own
@@ -35,14 +36,14 @@ _LENGTH, _DIGEST = 8, 32
 
 
 class Store(Protocol):
-    """Keeps tensors that structures point to."""
+    """Keeps arrays that structures point to."""
 
-    def keep(self, tensor: Tensor) -> int:
-        """Keep a tensor that is in memory of its own; return what stands for its address."""
+    def keep(self, array: Array) -> int:
+        """Keep an array that is in memory of its own, in C order; return what stands for its address."""
         ...
 
-    def keep_copy(self, view: Tensor) -> int:
-        """Keep what a view of a mapped file holds; return what stands for its address."""
+    def keep_copy(self, view: Array) -> int:
+        """Keep what an array holds that may be a view; return what stands for its address."""
         ...
 
 
@@ -61,44 +62,44 @@ class PackedModel:
     """
 
     view: structs.Model | structs.FloatModel
-    tensors: tuple[Tensor, ...]
+    tensors: tuple[Array, ...]
     residence: Residence
 
 
 class PrivateStore:
-    """Keeps tensors in this process's own memory."""
+    """Keeps arrays in this process's own memory."""
 
     def __init__(self) -> None:
-        self.tensors: list[Tensor] = []
+        self.tensors: list[Array] = []
 
-    def keep(self, tensor: Tensor) -> int:
-        """Keep a tensor; return its address."""
-        self.tensors.append(tensor)
-        return tensor.data_ptr()
+    def keep(self, array: Array) -> int:
+        """Keep an array; return its address."""
+        self.tensors.append(array)
+        return address(array)
 
-    def keep_copy(self, view: Tensor) -> int:
+    def keep_copy(self, view: Array) -> int:
         """Keep a copy; return its address."""
         return self.keep(own(view))
 
 
 class FileStore:
-    """Writes tensors to a file, one after the other, so that no second copy of the model is ever in memory."""
+    """Writes arrays to a file, one after the other, so that no second copy of the model is ever in memory."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self._digest, self._size = file, hashlib.sha256(), 0
         self._sections: list[tuple[int, str, tuple[int, ...]]] = []
         self._append(_MAGIC)
 
-    def keep(self, tensor: Tensor) -> int:
-        """Write a tensor; return its offset in the file."""
+    def keep(self, array: Array) -> int:
+        """Write an array; return its offset in the file."""
         self._append(bytes(-self._size % _ALIGNMENT))
         offset = self._size
-        self._sections.append((offset, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)))
-        self._append(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+        self._sections.append((offset, str(array.dtype), array.shape))
+        self._append(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         return offset
 
-    def keep_copy(self, view: Tensor) -> int:
-        """Write a tensor; return its offset in the file."""
+    def keep_copy(self, view: Array) -> int:
+        """Write an array; return its offset in the file."""
         return self.keep(view)
 
     def finish(self, key: Key, view: structs.Model) -> None:
@@ -160,7 +161,7 @@ def _private(pack: Pack, why: str) -> PackedModel:
     return PackedModel(view, tuple(store.tensors), Residence(False, why))
 
 
-def _open(path: Path, key: Key) -> tuple[structs.Model, tuple[Tensor, ...]] | None:
+def _open(path: Path, key: Key) -> tuple[structs.Model, tuple[Array, ...]] | None:
     """Map a file and check it; None if it is not there, or not what it should be."""
     try:
         with path.open("rb") as file:
@@ -190,14 +191,13 @@ def _checked(mapping: mmap.mmap | bytes) -> dict[str, Any] | None:
     return json.loads(mapping[end - _LENGTH - length : end - _LENGTH])
 
 
-def _pointed(description: dict[str, Any], mapping: mmap.mmap) -> tuple[structs.Model, tuple[Tensor, ...]]:
-    """Return the structures, pointing into the mapping, and the tensors that keep it."""
+def _pointed(description: dict[str, Any], mapping: mmap.mmap) -> tuple[structs.Model, tuple[Array, ...]]:
+    """Return the structures, pointing into the mapping, and the arrays that keep it."""
     sections: Sequence[tuple[int, str, list[int]]] = description["sections"]
     tensors = tuple(
-        torch.frombuffer(mapping, dtype=getattr(torch, dtype), count=torch.Size(shape).numel(), offset=at).view(shape)
-        for at, dtype, shape in sections
+        np.frombuffer(mapping, dtype, count=prod(shape), offset=at).reshape(shape) for at, dtype, shape in sections
     )
-    base = tensors[0].data_ptr() - sections[0][0]
+    base = address(tensors[0]) - sections[0][0]
     view = structs.Model.from_buffer_copy(bytes.fromhex(description["model"]))
     layers = (structs.Layer * view.layers).from_buffer_copy(bytes.fromhex(description["layers"]))
     for structure in (view, *layers):

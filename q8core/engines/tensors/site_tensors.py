@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
-import torch
-from torch import Tensor
-
+from q8core.arrays import Array, copied
 from q8core.engines.tensors.source import TensorSource
 from q8core.errors import CheckpointError
 from q8core.model.sites import RELATIVE_BIAS
 from q8core.quant.codes import decode
-from q8core.quant.ops.arithmetic import U8_MAX, input_steps
+from q8core.quant.ops.stored import U8_MAX
 from q8core.quant.plan import Kind, Plan, SitePlan
+
+Values = TypeVar("Values")
+"""Arrays, or the tensors that torch's layers are made of."""
 
 
 @dataclass(frozen=True)
-class LinearTensors:
+class LinearTensors(Generic[Values]):
     """What a linear layer (in) -> (out) came with.
 
     Attributes:
@@ -29,16 +31,16 @@ class LinearTensors:
         zero_point: of a static layer's input, where that is asymmetric.
     """
 
-    weight: Tensor
-    bias: Tensor
-    weight_scale: Tensor | None = None
-    input_scale: Tensor | None = None
-    output_scale: Tensor | None = None
+    weight: Values
+    bias: Values
+    weight_scale: Values | None = None
+    input_scale: Values | None = None
+    output_scale: Values | None = None
     zero_point: int | None = None
-    input_smoothing: Tensor | None = None
+    input_smoothing: Values | None = None
 
     @property
-    def input_steps(self) -> Tensor:
+    def input_steps(self) -> Values:
         """The distance between neighbouring steps of a static layer's input: (1,), or (in,) with smoothing.
 
         Raises:
@@ -46,7 +48,8 @@ class LinearTensors:
         """
         if self.input_scale is None:
             raise CheckpointError(f"a {self.kind} layer has no fixed steps of its input")
-        return input_steps(self.input_scale, self.input_smoothing)
+        scale: Any = self.input_scale
+        return scale if self.input_smoothing is None else scale * self.input_smoothing
 
     @property
     def kind(self) -> Kind:
@@ -60,8 +63,8 @@ class LinearTensors:
 class TableTensors:
     """An embedding table: rows in float32, or in int8 with a scale (1,) or (rows,)."""
 
-    rows: Tensor
-    scale: Tensor | None = None
+    rows: Array
+    scale: Array | None = None
 
     def behind(self, first: int) -> TableTensors:
         """Return the table from a row on: before the first position, no row is ever read."""
@@ -73,7 +76,7 @@ class TableTensors:
         )
 
 
-def take_linear(source: TensorSource, plan: SitePlan) -> LinearTensors:
+def take_linear(source: TensorSource, plan: SitePlan) -> LinearTensors[Array]:
     """Take the tensors of a linear layer.
 
     Raises:
@@ -92,7 +95,7 @@ def take_linear(source: TensorSource, plan: SitePlan) -> LinearTensors:
 
 
 def take_table(source: TensorSource, plan: SitePlan) -> TableTensors:
-    """Take the tensors of an embedding table, which may be views of a mapped file.
+    """Take the tensors of an embedding table, which may be views of what the source keeps.
 
     Raises:
         CheckpointError: if one is missing, or is not what the plan says.
@@ -101,7 +104,7 @@ def take_table(source: TensorSource, plan: SitePlan) -> TableTensors:
     return TableTensors(rows) if plan.weight is None else TableTensors(rows, source.scale(plan, "weight_scale"))
 
 
-def take_norm(source: TensorSource, plan: SitePlan) -> tuple[Tensor, Tensor]:
+def take_norm(source: TensorSource, plan: SitePlan) -> tuple[Array, Array]:
     """Take the weight and the bias of a layer norm.
 
     Raises:
@@ -110,7 +113,7 @@ def take_norm(source: TensorSource, plan: SitePlan) -> tuple[Tensor, Tensor]:
     return own(source.take(plan, "weight")), own(source.take(plan, "bias"))
 
 
-def take_relative_bias(source: TensorSource, plan: Plan) -> Tensor | None:
+def take_relative_bias(source: TensorSource, plan: Plan) -> Array | None:
     """Take the biases of attention by the key's distance from the query: (heads, 2 * positions - 1); None without.
 
     Raises:
@@ -119,15 +122,15 @@ def take_relative_bias(source: TensorSource, plan: Plan) -> Tensor | None:
     if not plan.spec.relative_buckets:
         return None
     rows = source.take(plan.sites[RELATIVE_BIAS], "weight")
-    return rows[list(plan.spec.relative_buckets_by_distance)].T.contiguous()
+    return own(rows[list(plan.spec.relative_buckets_by_distance)].T)
 
 
-def own(tensor: Tensor) -> Tensor:
-    """Return a copy in memory of its own: a view would keep the whole mapped file resident."""
-    return tensor.clone(memory_format=torch.contiguous_format)
+def own(array: Array) -> Array:
+    """Return a copy in memory of its own, from a cache line on: a view would keep all that it is a view of."""
+    return copied(array)
 
 
-def _weight(source: TensorSource, plan: SitePlan) -> Tensor:
+def _weight(source: TensorSource, plan: SitePlan) -> Array:
     """Return a weight in float32, or its integers in int8 whatever their code."""
     weight = source.take(plan, "weight")
     return weight if plan.weight is None else decode(weight, plan.weight.bits, plan.site.shape[-1])
@@ -136,7 +139,7 @@ def _weight(source: TensorSource, plan: SitePlan) -> Tensor:
 def _zero_point(source: TensorSource, plan: SitePlan) -> int | None:
     if plan.input is None or plan.input.grid == "symmetric":
         return None
-    zero_point = int(source.take(plan, "input_zero_point"))
+    zero_point = int(source.take(plan, "input_zero_point").item())
     if not 0 <= zero_point < U8_MAX or zero_point % 2:
         raise CheckpointError(
             f"{plan.path}.input_zero_point is {zero_point}; a zero point is an even number from 0 to 254"

@@ -1,17 +1,16 @@
-"""Taking tensors out of a checkpoint one by one, each checked against its site's plan, none left over."""
+"""Taking tensors out of a checkpoint one by one, as arrays, each checked against its site's plan, none left over."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from q8core.arrays import Array
 from q8core.errors import CheckpointError
 from q8core.quant.plan import DType, SitePlan
 
-_DTYPES: dict[DType, torch.dtype] = {"F32": torch.float32, "I8": torch.int8, "U8": torch.uint8, "I32": torch.int32}
-_HALVES = (torch.float16, torch.bfloat16)
+_DTYPES: dict[DType, type[np.generic]] = {"F32": np.float32, "I8": np.int8, "U8": np.uint8, "I32": np.int32}
 
 
 class TensorSource:
@@ -25,12 +24,12 @@ class TensorSource:
         sha256: digest of the verified file that holds them, if they come from one.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], sha256: str | None = None) -> None:
+    def __init__(self, tensors: Mapping[str, Array], sha256: str | None = None) -> None:
         self._tensors = tensors
         self.sha256 = sha256
         self._taken: set[str] = set()
 
-    def take(self, plan: SitePlan, leaf: str) -> Tensor:
+    def take(self, plan: SitePlan, leaf: str) -> Array:
         """Return the tensor `leaf` of a site, which must be what the plan says; halves of floats are widened.
 
         Raises:
@@ -43,21 +42,21 @@ class TensorSource:
         except KeyError:
             raise CheckpointError(f"the tensor {name} is missing") from None
         if tensor.shape != planned.shape:
-            raise CheckpointError(f"{name} has shape {tuple(tensor.shape)}; the plan says {planned.shape}")
-        wanted = _DTYPES[planned.dtype]
-        if tensor.dtype != wanted and not (wanted == torch.float32 and tensor.dtype in _HALVES):
+            raise CheckpointError(f"{name} has shape {tensor.shape}; the plan says {planned.shape}")
+        wanted = np.dtype(_DTYPES[planned.dtype])
+        if tensor.dtype != wanted and not (wanted == np.float32 and tensor.dtype == np.float16):
             raise CheckpointError(f"{name} is {tensor.dtype}; the plan says {wanted}")
         self._taken.add(name)
-        return tensor.to(wanted)
+        return tensor.astype(wanted, copy=False)
 
-    def scale(self, plan: SitePlan, leaf: str) -> Tensor:
+    def scale(self, plan: SitePlan, leaf: str) -> Array:
         """Return a float32 scale of a site.
 
         Raises:
             CheckpointError: if it is not there as planned, or a value is not positive and finite.
         """
         scale = self.take(plan, leaf)
-        if not bool((torch.isfinite(scale) & (scale > 0)).all()):
+        if not bool((np.isfinite(scale) & (scale > 0)).all()):
             raise CheckpointError(f"{plan.path}.{leaf} holds a value that is not a positive finite number")
         return scale
 

@@ -24,15 +24,7 @@ import torch
 from torch import Tensor
 
 from q8core.errors import CalibrationError
-
-QMAX = 127
-"""Largest magnitude of a quantized weight or activation."""
-
-U8_MAX = 255
-"""Largest unsigned byte: an asymmetric activation's integer plus its zero point."""
-
-BIAS_MAX = 2**31 - 1
-"""Largest magnitude of a quantized bias."""
+from q8core.quant.ops.stored import BIAS_MAX, QMAX, U8_MAX, integer_limits
 
 _TINY = torch.finfo(torch.float32).tiny
 
@@ -67,11 +59,6 @@ def asymmetric_grid(low: Tensor, high: Tensor) -> tuple[Tensor, int]:
     """
     scale = scale_from_threshold((low + high).reshape(1), U8_MAX)
     return scale, min(2 * round(float(low / scale) / 2), U8_MAX - 1)
-
-
-def integer_limits(zero_point: int | None) -> tuple[int, int]:
-    """Return the smallest and the largest integer of a grid: symmetric, or with a zero point."""
-    return (-QMAX, QMAX) if zero_point is None else (-zero_point, U8_MAX - zero_point)
 
 
 def quantize(x: Tensor, scale: Tensor, zero_point: int | None = None) -> Tensor:

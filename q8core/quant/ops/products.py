@@ -31,7 +31,8 @@ import math
 import torch
 from torch import Tensor
 
-from q8core.quant.ops.arithmetic import QMAX
+from q8core.quant.ops import stored
+from q8core.quant.ops.stored import QMAX
 
 PROBABILITY_MAX = 255
 """The largest quantized probability, that of a row's largest score: they are u8 with scale 1/255, zero point 0."""
@@ -39,7 +40,7 @@ PROBABILITY_MAX = 255
 
 def score_factor(head_size: int, scale_q: Tensor, scale_k: Tensor) -> float:
     """Return f, the step of the integer scores in softmax's argument (Vaswani et al., 2017: 1 / sqrt(head size))."""
-    return 1.0 / math.sqrt(head_size) * (float(scale_q) * float(scale_k))
+    return stored.score_factor(head_size, float(scale_q), float(scale_k))
 
 
 def integer_scores(q_q: Tensor, k_q: Tensor, hidden: Tensor | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""From a prepared network to the tensors of its plan, and back to float32 tensors."""
+"""From a prepared network to the tensors of its plan."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from q8core.arrays import Array
 from q8core.errors import CalibrationError
-from q8core.quant.codes import decode, encode
-from q8core.quant.ops.arithmetic import dequantize, dequantize_bias, per_row, quantize_i8
-from q8core.quant.plan import Plan, SitePlan
+from q8core.quant.codes import encode
+from q8core.quant.ops.arithmetic import per_row, quantize_i8
 from q8core.quant.qat.layers import QATEmbedding, QATLinear
 from q8core.quant.qat.prepare import quantized_layers
 
@@ -43,35 +43,10 @@ def convert(prepared: nn.Module) -> dict[str, Tensor]:
     return tensors
 
 
-def dequantized_tensors(plan: Plan, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the float32 tensors that the tensors of a plan stand for, by the names of sites.
-
-    Weights are `weight * weight_scale`, over `input_smoothing` where there is one, int32 biases
-    `bias * (input_scale * weight_scale)` as the integer engine adds them; everything else is copied. The scales
-    themselves are left out.
-    """
-    floats: dict[str, Tensor] = {}
-    for site in plan.sites.values():
-        for name in site.site.float_tensors:
-            floats[name] = _dequantized(site, name, tensors)
-    return floats
-
-
-def _dequantized(site: SitePlan, name: str, tensors: Mapping[str, Tensor]) -> Tensor:
-    tensor = tensors[name]
-    if site.weight is None or (site.kind == "dynamic" and name.endswith(".bias")):
-        return tensor.to(torch.float32).clone()
-    scale = tensors[f"{site.path}.weight_scale"]
-    if name.endswith(".bias"):
-        return dequantize_bias(tensor, tensors[f"{site.path}.input_scale"], scale)
-    weight = dequantize(decode(tensor, site.weight.bits, site.site.shape[-1]), per_row(scale))
-    return weight / tensors[f"{site.path}.input_smoothing"] if site.smooths else weight
-
-
 def _linear_tensors(layer: QATLinear) -> dict[str, Tensor]:
     scales = layer.scales()
     w_i8 = quantize_i8(layer.deployed_weight(), per_row(scales.weight))
-    tensors = {"weight": encode(w_i8, layer.weight_quantizer.bits), "weight_scale": scales.weight}
+    tensors = {"weight": _codes(w_i8, layer.weight_quantizer.bits), "weight_scale": scales.weight}
     if scales.input is None:
         if not bool(torch.isfinite(layer.bias).all()):
             raise CalibrationError(f"{layer.path}.bias has infinite or NaN values")
@@ -92,7 +67,17 @@ def _linear_tensors(layer: QATLinear) -> dict[str, Tensor]:
 def _embedding_tensors(table: QATEmbedding) -> dict[str, Tensor]:
     scale = table.scale()
     w_i8 = quantize_i8(table.weight.detach(), per_row(scale))
-    return {"weight": encode(w_i8, table.weight_quantizer.bits), "weight_scale": scale}
+    return {"weight": _codes(w_i8, table.weight_quantizer.bits), "weight_scale": scale}
+
+
+def _codes(w_i8: Tensor, bits: int) -> Tensor:
+    """Return the codes of integers, on the CPU."""
+    return torch.from_numpy(encode(w_i8.cpu().numpy(), bits))
+
+
+def arrays(tensors: Mapping[str, Tensor]) -> dict[str, Array]:
+    """Return tensors as the arrays that checkpoints and engines take; those of a CPU share their memory."""
+    return {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in tensors.items()}
 
 
 def _named(path: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -13,9 +13,9 @@ from pathlib import Path
 import httpx2 as httpx
 import huggingface_hub
 import pytest
-import torch
 from huggingface_hub import InferenceClient
 
+from q8core.arrays import Logits
 from q8core.engines import TokenBatch
 from service.core import Service
 from service.http.app import create_app
@@ -35,7 +35,7 @@ class Gate:
         self.open.set()
         self.computing = threading.Event()
 
-    def infer(self, batch: TokenBatch) -> torch.Tensor:
+    def infer(self, batch: TokenBatch) -> Logits:
         self.computing.set()
         assert self.open.wait(240)
         return self.engine.infer(batch)  # type: ignore[attr-defined]

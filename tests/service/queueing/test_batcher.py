@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
+import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from q8core.arrays import Logits
 from service.errors import (
     ClientClosed,
     DeadlineExceeded,
@@ -53,7 +54,7 @@ def make_queue(clock: Clock, drain: float | None = None, limits: QueueLimits = L
 def answer(batch: Batch) -> None:
     """Answer every entry with something that only its own ticket and place can have."""
     for ticket, place in batch.entries:
-        ticket.resolve(place, torch.tensor([id(ticket), place], dtype=torch.int64))
+        ticket.resolve(place, np.array([id(ticket), place]))
 
 
 def own_answers(ticket: Ticket) -> bool:
@@ -70,7 +71,7 @@ class Recorder:
     def add(self, ticket: Ticket) -> None:
         self.tickets.append(ticket)
 
-        def completed(_: Future[list[torch.Tensor]]) -> None:
+        def completed(_: Future[list[Logits]]) -> None:
             self.completions[id(ticket)] = self.completions.get(id(ticket), 0) + 1
 
         ticket.future.add_done_callback(completed)

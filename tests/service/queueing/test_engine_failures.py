@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import torch
 from fastapi.testclient import TestClient
 
+from q8core.arrays import Logits
 from q8core.engines import TokenBatch
 from q8core.errors import CheckpointError, EngineError, InputError
 from service.core import Service
@@ -29,7 +29,7 @@ class Poisoned:
     def __init__(self, engine: object, token: int, error: BaseException) -> None:
         self.engine, self.token, self.error, self.reads = engine, token, error, "first"
 
-    def infer(self, batch: TokenBatch) -> torch.Tensor:
+    def infer(self, batch: TokenBatch) -> Logits:
         if bool((batch.input_ids == self.token).any()):
             raise self.error
         return self.engine.infer(batch)  # type: ignore[attr-defined]

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
+import numpy as np
 import pytest
-import torch
 from fastapi.testclient import TestClient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from q8core.arrays import Logits
 from q8core.checkpoint import Checkpoint
 from q8core.engines import Engine, TokenBatch, load_engine
 from q8core.errors import InputError
@@ -52,7 +53,7 @@ def make_item(kind: str, length: int, vocabulary: int, random: Random) -> WorkIt
     return WorkItem(ids, types)
 
 
-def alone(engine: Engine, item: WorkItem) -> torch.Tensor:
+def alone(engine: Engine, item: WorkItem) -> Logits:
     batch = TokenBatch.pack([(item.input_ids, item.token_type_ids)])
     return batch.split(engine.infer(batch), engine.reads)[0]
 
@@ -89,7 +90,7 @@ class Counting:
     def reads(self) -> str:
         return self.engine.reads
 
-    def infer(self, batch: TokenBatch) -> torch.Tensor:
+    def infer(self, batch: TokenBatch) -> Logits:
         logits = self.engine.infer(batch)
         self.batches += 1
         self.lengths += batch.lengths
@@ -157,7 +158,7 @@ def test_neighbours_of_refused_sequences_get_the_logits_they_get_alone(
                 assert str(error) in refusals
             else:
                 found = ticket.future.result(0)
-                assert all(torch.equal(row, alone(engine, item)) for row, item in zip(found, own, strict=True))
+                assert all(np.array_equal(row, alone(engine, item)) for row, item in zip(found, own, strict=True))
                 good_items += len(own)
         good = sum(kind == GOOD for request in requests for kind, _ in request)
         assert good_items <= len(counting.lengths) <= good, "nothing good is left out, nothing is computed twice"
@@ -187,7 +188,7 @@ class Broken:
     def __init__(self, engine: Engine, refused: int, fatal: int) -> None:
         self.engine, self.refused, self.fatal, self.reads = engine, refused, fatal, engine.reads
 
-    def infer(self, batch: TokenBatch) -> torch.Tensor:
+    def infer(self, batch: TokenBatch) -> Logits:
         ids = batch.input_ids.tolist()
         if self.refused in ids:
             raise InputError("not that one")
@@ -206,8 +207,8 @@ def test_a_fault_beside_a_refusal_leaves_nobody_waiting(engines: dict[Lane, Engi
 
 def test_logits_that_do_not_fit_are_the_engines_fault(engines: dict[Lane, Engine]) -> None:
     class Short(Counting):
-        def infer(self, batch: TokenBatch) -> torch.Tensor:
-            return torch.zeros(len(batch.lengths) + batch.tokens, 3)
+        def infer(self, batch: TokenBatch) -> Logits:
+            return np.zeros((len(batch.lengths) + batch.tokens, 3), np.float32)
 
     lane, engine = next(iter(engines.items()))
     tickets = [Ticket(lane, [WorkItem([5, 6], [0, 0])], deadline=float("inf")) for _ in range(3)]
@@ -229,7 +230,7 @@ def served(classify_folder: Path) -> Iterator[Served]:
     load = registry.load
 
     class Gated(Broken):
-        def infer(self, batch: TokenBatch) -> torch.Tensor:
+        def infer(self, batch: TokenBatch) -> Logits:
             assert gate.wait(240)
             return super().infer(batch)
 

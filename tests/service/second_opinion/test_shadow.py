@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
+import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
+from q8core.arrays import Logits
 from service.queueing.batcher import Batch, Lane, WorkItem
 from service.second_opinion.agreement import Agreement
 from service.second_opinion.shadow import Sample, Shadow, ShadowLimits
@@ -30,7 +31,7 @@ class Words:
         self.characters = 8 * len(lengths)
         self.items = [WorkItem([7] * n, [0] * n) for n in lengths]
 
-    def verdicts(self, logits: list[torch.Tensor]) -> list[LabelVerdict]:
+    def verdicts(self, logits: list[Logits]) -> list[LabelVerdict]:
         rows = (sorted(zip("ab", row.tolist(), strict=True), key=lambda pair: -pair[1]) for row in logits)
         return [LabelVerdict(tuple(LabelScore(label=k, score=v) for k, v in row)) for row in rows]
 
@@ -67,12 +68,12 @@ def make_shadow(world: World, rate: float = 1.0, seed: int = 0, limits: ShadowLi
 
 def make_sample(number: int, lane: Lane = LANES[0], lengths: tuple[int, ...] = (5,)) -> Sample:
     work = Words(lane.task, lengths)
-    return Sample(str(number), work, work.items, lane, [torch.tensor([0.9, 0.1])] * len(lengths))  # type: ignore[arg-type]
+    return Sample(str(number), work, work.items, lane, [np.array([0.9, 0.1], np.float32)] * len(lengths))  # type: ignore[arg-type]
 
 
 def answer(batch: Batch) -> None:
     for ticket, place in batch.entries:
-        ticket.resolve(place, torch.tensor([0.8, 0.2]))
+        ticket.resolve(place, np.array([0.8, 0.2], np.float32))
 
 
 def outcomes(shadow: Shadow) -> tuple[int, dict[str, int]]:

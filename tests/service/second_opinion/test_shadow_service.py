@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import torch
 from fastapi.testclient import TestClient
 
+from q8core.arrays import Logits
 from q8core.engines import TokenBatch
 from q8core.errors import InputError
 from service.core import Service
@@ -39,7 +39,7 @@ class Watched:
         self.open.set()
         self.computing = threading.Event()
 
-    def infer(self, batch: TokenBatch) -> torch.Tensor:
+    def infer(self, batch: TokenBatch) -> Logits:
         self.computing.set()
         assert self.open.wait(240)
         self.log.append((self.backend, len(batch.input_ids)))

@@ -1,0 +1,52 @@
+"""What follows from stored integers and scales, in NumPy: limits of grids, steps of accumulators, real numbers.
+
+`arithmetic` says what the integers mean and computes the same, to the bit, with torch. As there, what is too large for
+float32 becomes infinite without a word: a checkpoint with such scales fails its self-test.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from q8core.arrays import Array
+
+QMAX = 127
+"""Largest magnitude of a quantized weight or activation."""
+
+U8_MAX = 255
+"""Largest unsigned byte: an asymmetric activation's integer plus its zero point."""
+
+BIAS_MAX = 2**31 - 1
+"""Largest magnitude of a quantized bias."""
+
+
+def integer_limits(zero_point: int | None) -> tuple[int, int]:
+    """Return the smallest and the largest integer of a grid: symmetric, or with a zero point."""
+    return (-QMAX, QMAX) if zero_point is None else (-zero_point, U8_MAX - zero_point)
+
+
+def rescale_factor(scale_x: Array, scale_w: Array) -> NDArray[np.float32]:
+    """Return r = float32(scale_x * scale_w), the step of the accumulator: shape (1,) or (out,)."""
+    with np.errstate(over="ignore"):
+        return (scale_x.astype(np.float32, copy=False) * scale_w.astype(np.float32, copy=False)).reshape(-1)
+
+
+def dequantize(q: Array, scale: Array) -> NDArray[np.float32]:
+    """Return the real numbers `float32(q) * scale`; `scale` broadcasts against `q`."""
+    real = q.astype(np.float32)
+    with np.errstate(over="ignore"):
+        real *= scale
+    return real
+
+
+def dequantize_bias(bias_i32: Array, scale_x: Array, scale_w: Array) -> NDArray[np.float32]:
+    """Return the bias term that the engine adds: `float32(b_i32) * r`, shape (out,)."""
+    return dequantize(bias_i32, rescale_factor(scale_x, scale_w))
+
+
+def score_factor(head_size: int, scale_q: float, scale_k: float) -> float:
+    """Return f, the step of the integer scores in softmax's argument (Vaswani et al., 2017: 1 / sqrt(head size))."""
+    return 1.0 / math.sqrt(head_size) * (scale_q * scale_k)
