@@ -80,7 +80,7 @@ def serve(
 
 
 def _serve(settings: Settings) -> None:
-    # torch takes a second to import, which `q8bert --help` and the supervisor of several workers should not pay for
+    # engines take a while to import: `q8bert --help` shall not pay for it, nor the supervisor of several workers
     if settings.workers > 1:
         _serve_with_workers(settings)
         return

@@ -192,7 +192,7 @@ class Supervisor:
 
 
 def _work(settings: Settings, place: Place, listener: socket.socket, ready: Connection, others_serve: bool) -> None:
-    """Run a worker process; the import is here because it loads torch, which the supervisor does not need."""
+    """What a worker process runs; the import brings the engines, which the supervisor does without."""
     from service.hosts.workers.worker import run_worker
 
     run_worker(settings, place, listener, ready, others_serve)
