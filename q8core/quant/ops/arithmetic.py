@@ -1,4 +1,6 @@
-"""The one definition of the integer arithmetic, shared by training simulation, conversion and engines.
+"""The one definition of the integer arithmetic, shared by training simulation, conversion and torch's engines.
+
+What loading needs of it without torch is in `stored`, and a test holds both to the same bits.
 
 A real number is `scale * q`: `scale` is float32, the zero point is 0 and q is an integer in [-127, 127]
 (-128 is never produced, so the range is symmetric). An asymmetric input has a zero point z, from 0 to 254: q is then
