@@ -5,11 +5,14 @@ Q8Error
  ├── SchemeError        a quantization scheme names something that does not exist
  ├── CalibrationError   a range is needed that no data has set
  ├── TrainingError      training failed
+ ├── QualityError       a quantized model does not answer as the float model does
  ├── CheckpointError    a checkpoint is damaged, incomplete or of the wrong kind
  └── EngineError        a kernel is missing on this CPU, or computes something else
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 
 class Q8Error(Exception):
@@ -36,6 +39,20 @@ class CalibrationError(Q8Error):
 
 class TrainingError(Q8Error):
     """Raised when training cannot go on because the loss is NaN or infinite."""
+
+
+class QualityError(Q8Error):
+    """Raised when no allowed way to quantize a model keeps enough of its answers.
+
+    Attributes:
+        report: what was tried and measured, as plain JSON values.
+    """
+
+    exit_code = 5
+
+    def __init__(self, message: str, report: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.report = report
 
 
 class CheckpointError(Q8Error):

@@ -9,7 +9,7 @@ from tqdm import tqdm
 from q8core.arrays import Logits
 from q8core.engines import Engine, TokenBatch
 from q8core.tasks.batching import sorted_batches
-from q8core.tasks.task import Feature, Task
+from q8core.tasks.task import Feature, Scorable
 
 # Tokens per batch: enough rows to keep the matrix kernels busy.
 BATCH_TOKENS = 2048
@@ -29,6 +29,6 @@ def engine_logits(engine: Engine, features: Sequence[Feature], batch_tokens: int
     return [row for row in result if row is not None]
 
 
-def evaluate_engine(engine: Engine, task: Task, limit: int | None = None) -> dict[str, float]:
+def evaluate_engine(engine: Engine, task: Scorable, limit: int | None = None) -> dict[str, float]:
     """Return the scores of an engine on the task's dev set, or on its first ``limit`` examples."""
     return task.score(engine_logits(engine, task.dev_features(limit)))

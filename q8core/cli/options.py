@@ -9,7 +9,8 @@ import typer
 
 from q8core.tasks.glue import GLUE
 
-TaskName = Annotated[str, typer.Option(help=f"{', '.join(GLUE)}, squad, or classify for your own files.")]
+TASK_NAMES = f"{', '.join(GLUE)}, squad, or classify for your own files"
+TaskName = Annotated[str, typer.Option(help=f"{TASK_NAMES}.")]
 DataFolder = Annotated[Path | None, typer.Option(help="Folder with the task's official files.")]
 TrainFile = Annotated[Path | None, typer.Option(help="Your own training data: .csv, .tsv or .jsonl.")]
 DevFile = Annotated[Path | None, typer.Option(help="Your own data to score on, same format.")]

@@ -18,7 +18,8 @@ class Columns:
 
     text: str = "text"
     text_pair: str | None = None
-    label: str = "label"
+    label: str | None = "label"
+    """None where texts have none."""
     header: tuple[str, ...] | None = None
     """The columns of a .csv or .tsv file without a header line."""
     empty_texts: bool = False
@@ -31,7 +32,7 @@ class Columns:
     @property
     def wanted(self) -> tuple[str, ...]:
         """The names of all columns to read."""
-        return (self.text, self.label, *((self.text_pair,) if self.text_pair else ()))
+        return (self.text, *(name for name in (self.label, self.text_pair) if name is not None))
 
 
 def check_names(where: str, names: Sequence[str], columns: Columns) -> None:

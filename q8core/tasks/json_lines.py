@@ -35,7 +35,9 @@ def json_rows(path: Path, text: str, columns: Columns) -> Iterator[tuple[int, di
         check_names(where, [name for name, _ in pairs], columns)
         values = dict(pairs)
         row = {name: _text(where, name, values[name]) for name in columns.wanted if name != columns.label}
-        yield number, {**row, columns.label: _label(where, columns.label, values[columns.label])}
+        if columns.label is not None:
+            row[columns.label] = _label(where, columns.label, values[columns.label])
+        yield number, row
 
 
 def _text(where: str, name: str, value: object) -> str:

@@ -12,7 +12,7 @@ from q8core.tasks.examples import ClassifyData, TextExample
 from q8core.tasks.json_lines import json_rows
 from q8core.tasks.labels import own_classes
 from q8core.tasks.separated import separated_rows
-from q8core.text_file import read_text
+from q8core.text_file import lines_of, read_text
 
 
 @dataclass(frozen=True)
@@ -38,15 +38,36 @@ def read_table(path: Path, columns: Columns) -> list[TableRow]:
     """
     rows: list[TableRow] = []
     for line, row in _rows(path, columns):
-        text, label = row[columns.text], row[columns.label].strip()
-        if not text.strip() and not columns.empty_texts:
-            raise InputError(f"{path}, line {line}: the text is empty")
+        text, label = _text(path, line, row, columns), row[columns.label or ""].strip()
         if not label:
             raise InputError(f"{path}, line {line}: the label is empty")
         rows.append(TableRow(line, text, row[columns.text_pair] if columns.text_pair else None, label))
     if not rows:
         raise InputError(f"{path} holds no rows")
     return rows
+
+
+def read_texts(path: Path, columns: Columns) -> list[tuple[str, str | None]]:
+    """Read texts without labels: a text a line of a ``.txt``, or columns of a table as :func:`read_table` does.
+
+    Raises:
+        InputError: with file and line, as :func:`read_table`; or a second text is asked of a ``.txt``.
+    """
+    if path.suffix.lower() != ".txt":
+        second = columns.text_pair
+        return [
+            (_text(path, line, row, columns), row[second] if second else None) for line, row in _rows(path, columns)
+        ]
+    if columns.text_pair is not None:
+        raise InputError(f"{path} holds one text a line; pairs need a table: .csv, .tsv or .jsonl")
+    return [(line, None) for line in lines_of(read_text(path)) if line.strip()]
+
+
+def _text(path: Path, line: int, row: dict[str, str], columns: Columns) -> str:
+    text = row[columns.text]
+    if not text.strip() and not columns.empty_texts:
+        raise InputError(f"{path}, line {line}: the text is empty")
+    return text
 
 
 def _rows(path: Path, columns: Columns) -> Iterator[tuple[int, dict[str, str]]]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,7 @@ from q8core.tasks.examples import ClassifyData, QAExample, TextExample, is_regre
 from q8core.tasks.glue import GLUE, read_glue
 from q8core.tasks.labels import Classes, differing
 from q8core.tasks.metrics import METRICS, squad_scores
-from q8core.tasks.qa import MAX_QUESTION_LEN, Window, best_answers, encode_windows, question_is_cut
+from q8core.tasks.qa import MAX_QUESTION_LEN, Answer, Window, best_answers, encode_windows, question_is_cut
 from q8core.tasks.squad import read_squad
 
 # Longest answer in tokens in SQuAD's usual evaluation (Devlin et al. 2018).
@@ -189,18 +190,28 @@ class QATask:
             self.cut.note("dev", "questions", cut, len(examples), MAX_QUESTION_LEN)
         return [make_feature(w.input_ids, w.token_type_ids) for _, windows in self._windows for w in windows]
 
-    def score(self, logits: Sequence[npt.NDArray[np.float32]]) -> dict[str, float]:
-        """Return EM and F1 (percent) of logits ``(window length, 2)`` for the windows of the last ``dev_features``."""
-        if len(logits) != sum(len(windows) for _, windows in self._windows):
+    @property
+    def windows(self) -> int:
+        """How many windows the last `dev_features` made."""
+        return sum(len(windows) for _, windows in self._windows)
+
+    def answers(self, logits: Sequence[npt.NDArray[np.float32]]) -> list[Answer]:
+        """Return the best answer of each question from logits ``(window length, 2)`` for the last ``dev_features``."""
+        if len(logits) != self.windows:
             raise InputError("one array of logits is needed for each window of dev_features()")
-        predictions: dict[str, str] = {}
+        found: list[Answer] = []
         place = 0
         for example, windows in self._windows:
             part = logits[place : place + len(windows)]
             place += len(windows)
-            best = best_answers(windows, part, example.context, max_answer_len=SQUAD_MAX_ANSWER_LEN)
-            predictions[example.id] = best[0].answer
-        return squad_scores(predictions, {example.id: example.answers for example, _ in self._windows})
+            found.append(best_answers(windows, part, example.context, max_answer_len=SQUAD_MAX_ANSWER_LEN)[0])
+        return found
+
+    def score(self, logits: Sequence[npt.NDArray[np.float32]]) -> dict[str, float]:
+        """Return EM and F1 (percent) of logits ``(window length, 2)`` for the last ``dev_features``."""
+        examples = [example for example, _ in self._windows]
+        predictions = {one.id: best.answer for one, best in zip(examples, self.answers(logits), strict=True)}
+        return squad_scores(predictions, {one.id: one.answers for one in examples})
 
     def _encode(self, example: QAExample) -> list[Window]:
         return encode_windows(self.tokenizer, example.question, example.context, self.max_length, SQUAD_DOC_STRIDE)
@@ -210,6 +221,44 @@ class QATask:
 
 
 Task = ClassifyTask | QATask
+"""What a model can be trained for."""
+
+
+class Scorable(Protocol):
+    """What a model can be run on, and what then says how well it did."""
+
+    @property
+    def kind(self) -> TaskKind:
+        """The kind of head."""
+        ...
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the outputs by index."""
+        ...
+
+    @property
+    def max_length(self) -> int:
+        """The longest input in tokens."""
+        ...
+
+    @property
+    def metric(self) -> str:
+        """The score that counts most."""
+        ...
+
+    @property
+    def cut(self) -> CutTexts:
+        """How many texts were cut."""
+        ...
+
+    def dev_features(self, limit: int | None = None) -> list[Feature]:
+        """Tokens to run, of the first `limit` examples."""
+        ...
+
+    def score(self, logits: Sequence[npt.NDArray[np.float32]]) -> dict[str, float]:
+        """Return scores by name, of logits for the last ``dev_features``."""
+        ...
 
 
 def answer_positions(window: Window, example: QAExample) -> tuple[int, int]:

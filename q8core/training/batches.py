@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -13,6 +13,7 @@ from q8core.tasks.task import Feature
 # Texts are sorted by length within groups of this many batches: enough to make padding rare, few enough that batches
 # stay random.
 BUCKET_BATCHES = 64
+CALIBRATION_BATCH = 16
 
 
 def epoch_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
@@ -55,3 +56,12 @@ def collate(
         batch["start_positions"] = torch.tensor([feature.target[0] for feature in features])
         batch["end_positions"] = torch.tensor([feature.target[1] for feature in features])
     return batch
+
+
+def calibration_batches(
+    features: Sequence[Feature], kind: TaskKind, pad_token: int | None
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Yield the features in batches of 16 of about the same length, without targets."""
+    ordered = sorted(features, key=len)
+    for start in range(0, len(ordered), CALIBRATION_BATCH):
+        yield collate(ordered[start : start + CALIBRATION_BATCH], kind, with_targets=False, pad_token=pad_token)

@@ -18,7 +18,7 @@ from q8core.quant import Scheme
 from q8core.quant.dequantized import dequantized_tensors
 from q8core.quant.qat.convert import arrays, convert
 from q8core.quant.qat.prepare import master_weights
-from q8core.tasks.task import Feature, Task
+from q8core.tasks.task import Feature, Scorable
 from q8core.training.finetune import write_float
 from q8core.training.model import TaskModel
 
@@ -42,7 +42,7 @@ class Origin:
 
 
 def publish(
-    prepared: TaskModel, scheme: Scheme, task: Task, origin: Origin, output: Path, keep_float: bool
+    prepared: TaskModel, scheme: Scheme, task: Scorable, origin: Origin, output: Path, keep_float: bool
 ) -> dict[str, dict[str, float]]:
     """Convert, run the dev set on the int8 engine, and write the folder; return baselines and int8 scores.
 

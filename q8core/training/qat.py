@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,8 +17,8 @@ from q8core.quant import Scheme, find_scheme, preset
 from q8core.quant.qat.convert import arrays, convert
 from q8core.quant.qat.prepare import calibrate, master_weights, prepare
 from q8core.quant.rules.ranges import CalibrationMethod
-from q8core.tasks.task import Feature, Task
-from q8core.training.batches import collate
+from q8core.tasks.task import Task
+from q8core.training.batches import calibration_batches
 from q8core.training.config import TrainConfig
 from q8core.training.distillation import training_loss
 from q8core.training.finetune import RECORD_FILE
@@ -26,8 +26,6 @@ from q8core.training.identity import dev_identity, run_identity, weights_digest
 from q8core.training.loop import Trainer
 from q8core.training.model import TaskModel, check_trainable, find_source, load_for_task, model_folder
 from q8core.training.publish import Origin, publish
-
-CALIBRATION_BATCH = 16
 
 
 def train_quantized(
@@ -125,7 +123,7 @@ def quantized_model(
         return model, {}
     chosen = sample(task, calibration_examples, seed)
     features = chosen.train_features()
-    calibrate(prepared, _batches(features, task, model.config.spec.pad_token), method=method)
+    calibrate(prepared, calibration_batches(features, task.kind, model.config.spec.pad_token), method=method)
     facts = {"examples": len(features), "method": method, "seed": seed, "cut": chosen.cut.counts["training"]}
     return model, {"calibration": facts}
 
@@ -179,10 +177,3 @@ def base_record(source: str) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise CheckpointError(f"{file} holds no record of a training run: expected a JSON object")
     return cast("dict[str, Any]", record)
-
-
-def _batches(features: list[Feature], task: Task, pad_token: int | None = 0) -> Iterator[dict[str, torch.Tensor]]:
-    ordered = sorted(features, key=len)
-    for start in range(0, len(ordered), CALIBRATION_BATCH):
-        chosen = ordered[start : start + CALIBRATION_BATCH]
-        yield collate(chosen, task.kind, with_targets=False, pad_token=pad_token)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from q8core.arrays import Logits
+from q8core.tasks.agreement import wilson_interval
 from service.queueing.batcher import LoadedModel, WorkItem
 from service.second_opinion.compare import BACKENDS, FLOAT, INTEGER
 from service.tasks.verdict import Comparison, LabelVerdict, Verdict, compare_verdicts
@@ -124,17 +125,6 @@ def _show(verdict: Verdict, with_texts: bool) -> list[dict[str, Any]] | dict[str
     if isinstance(verdict, LabelVerdict):
         return [entry.model_dump() for entry in verdict.scores[:_LABELS_SHOWN]]
     return verdict.spans[0].model_dump(exclude=None if with_texts else {"answer"})
-
-
-def wilson_interval(hits: int, total: int) -> tuple[float, float]:
-    """Return the 95 % interval of a proportion (Wilson 1927), which stays within 0..1, unlike the normal interval."""
-    if not total:
-        return 0.0, 1.0
-    share, z2 = hits / total, _Z * _Z
-    centre = (share + z2 / (2 * total)) / (1 + z2 / total)
-    half = _Z * math.sqrt(share * (1 - share) / total + z2 / (4 * total * total)) / (1 + z2 / total)
-    # at 0 and 1 the exact bound is 0 or 1 itself
-    return (0.0 if hits == 0 else max(0.0, centre - half)), (1.0 if hits == total else min(1.0, centre + half))
 
 
 def summarize(comparisons: Sequence[Comparison]) -> dict[str, Any]:

@@ -18,10 +18,10 @@ from pydantic import Field
 
 from q8core.documents import parse_strict_json, shown, validated_json
 from q8core.errors import InputError
+from q8core.tasks.agreement import wilson_interval
 from q8core.text_file import read_text
 from service.errors import UnknownBackend
 from service.models.registry import Model
-from service.second_opinion.agreement import wilson_interval
 from service.second_opinion.compare import FLOAT, INTEGER
 from service.tasks.verdict import Verdict
 

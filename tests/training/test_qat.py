@@ -80,12 +80,13 @@ def test_simulation_and_engine_agree(tiny_classifier: Path, tmp_path: Path, sche
         Path(scheme).write_text(FEW_BITS)
     opened = Checkpoint.open(quantize_tiny(tiny_classifier, tmp_path / "int8", scheme))
     # static calibration is deterministic: the same examples give the same simulation again
-    from q8core.training.qat import _batches, sample
+    from q8core.training.batches import calibration_batches
+    from q8core.training.qat import sample
 
     model = BertForSequenceClassification.from_pretrained(tiny_classifier).eval()
     plan = plan_of(model, find_scheme(scheme))
     prepared = prepare(network_of(model), plan)
-    calibrate(prepared, _batches(sample(task, 512, 42).train_features(), task))
+    calibrate(prepared, calibration_batches(sample(task, 512, 42).train_features(), task.kind, 0))
     stored = as_tensors(opened.quantized_tensors())
     assert stored.keys() == plan.tensors.keys()
     assert all(torch.equal(tensor, stored[name]) for name, tensor in convert(prepared).items())

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
+from q8core.tasks.agreement import wilson_interval
 from service.queueing.batcher import LoadedModel
-from service.second_opinion.agreement import Agreement, Case, WorstCases, summarize, wilson_interval
+from service.second_opinion.agreement import Agreement, Case, WorstCases, summarize
 from service.tasks.schemas import AnswerSpan, LabelScore
 from service.tasks.verdict import Comparison, LabelVerdict, SpanVerdict, compare_verdicts
 
