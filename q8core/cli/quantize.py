@@ -166,7 +166,6 @@ def _without_labels(
             scheme,
             asked.output,
             target=TARGET if target is None else target,
-            calibration_examples=examples,
             keep_float=asked.keep_float,
             write_anyway=write_anyway,
             say=typer.echo,

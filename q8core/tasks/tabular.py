@@ -14,6 +14,8 @@ from q8core.tasks.labels import own_classes
 from q8core.tasks.separated import separated_rows
 from q8core.text_file import lines_of, read_text
 
+_TABLES = (".csv", ".tsv", ".jsonl")
+
 
 @dataclass(frozen=True)
 class TableRow:
@@ -53,7 +55,7 @@ def read_texts(path: Path, columns: Columns) -> list[tuple[str, str | None]]:
     Raises:
         InputError: with file and line, as :func:`read_table`; or a second text is asked of a ``.txt``.
     """
-    if path.suffix.lower() != ".txt":
+    if _ending(path, (".txt", *_TABLES)) != ".txt":
         second = columns.text_pair
         return [
             (_text(path, line, row, columns), row[second] if second else None) for line, row in _rows(path, columns)
@@ -70,11 +72,21 @@ def _text(path: Path, line: int, row: dict[str, str], columns: Columns) -> str:
     return text
 
 
-def _rows(path: Path, columns: Columns) -> Iterator[tuple[int, dict[str, str]]]:
+def _ending(path: Path, allowed: tuple[str, ...]) -> str:
+    """Return the ending that says what a file holds.
+
+    Raises:
+        InputError: it is none of the allowed ones.
+    """
     endings = [ending for ending in path.suffixes if ending != ".gz"]
     ending = endings[-1].lower() if endings else ""
-    if ending not in (".csv", ".tsv", ".jsonl"):
-        raise InputError(f"{path}: unknown kind of table; allowed endings: .csv, .tsv, .jsonl (also with .gz)")
+    if ending not in allowed:
+        raise InputError(f"{path}: unknown kind of table; allowed endings: {', '.join(allowed)} (also with .gz)")
+    return ending
+
+
+def _rows(path: Path, columns: Columns) -> Iterator[tuple[int, dict[str, str]]]:
+    ending = _ending(path, _TABLES)
     text = read_text(path)
     if not text.strip():
         raise InputError(f"{path} is empty")

@@ -62,9 +62,9 @@ class UnlabelledTask:
         """Whether an input is a pair of texts."""
         return self.kind == "qa" or any(pair is not None for _, pair in (*self.calibration, *self.held_out))
 
-    def calibration_features(self, count: int) -> list[Feature]:
-        """Tokens of the first `count` texts to calibrate on."""
-        return self._task(self.calibration[:count]).dev_features()
+    def calibration_features(self) -> list[Feature]:
+        """Tokens of the texts to calibrate on."""
+        return self._task(self.calibration).dev_features()
 
     def dev_features(self, limit: int | None = None) -> list[Feature]:
         """Tokens of the first `limit` held-out texts; of long contexts in windows."""

@@ -1,7 +1,7 @@
 """Quantization without labels, behind a gate: what does not answer as the float model does is not written.
 
-Ways are tried from the fastest to the most careful: static, dynamic, and dynamic with the layers in float that
-integers hurt most.
+Ways are tried from the fastest to the most careful: static, dynamic, and the better of the two with the layers in float
+that integers hurt most.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ TARGET = 0.98
 """The share of answers that a model should keep, unless another is asked for."""
 _MOST_IN_FLOAT = 0.25
 """Share of the layers that may stay in float: with more of them, little is left of the gain."""
+_WHOLE = 2
+"""The ways that are tried before layers stay in float."""
 _NAMED = 5
 """Layers that a report names."""
 
@@ -55,7 +57,7 @@ class Report:
         target: the agreement that was wanted.
         texts: how many texts there were to calibrate and to compare on.
         tried: in this order.
-        layers: the layers of the way that was tried first, the worst first.
+        layers: those of the best way without layers in float, the worst first.
         written: the way that was written, None if none was.
     """
 
@@ -98,7 +100,6 @@ def quantize_unlabelled(
     output: Path,
     *,
     target: float = TARGET,
-    calibration_examples: int = 512,
     keep_float: bool = True,
     write_anyway: bool = False,
     say: Callable[[str], None] = lambda _: None,
@@ -111,7 +112,6 @@ def quantize_unlabelled(
         scheme: the only way to try; None for each in turn until one keeps enough answers.
         output: the checkpoint's folder.
         target: the share of answers to keep, 0 to 1.
-        calibration_examples: texts to calibrate on at most.
         keep_float: whether to store the float weights too.
         write_anyway: write the best of what was tried even if it misses the target.
         say: told what each way keeps.
@@ -119,13 +119,13 @@ def quantize_unlabelled(
     Raises:
         QualityError: no way reaches the target; names the layers that hurt most.
     """
-    gate = _Gate(source, task, calibration_examples)
+    gate = _Gate(source, task)
     report = Report(target, {"calibration": len(task.calibration), "compared": len(task.held_out)})
     for way in _ways(scheme, report):
         model, tensors = gate.quantized(way)
         report.tried.append(Tried(way, gate.agreement(model, way, tensors)))
         say(f"{way.name}: {report.tried[-1].agreement}")
-        if not report.layers:
+        if report.best is report.tried[-1] and len(report.tried) <= _WHOLE:
             report.layers = layer_errors(model.plan(way), tensors, gate.floats, task)
             say(f"layers that hurt most, each alone: {report.worst_layers()}")
         if report.tried[-1].agreement.share >= target:
@@ -148,10 +148,11 @@ def _ways(scheme: Scheme | None, report: Report) -> Iterator[Scheme]:
         return
     yield preset("static")
     yield preset("dynamic")
+    better = report.best.scheme
     paths = [error.path for error in report.layers]
     count = 1
     while count <= _MOST_IN_FLOAT * len(paths):
-        yield in_float(preset("dynamic"), paths[:count])
+        yield in_float(better, paths[:count])
         count *= 2
 
 
@@ -159,18 +160,18 @@ def _refusal(report: Report) -> str:
     tried = "; ".join(f"{one.scheme.name} {one.agreement.share:.2%}" for one in report.tried)
     return (
         f"not written: {report.target:.2%} of {report.best.agreement.compared} answers should be those of fp32; they "
-        f"are with {tried}. The layers that hurt most: {report.worst_layers()}. Train with quantization (`q8bert train`), "
-        "leave these layers in float by a scheme file, ask for less (--target-agreement), or write it all the same "
-        "(--write-anyway)"
+        f"are with {tried}. The layers that hurt most: {report.worst_layers()}. Train with quantization "
+        "(`q8bert train`), leave these layers in float by a scheme file, ask for less (--target-agreement), or write "
+        "it all the same (--write-anyway)"
     )
 
 
 class _Gate:
     """A float model's answers, and quantized models to compare with them."""
 
-    def __init__(self, source: str, task: UnlabelledTask, calibration_examples: int) -> None:
+    def __init__(self, source: str, task: UnlabelledTask) -> None:
         self.source, self.task = source, task
-        self.features = task.calibration_features(calibration_examples)
+        self.features = task.calibration_features()
         model = load_model(source, task.kind)
         self.floats: dict[str, Array] = arrays(master_weights(model.network))
         task.compare_with(self._logits(model, None, self.floats))
