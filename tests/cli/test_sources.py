@@ -146,7 +146,6 @@ def test_options_of_another_task_or_scheme_are_refused(run, data: Path, tiny_cla
         (["quantize", *here, *sst2, "--label-column", "b"], "which reads the official files in --data"),
         (["train", *here, *own, "--data", official], "--data .* with --task classify, which reads your own"),
         (["quantize", *here, *own, "--scheme", "dynamic"], "--train-file .* is not used: a dynamic scheme"),
-        (["quantize", *here, *sst2, "--scheme", "dynamic", "--calibration", "max"], "--calibration max is for"),
         (["quantize", *here, *sst2, "--scheme", "dynamic", "--calibration-examples", 7], "-examples 7 is"),
         (["quantize", *here, *sst2, "--scheme", "dynamic", "--seed", 0], "--seed 0 is for calibration"),
         (["train", *here, *own, "--scheme", "fp32", "--int8-only"], "--int8-only is for int8 checkpoints"),
