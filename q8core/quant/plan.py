@@ -170,6 +170,11 @@ class Plan:
         """Every tensor of the quantized checkpoint by name."""
         return {name: tensor for plan in self.sites.values() for name, tensor in plan.tensors.items()}
 
+    @property
+    def smooths(self) -> bool:
+        """Whether any input has a step for each column, which calibration sets."""
+        return any(site.smooths for site in self.sites.values())
+
     def of_layer(self, layer: int, slot: str) -> SitePlan:
         """Return the plan of a layer's site."""
         return self.sites[layer_path(layer, slot)]

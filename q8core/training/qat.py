@@ -27,6 +27,9 @@ from q8core.training.loop import Trainer
 from q8core.training.model import TaskModel, check_trainable, find_source, load_for_task, model_folder
 from q8core.training.publish import Origin, publish
 
+SMOOTHING_EXAMPLES = 512
+"""Training examples by which the inputs' columns are smoothed before training starts."""
+
 
 def train_quantized(
     source: str,
@@ -55,6 +58,9 @@ def train_quantized(
     check_trainable(find_source(source), task.kind)
     model = load_for_task(source, task, config.dropout)
     prepared = prepare(model.network, model.plan(scheme))
+    if model.plan(scheme).smooths:  # training moves ranges, and leaves the columns' factors as they are
+        features = sample(task, SMOOTHING_EXAMPLES, config.seed).train_features()
+        calibrate(prepared, calibration_batches(features, task.kind, model.config.spec.pad_token))
 
     def score(module: nn.Module, limit: int | None) -> dict[str, float]:
         # what is compared is what will run: mixed precision would round other activations to other steps of their grids

@@ -108,6 +108,19 @@ def test_weights_of_four_bits_are_trained(tiny_classifier: Path, tmp_path: Path)
     assert evaluate_engine(load_engine(opened, "int8"), task) == scores["int8"]
 
 
+def test_smoothed_inputs_are_trained_on_from_calibration(tiny_classifier: Path, tmp_path: Path) -> None:
+    file, task = tmp_path / "smooth.toml", make_task(tiny_classifier)
+    file.write_text('base = "q8bert"\nlinears.input = { smoothing = 0.85 }\n')
+    config = replace(CONFIG, epochs=12, dropout=0.0)
+    scores = train_quantized(str(tiny_classifier), task, config, str(file), tmp_path / "int8", "made up", False)
+    assert scores["int8"] == {"accuracy": 1.0}
+    opened = Checkpoint.open(tmp_path / "int8")
+    factors = opened.quantized_tensors()["layers.0.ffn_in.input_smoothing"]
+    assert float(factors.max() / factors.min()) > 1.2
+    for kernel in ("native", "onednn"):
+        assert evaluate_engine(load_engine(opened, "int8", kernel), task) == scores["int8"]
+
+
 def test_a_dynamic_scheme_is_not_trained(tiny_classifier: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="q8bert quantize --scheme dynamic"):
         train_quantized(str(tiny_classifier), make_task(tiny_classifier), CONFIG, "dynamic", tmp_path, "", True)
