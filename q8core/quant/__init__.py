@@ -1,7 +1,7 @@
 """The quantization core: schemes, plans, the integer arithmetic, quantization-aware layers, prepare and convert.
 
 network -> ``prepare(network, Plan.of(spec, head, preset("q8bert")))`` -> train or calibrate -> ``convert`` -> tensors.
-Here are the descriptions, which import no torch; who trains imports from ``q8core.quant.qat``.
+This package exports only descriptions and imports no torch; training code imports from ``q8core.quant.qat``.
 """
 
 from __future__ import annotations

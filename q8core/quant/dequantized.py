@@ -1,4 +1,4 @@
-"""From the tensors of a quantized model's plan back to the float32 tensors that they stand for."""
+"""Dequantizes the tensors of a quantized model's plan to float32."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from q8core.quant.plan import Plan, SitePlan
 
 
 def dequantized_tensors(plan: Plan, tensors: Mapping[str, Array]) -> dict[str, NDArray[np.float32]]:
-    """Return the float32 tensors that the tensors of a plan stand for, by the names of sites.
+    """Return a plan's tensors dequantized to float32, by the names of sites.
 
-    Weights are `weight * weight_scale`, over `input_smoothing` where there is one, int32 biases
-    `bias * (input_scale * weight_scale)` as the integer engine adds them; everything else is copied. The scales
+    Weights become `weight * weight_scale`, divided by `input_smoothing` if there is one. int32 biases become
+    `bias * (input_scale * weight_scale)`, as the integer engine adds them. Everything else is copied, and the scales
     themselves are left out.
     """
     floats: dict[str, NDArray[np.float32]] = {}

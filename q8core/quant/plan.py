@@ -1,7 +1,7 @@
-"""The plan of a model: for each site, which quantizers and which arithmetic it has, and the tensors it is kept in.
+"""The plan of a model: the quantizers, the arithmetic and the stored tensors of each site.
 
-(encoder, head, scheme) -> ``Plan.of`` -> whoever trains, stores, loads, exports or runs the model walks it, and refuses
-what differs.
+(encoder, head, scheme) -> ``Plan.of`` -> the code that trains, stores, loads, exports or runs the model walks the plan,
+and refuses whatever differs from it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _NOTHING = (None, "none", "float")
 
 @dataclass(frozen=True)
 class TensorPlan:
-    """A tensor of a quantized checkpoint: its type as safetensors says it, and its shape."""
+    """A tensor of a quantized checkpoint: its dtype, as safetensors names it, and its shape."""
 
     dtype: DType
     shape: tuple[int, ...]
@@ -49,8 +49,8 @@ class SitePlan:
     """A site and how it is quantized.
 
     Attributes:
-        site: the place.
-        scheme: its quantizers and arithmetic; nothing of them where it stays in float.
+        site: the part of the model.
+        scheme: its quantizers and arithmetic; without quantizers if the site stays in float.
     """
 
     site: Site
@@ -78,24 +78,24 @@ class SitePlan:
 
     @property
     def arithmetic(self) -> Arithmetic:
-        """What attention products compute in."""
+        """The arithmetic of attention products."""
         return self.scheme.arithmetic
 
     @property
     def kind(self) -> Kind:
-        """Whether a linear is in float, has a fixed input range, or one for each token."""
+        """Whether a linear is in float, has a fixed input range (static), or one range per token (dynamic)."""
         if self.input is None:
             return "float"
         return "dynamic" if self.input.granularity == "token" else "static"
 
     @property
     def smooths(self) -> bool:
-        """Whether each column of the input has a step of its own."""
+        """Whether each column of the input has its own step."""
         return self.input is not None and self.input.smoothing > 0
 
     @property
     def tensors(self) -> Mapping[str, TensorPlan]:
-        """The tensors that a quantized checkpoint holds of it, by name."""
+        """The site's tensors in a quantized checkpoint, by name."""
         if self.weight is None:
             return {name: TensorPlan("F32", shape) for name, shape in self.site.float_tensors.items()}
         path, shape, bits = self.path, self.site.shape, self.weight.bits
@@ -138,7 +138,7 @@ class Plan:
         """Join a model and a scheme.
 
         Raises:
-            SchemeError: if an override matches no site, or what comes together in a site or a layer does not fit.
+            SchemeError: if an override matches no site, or the settings of a site or a layer do not fit together.
         """
         places = sites(spec, head)
         if scheme is None:
@@ -154,7 +154,7 @@ class Plan:
             if isinstance(changes, Mapping) and not all(
                 key in parts or value in _NOTHING for key, value in changes.items()
             ):
-                first = matching[0]  # no site has what it changes: the first says so
+                first = matching[0]  # no site has the changed fields: the first one's error says so
                 check_site(first.slot, changed(scheme.slots[first.slot], changes, f"override {glob!r}"), first.path)
         found = {
             site.path: SitePlan(site, scheme.at(site.slot, site.path) if site.slot in SLOTS else _FLOAT)

@@ -1,6 +1,6 @@
-"""What a quantizer is, as data: bits, grid, granularity, rule and gradient, of one weight, input or output.
+"""A quantizer as data: bits, grid, granularity, rule and gradient of one weight, input or output.
 
-Source of the words: Q8BERT (Zafrir et al., 2019) for the rules; the axes are those of METHODS that differ from it.
+Source: Q8BERT (Zafrir et al., 2019) for the rules; the other fields are where other methods differ from it.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ class Quantizer:
     """How one tensor becomes integers.
 
     Attributes:
-        bits: of an integer, 2 to 8.
-        grid: "symmetric" around 0, from -(2^(b-1) - 1) to 2^(b-1) - 1; or "asymmetric", 2^b values with a zero point
-            between the smallest and the largest that is seen.
+        bits: bits of an integer, 2 to 8.
+        grid: "symmetric" around 0, from -(2^(b-1) - 1) to 2^(b-1) - 1; or "asymmetric", 2^b values with a zero point,
+            from the smallest to the largest value observed.
         granularity: one scale for the "tensor", for each "channel" (an output row of a weight, a row of a table), or
-            for each "token" when it is there (dynamic).
-        rule: where the range comes from: "max", the largest magnitude of the tensor itself; "ema", a moving average of
-            that over the batches of training, or what calibration finds.
-        gradient: what the rounding passes back in training.
-        smoothing: of an input with one fixed scale: its columns are divided, and the weight's multiplied, by
-            max|x|^smoothing / max|w|^(1 - smoothing) of each column before both are quantized (SmoothQuant, Xiao et
-            al., 2023, where it is alpha); 0 leaves both as they are.
+            for each "token" at run time (dynamic).
+        rule: how the range is set: "max", the largest magnitude of the tensor itself; "ema", a moving average of that
+            over the training batches, or the range that calibration finds.
+        gradient: how rounding passes on the gradient in training.
+        smoothing: for an input with one fixed scale, the alpha of SmoothQuant (Xiao et al., 2023): before
+            quantization, each column of the input is divided, and the weight's column multiplied, by
+            max|x|^smoothing / max|w|^(1 - smoothing) of the column; 0 leaves both unchanged.
     """
 
     bits: int = 8
@@ -57,5 +57,5 @@ class Quantizer:
 
 PER_CHANNEL = Quantizer(granularity="channel")
 STATIC = Quantizer(rule="ema")
-"""One range that training or calibration fixes."""
+"""One range, fixed by training or calibration."""
 PER_TOKEN = Quantizer(granularity="token")

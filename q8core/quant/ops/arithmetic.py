@@ -1,21 +1,21 @@
-"""The one definition of the integer arithmetic, shared by training simulation, conversion and torch's engines.
+"""The one definition of the integer arithmetic, shared by the training simulation, the conversion and torch's engines.
 
-What loading needs of it without torch is in `stored`, and a test holds both to the same bits.
+The part that loading needs without torch is also in `stored`; a test checks that both give the same bits.
 
 A real number is `scale * q`: `scale` is float32, the zero point is 0 and q is an integer in [-127, 127]
 (-128 is never produced, so the range is symmetric). An asymmetric input has a zero point z, from 0 to 254: q is then
-in [-z, 255 - z], and q + z an unsigned byte. The real number is `scale * q` all the same. A linear layer is
+in [-z, 255 - z], and q + z is an unsigned byte. The real number is still `scale * q`. A linear layer is
 
     acc_i32[m, n] = sum_k x_q[m, k] * w_q[n, k]                       exact
     y[m, n]       = float32(acc_i32) * r + float32(b_i32) * r         r = float32(scale_x * scale_w)
 
-An input may be smoothed: a number c[k] > 0 of each input column k divides the input and multiplies the weight's
-column before both are quantized, so x_q has the step `scale_x * c[k]` in column k, w_q is that of `w * c`, and the sums
+An input may be smoothed: before quantization, each input column k is divided by a factor c[k] > 0, and the weight's
+column k is multiplied by it. So x_q has the step `scale_x * c[k]` in column k, w_q is `w * c` quantized, and the sums
 and r are as above (SmoothQuant, Xiao et al., 2023).
 
 Source: Q8BERT (Zafrir et al., 2019); three choices the paper leaves open are fixed here: ties round to even,
 quantizing multiplies by the float32 reciprocal of the scale instead of dividing by the scale, and the bias is
-added after the accumulator was scaled. `float32(acc + b) * r` differs from that by at most an ulp.
+added after the accumulator is scaled. `float32(acc + b) * r` differs from that by at most an ulp.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ def scale_from_threshold(threshold: Tensor, steps: int = QMAX) -> Tensor:
 
 
 def asymmetric_grid(low: Tensor, high: Tensor) -> tuple[Tensor, int]:
-    """Return the scale (1,) and the zero point of the 256 steps from `-low` to `high`, scalars of at least 0.
+    """Return the scale (1,) and the zero point of a 256-step grid from `-low` to `high`, scalars of at least 0.
 
-    The zero point is even, so that kernels can add it in the addition that rounds: halves still go to even numbers.
-    It may push one end of the range out by a step.
+    The zero point is even, so that kernels can add it in the same addition that rounds: ties still round to even.
+    As a result, one end of the range may lie up to one step outside the grid.
 
     Raises:
-        CalibrationError: if one is negative, infinite or NaN.
+        CalibrationError: if `low` or `high` is negative, infinite or NaN.
     """
     scale = scale_from_threshold((low + high).reshape(1), U8_MAX)
     return scale, min(2 * round(float(low / scale) / 2), U8_MAX - 1)
@@ -97,7 +97,7 @@ def per_row(scale: Tensor) -> Tensor:
 
 
 def input_steps(scale: Tensor, smoothing: Tensor | None) -> Tensor:
-    """Return the float32 steps of an input: `scale` (1,), or of each column `scale * smoothing` (in,)."""
+    """Return the float32 step of an input: `scale` (1,), or one per column, `scale * smoothing` (in,)."""
     return scale if smoothing is None else scale * smoothing
 
 
@@ -133,15 +133,15 @@ def dequantize_bias(bias_i32: Tensor, scale_x: Tensor, scale_w: Tensor) -> Tenso
 
 
 def _extremes(x: Tensor) -> tuple[float, float]:
-    """Return the smallest and the largest element, both NaN if there is one: what a check of all of them needs."""
+    """Return the smallest and the largest element, which is enough to check all; both are NaN if any element is."""
     if x.numel() == 0:
-        return 1.0, 1.0  # nothing is wrong with any of none
+        return 1.0, 1.0  # an empty tensor passes every check
     low, high = torch.aminmax(x)
     return float(low), float(high)
 
 
 def row_scales(x: Tensor, steps: int = QMAX) -> Tensor:
-    """Return the scales max|x| / steps of each row: (..., K) -> (..., 1) float32.
+    """Return the scale max|x| / steps of each row: (..., K) -> (..., 1) float32.
 
     One scale per token, never per batch: an answer must not depend on what it was batched with.
     """

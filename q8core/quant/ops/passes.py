@@ -1,7 +1,7 @@
-"""What a simulated integer layer does between its matrix products: each a single pass over memory.
+"""The steps of a simulated integer layer between its matrix products, each a single pass over memory.
 
-On a CPU with the native library the passes run there; elsewhere torch's operators take the same steps one by one.
-Both give the same bits (`column_sums` apart, which adds up in another order).
+On a CPU the native library runs them if it is built; otherwise torch's operators do the same, one operation at a time.
+Both give the same bits, except `column_sums`, which adds in another order.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from q8core.quant.ops.arithmetic import integer_limits, quantize
 
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
 _SINGLE = 2**15
-"""Elements up to which waking further threads takes longer than the work."""
+"""Up to this many elements, waking more threads takes longer than the work itself."""
 
 _BLOCK = 2**17
-"""Elements that torch's operators take at a time: 512 KiB of float32, the size of a core's cache."""
+"""Elements that torch's operators process at a time: 512 KiB of float32, the size of a core's cache."""
 
 
 def available() -> bool:
-    """Return whether the library is there, so that a CPU's tensors take its passes and not torch's slower ones."""
+    """Return whether the library is available, so that tensors on the CPU need not use torch's slower operators."""
     return _library() is not None
 
 
 def row_magnitudes(x: Tensor) -> Tensor:
-    """Return max|x| of each row, (..., K) -> (...) float32; NaN where a row holds one."""
+    """Return max|x| of each row, (..., K) -> (...) float32; NaN for a row that contains NaN."""
     x = x.detach()
     if not _is_native(x):
         return torch.maximum(x.amax(dim=-1), -x.amin(dim=-1)).to(torch.float32)
@@ -42,7 +42,7 @@ def row_magnitudes(x: Tensor) -> Tensor:
 def row_sides(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return max(-x) and max(x) of each row, at least 0, (..., K) -> two (...) float32.
 
-    Where a row holds NaN, at least one of the two is NaN.
+    If a row contains NaN, at least one of the two is NaN.
     """
     x = x.detach()
     if not _is_native(x):
@@ -57,10 +57,10 @@ def to_grid(x: Tensor, scale: Tensor, dtype: torch.dtype, zero_point: int | None
     """Return the integers `quantize(x, scale, zero_point)`, (..., K), in a dtype that holds them exactly.
 
     Args:
-        x: what is quantized.
-        scale: float32, one element, one for each row (..., 1), or one for each column (K,).
-        dtype: of the result.
-        zero_point: of an asymmetric grid.
+        x: the tensor to quantize.
+        scale: float32: one element, one per row (..., 1), or one per column (K,).
+        dtype: the result's dtype.
+        zero_point: the zero point of an asymmetric grid; None for a symmetric one.
     """
     x = x.detach()
     of_columns = scale.numel() > 1 and scale.dim() == 1
@@ -68,7 +68,7 @@ def to_grid(x: Tensor, scale: Tensor, dtype: torch.dtype, zero_point: int | None
         return _rows_to(x, scale.reciprocal(), None, dtype, zero_point)
     if x.numel() <= _BLOCK or (scale.numel() != 1 and not of_columns) or not x.is_contiguous():
         return quantize(x, scale, zero_point).to(dtype)
-    # block by block, so that the steps of one block meet in the cache: about half the time
+    # block by block, so that a block stays in the cache from step to step: takes about half the time
     q = torch.empty(x.shape, dtype=dtype, device=x.device)
     for source, target in zip(_blocks(x), _blocks(q), strict=True):
         target.copy_(quantize(source, scale, zero_point))
@@ -94,7 +94,7 @@ def rescale_(acc: Tensor, r: Tensor, bias: Tensor) -> None:
     """Replace accumulators (..., K) by float32(acc) * r + bias, in place and rounded to their dtype.
 
     Args:
-        acc: contiguous.
+        acc: the accumulators, contiguous.
         r: float32, one element or (K,).
         bias: float32 (K,).
     """
@@ -121,7 +121,7 @@ def column_sums(x: Tensor) -> Tensor:
 
 @cache
 def _library() -> tuple[Any, int] | None:
-    """The library and its best variant, None where it was not built: torch's operators give the same bits."""
+    """Return the library and its best variant, or None if it is not built: torch's operators give the same bits."""
     try:
         return load_library(), next(iter(variants().values()))
     except EngineError:
@@ -141,7 +141,7 @@ def _is_native(x: Tensor, result: torch.dtype = torch.float32) -> bool:
 
 
 def _call(name: str, x: Tensor, *arguments: float | None) -> None:
-    """Call a function of the library on the rows of `x`; threads come last."""
+    """Call a function of the library on the rows of `x`; the number of threads is its last argument."""
     library = _library()
     assert library is not None
     threads = 1 if x.numel() <= _SINGLE else torch.get_num_threads()
@@ -153,7 +153,7 @@ def _call(name: str, x: Tensor, *arguments: float | None) -> None:
 def _rows_to(
     x: Tensor, inverse: Tensor | None, scale: Tensor | None, dtype: torch.dtype, zero_point: int | None = None
 ) -> Tensor:
-    """Return x * inverse on the integers of a grid and times `scale`, where these are given."""
+    """Return x, rounded to a grid's integers after multiplying by `inverse`, times `scale`; None skips either step."""
     result = torch.empty(x.shape, dtype=dtype)
     given = [None if each is None else each.contiguous() for each in (inverse, scale)]
     count = next(each.numel() for each in given if each is not None)

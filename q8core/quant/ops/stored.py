@@ -1,7 +1,7 @@
-"""What follows from stored integers and scales, in NumPy: limits of grids, steps of accumulators, real numbers.
+"""Computations with stored integers and scales in NumPy: grid limits, accumulator steps, real numbers.
 
-`arithmetic` says what the integers mean and computes the same, to the bit, with torch. As there, what is too large for
-float32 becomes infinite without a word: a checkpoint with such scales fails its self-test.
+`arithmetic` defines what the integers mean and computes the same with torch, bit for bit. In both, a result too large
+for float32 becomes infinite without a warning: a checkpoint with such scales fails its self-test.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Training with quantization: from a network to its fake-quantized twin, and on to the tensors of its plan."""
+"""Quantization-aware training: makes a network fake-quantized, and converts it to the tensors of its plan."""

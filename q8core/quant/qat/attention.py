@@ -1,4 +1,4 @@
-"""The fake-quantized twin of attention products: both are sums of integers."""
+"""Fake-quantized attention products: both are sums of integers."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from q8core.quant.qat.layers import QATLinear
 
 
 class QATAttentionProducts(AttentionProducts):
-    """softmax(Q K^T) V on integers: q, k and v (batch, heads, sequence, D) -> the context, likewise.
+    """softmax(Q K^T) V on integers: q, k and v (batch, heads, sequence, D) -> context, same shape.
 
-    It has no ranges of its own: the scales are those of the quantized outputs of query, key and value. It computes
-    in float as long as one of these does: in calibration, and before their or its own start step.
+    It has no ranges of its own: its scales are the output scales of query, key and value. It computes in float as long
+    as one of these does: in calibration, and before their or its own start step.
 
     Args:
-        products: whose dropout it has.
-        plan: of the site.
+        products: the float products that it replaces; it takes over their dropout.
+        plan: the site's plan.
         projections: the layer's query, key and value, which the scheme requires to have quantized outputs.
     """
 
@@ -27,14 +27,14 @@ class QATAttentionProducts(AttentionProducts):
     ) -> None:
         super().__init__(products.dropout)
         self.plan, self.path = plan, plan.path
-        # In a tuple, so that the layer's own linears are not registered as children here, too.
+        # In a tuple, so that the layer's own linears are not registered as children here too.
         self._projections = projections
         self.train(products.training)
 
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, hidden_keys: Tensor | None = None, bias: Tensor | None = None
     ) -> Tensor:
-        """Return the context (batch, heads, queries, D); arguments as those of the float products.
+        """Return the context (batch, heads, queries, D); the arguments are those of the float products.
 
         Raises:
             CalibrationError: in evaluation, if the ranges were never observed.

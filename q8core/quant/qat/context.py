@@ -23,7 +23,7 @@ class ForwardContext:
         self.clear()
 
     def clear(self) -> None:
-        """Forget mask and tensors."""
+        """Forget the mask and the tensors."""
         self.mask: Tensor | None = None
         self.shared: tuple[object, Tensor, Tensor, Tensor] | None = None
 
@@ -41,7 +41,7 @@ class ForwardContext:
         if not isinstance(mask, Tensor) or mask.dim() != 2:
             found = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
             raise InputError(f"attention_mask must be (batch, sequence) to tell padding from text; found {found}")
-        if not bool(mask.all()):  # a mask that hides nothing is none: bucketed batches are often without padding
+        if not bool(mask.all()):  # a mask that hides nothing is not kept: bucketed batches often have no padding
             self.mask = mask
 
     def after(self, model: nn.Module, args: tuple[Any, ...], output: object) -> None:

@@ -1,4 +1,4 @@
-"""From a prepared network to the tensors of its plan."""
+"""Converts a prepared network to the tensors of its plan."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from q8core.quant.qat.prepare import quantized_layers
 def convert(prepared: nn.Module) -> dict[str, Tensor]:
     """Return the tensors of a trained or calibrated network's plan (`SitePlan.tensors`), by the names of sites.
 
-    A static linear at M gives the codes of `M.weight` (out, in) with `M.weight_scale` float32 (1,) or (out,),
-    `M.input_scale` float32 (1,) and `M.bias` int32 (out,), and where the input is asymmetric `M.input_zero_point` int32
-    (1,), where it is smoothed `M.input_smoothing` float32 (in,). With one input scale a token there is none of these,
-    and the bias stays float32. Query, key and value may have `M.output_scale` float32 (1,). A table gives the codes of
-    `M.weight` (rows, columns) and `M.weight_scale` float32 (1,) or (rows,). All other parameters stay float32.
+    A static linear at M becomes the codes of `M.weight` (out, in), `M.weight_scale` float32 (1,) or (out,),
+    `M.input_scale` float32 (1,) and `M.bias` int32 (out,). An asymmetric input adds `M.input_zero_point` int32 (1,), a
+    smoothed one `M.input_smoothing` float32 (in,). A dynamic linear has none of the input's tensors, and its bias stays
+    float32. Query, key and value may have `M.output_scale` float32 (1,). A table becomes the codes of `M.weight` (rows,
+    columns) and `M.weight_scale` float32 (1,) or (rows,). All other parameters stay float32.
 
     Raises:
         CalibrationError: if a range was never observed, or a parameter is infinite or NaN; names the site.
@@ -71,12 +71,12 @@ def _embedding_tensors(table: QATEmbedding) -> dict[str, Tensor]:
 
 
 def _codes(w_i8: Tensor, bits: int) -> Tensor:
-    """Return the codes of integers, on the CPU."""
+    """Return the stored codes of integers, on the CPU."""
     return torch.from_numpy(encode(w_i8.cpu().numpy(), bits))
 
 
 def arrays(tensors: Mapping[str, Tensor]) -> dict[str, Array]:
-    """Return tensors as the arrays that checkpoints and engines take; those of a CPU share their memory."""
+    """Return tensors as NumPy arrays for checkpoints and engines; tensors on the CPU share their memory."""
     return {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in tensors.items()}
 
 

@@ -1,15 +1,15 @@
 """Straight-through simulation of the quantized attention products, as an autograd function.
 
-The forward pass computes what `quant/ops/products.py` defines and the integer engine executes: to the bit in float32;
-in bfloat16 the operands are exact, products and sums are not. The backward pass takes every rounding for the identity,
-at the values that were used: for a loss L, with r = 255 e before and p after rounding, n = sum_j p_j, the largest
-score a constant, and v = scale_v * v_q,
+The forward pass computes what `quant/ops/products.py` defines and the integer engine executes: bit for bit in
+float32; in bfloat16 the operands are exact, products and sums are not. The backward pass treats every rounding as the
+identity, at the values of the forward pass. For a loss L, with r = 255 e before and p after rounding, n = sum_j p_j,
+the largest score a constant, and v = scale_v * v_q,
 
     dL/dr_j = (dL/dy . v_j - dL/dy . y) / n        dL/dx_j = dL/dr_j * r_j        dL/ds_j = dL/dx_j * f
 
-which is softmax attention's own gradient where nothing is rounded. x is softmax's argument: a bias on top of the scaled
-scores has the gradient dL/dx, summed over what it was broadcast to. Dropout acts on the normalised probabilities, as in
-Hugging Face's BERT: the sum n counts dropped keys too.
+which without rounding is the gradient of softmax attention. x is softmax's argument: a bias added to the scaled scores
+has the gradient dL/dx, summed over the dimensions that it was broadcast along. Dropout acts on the normalised
+probabilities, as in Hugging Face's BERT: the sum n counts dropped keys too.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class _QuantizedAttention(Function):
         if keep is not None:
             grad_r.mul_(keep)
         grad_r.sub_((grad_y * y).sum(dim=-1, keepdim=True).div_(sums))
-        # What scales a whole matrix is left for the smaller results.
+        # Factors of a whole matrix are applied later, to the smaller results.
         grad_r.mul_(e)
         grad_bias = None
         if ctx.bias is not None and ctx.needs_input_grad[6]:
@@ -116,7 +116,7 @@ def quantized_attention(
     """Return the context (..., queries, D) of q (..., queries, D), k and v (..., keys, D).
 
     Args:
-        q: queries on their 8-bit grid, as `fake_quantize` leaves them.
+        q: queries on their 8-bit grid, as `fake_quantize` returns them.
         k: keys, likewise.
         v: values, likewise.
         scales: the steps of the three grids.

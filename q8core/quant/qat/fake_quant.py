@@ -53,7 +53,7 @@ class _QuantizedLinear(Function):
         x_q, w_q, scale_x, scale_w, smoothing = ctx.saved_tensors
         x_dtype, w_dtype, b_dtype = ctx.dtypes
         grad_y = grads[0].to(w_q.dtype)
-        # rows of a matrix, not a batch of them: a gradient that comes transposed would be multiplied piece by piece
+        # one matrix, not a batch of them: a transposed gradient would be multiplied one matrix at a time
         rows = grad_y.reshape(-1, grad_y.shape[-1])
         grad_x = grad_w = grad_b = None
         if ctx.needs_input_grad[0]:

@@ -1,8 +1,8 @@
-"""The fake-quantized twins of `nn.Linear` and `nn.Embedding`.
+"""Fake-quantized versions of `nn.Linear` and `nn.Embedding`.
 
 They keep the parameter names of the layer they replace, so a state dict keeps the names of sites. Ranges are
 buffers (`input_threshold`, or of an asymmetric input `input_low_threshold` and `input_high_threshold`;
-`output_threshold`; `observed_steps`; with smoothing `input_smoothing`): a training state resumes exactly.
+`output_threshold`; `observed_steps`; with smoothing `input_smoothing`), so training resumes exactly.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ RangeName = Literal["input", "input_low", "input_high", "output"]
 
 
 class LinearScales(NamedTuple):
-    """The frozen scales of a linear layer: (1,), (1,) or (out,), and (1,); None where nothing is static."""
+    """The frozen scales of a linear layer: input (1,), weight (1,) or (out,), output (1,); None if not static."""
 
     input: Tensor | None
     weight: Tensor
@@ -44,7 +44,7 @@ class LinearScales(NamedTuple):
 
 
 def weight_scale(weight: Tensor, quantizer: Quantizer, path: str) -> Tensor:
-    """Return the scale of a weight (rows, columns) by its largest magnitude: (1,) or, per channel, (rows,).
+    """Return the scale of a weight (rows, columns) from its largest magnitude: (1,) or, per channel, (rows,).
 
     Raises:
         CalibrationError: if the weight of the module at `path` has an infinite or NaN value.
@@ -52,7 +52,7 @@ def weight_scale(weight: Tensor, quantizer: Quantizer, path: str) -> Tensor:
     threshold = row_magnitudes(weight) if quantizer.granularity == "channel" else abs_max(weight).reshape(1)
     try:
         return scale_from_threshold(threshold, quantizer.largest)
-    except CalibrationError:  # a magnitude is never negative
+    except CalibrationError:  # not a negative magnitude: there are none
         raise CalibrationError(f"{path}.weight has infinite or NaN values") from None
 
 
@@ -60,7 +60,7 @@ class QATLinear(nn.Linear):
     """A linear layer that computes on integers: x (..., in) -> (..., out).
 
     In training mode it observes its ranges, then quantizes; in evaluation the ranges are frozen. Weights are
-    quantized anew in each forward pass from the float master `weight` (out, in), never cached.
+    quantized again in each forward pass from the float master `weight` (out, in), never cached.
 
     Raises:
         CalibrationError: in evaluation, if no batch was ever observed; in training, if an activation is infinite
@@ -106,11 +106,11 @@ class QATLinear(nn.Linear):
 
     @property
     def smoothing(self) -> Tensor | None:
-        """What divides the columns of the input and multiplies those of the weight, (in,); None without."""
+        """The factors (in,) that divide the input's columns and multiply the weight's; None without smoothing."""
         return self.input_owner.get_buffer("input_smoothing") if self.plan.smooths else None
 
     def deployed_weight(self) -> Tensor:
-        """Return the weight (out, in) that is quantized, detached: with smoothing its columns are multiplied."""
+        """Return the weight (out, in) that is quantized, detached; smoothing factors are applied to its columns."""
         weight = self.weight.detach()
         return weight if self.smoothing is None else weight * self.smoothing
 
@@ -129,7 +129,7 @@ class QATLinear(nn.Linear):
 
     @property
     def calibrating(self) -> bool:
-        """Whether it computes in float, and only looks at what goes through."""
+        """Whether it is being calibrated: it computes in float and only observes its values."""
         return self.collectors is not None or self.columns is not None
 
     def forward(self, input: Tensor) -> Tensor:
@@ -144,7 +144,7 @@ class QATLinear(nn.Linear):
         if self.training:
             if self.plan.kind == "static" and not self._input_owner:
                 self._observe("input", input, step)
-            self.observed_steps += 1  # only now: a refused batch has set no range
+            self.observed_steps += 1  # only now: a refused batch sets no range
         if self.training and step < self.plan.scheme.start_step:
             y = F.linear(input, self.weight, self.bias)
             if self.plan.output is not None:
@@ -246,11 +246,11 @@ class QATLinear(nn.Linear):
         return x_q, scale_x
 
     def _smoothed(self, x: Tensor) -> Tensor:
-        """Return the input (..., in) as one scale for all its columns shall fit it."""
+        """Return the input (..., in) smoothed, so that one scale fits all its columns."""
         return x if self.smoothing is None else x / self.smoothing
 
     def _observe(self, name: Literal["input", "output"], x: Tensor, step: int) -> None:
-        """Move a range towards max|x| of this batch, or its sides' maxima, before the batch is quantized."""
+        """Move a range towards this batch's max|x|, or the maxima of both sides, before the batch is quantized."""
         x = self._smoothed(x.detach()) if name == "input" else x
         names = [each for each in self.own_ranges if each.startswith(name)]
         mask = self.context.mask

@@ -1,4 +1,4 @@
-"""From a float network to its fake-quantized twin, and its calibration.
+"""Makes a float network fake-quantized, and calibrates it.
 
 network, plan -> ``prepare`` -> train or ``calibrate`` -> ``convert`` -> the tensors of the plan.
 """
@@ -24,13 +24,13 @@ from q8core.quant.schemes import Scheme
 
 
 def prepare(network: Network, plan: Plan) -> Network:
-    """Replace the modules that `plan` quantizes by their fake-quantized twins; return the network.
+    """Replace the modules that `plan` quantizes by fake-quantized ones; return the network.
 
-    It is changed in place, and keeps its parameters and their names. A forward hook passes `attention_mask` to the
-    observers, so that padding does not widen the ranges (`scheme.ignore_padding`).
+    The network is changed in place, and keeps its parameters and their names. A forward hook passes `attention_mask`
+    to the observers, so that padding does not widen the ranges (`scheme.ignore_padding`).
 
     Raises:
-        SchemeError: if the plan is another model's or has no scheme, the network was prepared before, or its weights
+        SchemeError: if the plan is for another model or has no scheme, the network was prepared before, or its weights
             are not float32.
     """
     scheme = plan.scheme
@@ -68,7 +68,7 @@ def calibrate(
 ) -> None:
     """Set the smoothing of inputs and every activation range of a prepared model from `batches` of its arguments.
 
-    The model runs in float, without dropout and without gradients. Ranges that were there before are replaced.
+    The model runs in float, without dropout and without gradients. Existing ranges are replaced.
 
     Args:
         prepared: a model from `prepare`.
@@ -114,7 +114,7 @@ def calibrate(
 
 
 def _smooth(prepared: nn.Module, owners: Sequence[QATLinear], batches: Iterable[Mapping[str, Tensor]]) -> None:
-    """Set the smoothing of inputs, each by all layers that read it."""
+    """Set the smoothing of inputs, each from the weights of all layers that read it."""
     linears = quantized_layers(prepared)[0].values()
     for layer in linears:
         layer.columns = torch.zeros(layer.in_features)
@@ -168,7 +168,7 @@ def _collected(layer: QATLinear) -> dict[RangeName, Tensor]:
 
 
 def _input_owner(site: SitePlan, scheme: Scheme, built: Mapping[str, QATLinear]) -> QATLinear | None:
-    """Return the first of query, key, value of the same layer that has such a static input range, if shared."""
+    """Return the first of the layer's query, key and value with the same kind of static input range, if shared."""
     if not scheme.share_qkv_input or site.site.slot not in PROJECTIONS or site.kind != "static":
         return None
     for slot in PROJECTIONS:

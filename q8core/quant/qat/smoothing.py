@@ -1,10 +1,10 @@
-"""Smoothing: what makes an input easy to quantize is moved from its columns into those of the weight.
+"""Smoothing makes an input easier to quantize, by moving large magnitudes from its columns into the weight's.
 
 A few columns of an input are often much larger than the others, and one scale for all leaves few steps to the rest.
-Dividing each column by a number of its own, and multiplying the weight's column by the same, changes no product and
-evens them out (SmoothQuant, Xiao et al., 2023). Here the numbers stay part of the input's quantizer instead of going
-into the layer norm before it: a residual reads that norm's output too, and before the FFN's second linear stands a
-GELU.
+Dividing each column by its own factor, and multiplying the weight's column by the same factor, changes no product and
+evens the columns out (SmoothQuant, Xiao et al., 2023). Here the factors stay part of the input's quantizer instead of
+being folded into the layer norm before it: a residual reads that norm's output too, and the FFN's second linear reads
+the output of a GELU.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 _LEAST = 1e-5
-"""Of the largest column: smaller ones count as this large, so that no number is 0 or infinite."""
+"""Share of the largest column; smaller columns count as this large, so that no factor is 0 or infinite."""
 
 
 def smoothing_factors(magnitudes: Tensor, weights: Sequence[Tensor], strength: float) -> Tensor:
-    """Return c (in,), float32: max|x|^strength / max|w|^(1 - strength) of each column, 1 in the geometric mean.
+    """Return c (in,), float32: max|x|^strength / max|w|^(1 - strength) per column, scaled to geometric mean 1.
 
     Args:
         magnitudes: (in,), the largest magnitude of each column of the input, on calibration data.
@@ -32,7 +32,7 @@ def smoothing_factors(magnitudes: Tensor, weights: Sequence[Tensor], strength: f
 
 
 def _log(magnitudes: Tensor) -> Tensor:
-    """Return the logarithms, float64; all 0 where there is nothing but zeros."""
+    """Return the logarithms, float64; all 0 if all magnitudes are 0."""
     top = float(magnitudes.max())
     return (
         torch.zeros_like(magnitudes, dtype=torch.float64) if top == 0 else magnitudes.double().clamp(top * _LEAST).log()

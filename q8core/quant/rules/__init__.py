@@ -1,1 +1,1 @@
-"""Where the range of a quantizer comes from."""
+"""Rules that set the range of a quantizer."""

@@ -1,7 +1,7 @@
 """How the threshold of a tensor (the largest magnitude it can represent) is chosen from data.
 
 In training: an exponential moving average of max|x|. In calibration: the maximum over all batches, a percentile,
-or the threshold of least squared quantization error; the last two read a histogram of |x|.
+or the threshold with the least squared quantization error; the last two read a histogram of |x|.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ CalibrationMethod = Literal["max", "percentile", "mse"]
 def rows_of(x: Tensor, mask: Tensor | None) -> Tensor:
     """Return the rows of `x` (..., H) as (N, H), without those where `mask` (...) is 0.
 
-    A mask of another shape than the rows does not describe them (the pooler reads one token per sequence) and
-    is not applied.
+    A mask whose shape differs from that of the rows does not describe them (the pooler reads one token per
+    sequence) and is not applied.
     """
     rows = x.reshape(-1, x.shape[-1])
     if mask is None or mask.shape != x.shape[:-1]:
@@ -36,7 +36,7 @@ def abs_max(x: Tensor, mask: Tensor | None = None) -> Tensor:
 
     NaN in a counted row gives NaN. The mask is applied only if it has the shape of the rows (see `rows_of`).
     """
-    # of each row first: masking (B, S) values is cheaper than gathering (B, S, H)
+    # maxima of the rows first: masking (B, S) values is cheaper than gathering (B, S, H)
     magnitudes = row_magnitudes(x)
     if mask is not None and mask.shape == magnitudes.shape:
         magnitudes = magnitudes.masked_fill_(mask == 0, 0)
@@ -57,7 +57,7 @@ def side_maxima(x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
 def decay_at(step: int, decay: float, debias: bool) -> float:
     """Return the weight that the old threshold keeps at observation `step` (0 for the first one).
 
-    With `debias` it is min(decay, (1 + n) / (10 + n)): with the paper's constant 0.9999 a training of a few
+    With `debias` it is min(decay, (1 + n) / (10 + n)): with the paper's constant 0.9999, training for a few
     hundred steps would keep the first batch's range almost unchanged.
     """
     if step == 0:
@@ -72,10 +72,10 @@ def ema_update(threshold: Tensor, observed: Tensor, step: int, decay: float, deb
 
 
 def largest_of_processes(observed: Tensor) -> Tensor:
-    """Return the maximum of a scalar over all processes of a distributed training, itself outside of one.
+    """Return the maximum of a scalar over all processes of distributed training; outside of it, the scalar itself.
 
-    Without it each process would train with its own range, and only the first one's would be saved. One process's
-    NaN is infinity for all of them, so that all refuse it: a maximum may lose a NaN.
+    Without this, each process would train with its own range, and only the first process's range would be saved. A
+    NaN in one process becomes infinity in all of them, so that all refuse it: a plain maximum may lose a NaN.
     """
     if distributed.is_available() and distributed.is_initialized():
         observed = observed.nan_to_num(nan=math.inf, posinf=math.inf)
@@ -84,7 +84,7 @@ def largest_of_processes(observed: Tensor) -> Tensor:
 
 
 class RangeCollector(Protocol):
-    """Collects batches of one tensor and then names its threshold."""
+    """Observes batches of one tensor, then chooses its threshold."""
 
     def add(self, rows: Tensor) -> None:
         """Observe (N, H) values."""
@@ -96,7 +96,7 @@ class RangeCollector(Protocol):
 
 
 class MaxCollector:
-    """The largest magnitude ever seen: nothing is clipped."""
+    """Chooses the largest magnitude observed: nothing is clipped."""
 
     def __init__(self) -> None:
         self._max = torch.zeros(())
@@ -140,18 +140,18 @@ class Histogram:
             pairs = self.counts.reshape(-1, 2).sum(1)
             self.counts = torch.cat([pairs, torch.zeros_like(pairs)])
             self.width *= 2
-        # The rounding of a value at the very end of the range must not lose it: it belongs to the last bin.
+        # A value at the very end of the range belongs in the last bin, but rounding could put it one further.
         index = (magnitudes / self.width).to(torch.int64).clamp_(max=self.BINS - 1)
         self.counts += torch.bincount(index, minlength=self.BINS)
         self.max = max(self.max, peak)
 
     def edges(self) -> Tensor:
-        """Return the upper edge of each bin, (BINS,) float64; the maximum itself is the last useful one."""
+        """Return the upper edge of each bin, (BINS,) float64; edges beyond the largest value are set to it."""
         upper = torch.arange(1, self.BINS + 1, dtype=torch.float64) * self.width
         return upper.clamp(max=self.max)
 
     def squared_errors(self, steps: Tensor, limits: Tensor) -> Tensor:
-        """Return the sums (N,) of squared differences that each step (N,) makes, beyond `limits` (N,) or () clamped."""
+        """Return the summed squared errors (N,) of quantizing with each step (N,), clamped at `limits` (N,) or ()."""
         centres = (torch.arange(self.BINS, dtype=torch.float64) + 0.5) * self.width
         columns = steps.unsqueeze(1)
         rounded = (centres / columns).round_().minimum((limits / steps).round().unsqueeze(1)) * columns  # (N, BINS)
@@ -159,7 +159,7 @@ class Histogram:
 
 
 class PercentileCollector:
-    """The threshold that covers a share of all magnitudes; the rest is clipped."""
+    """Chooses the threshold that covers a share of all magnitudes; the rest is clipped."""
 
     def __init__(self, percentile: float) -> None:
         if not 0 < percentile <= 100:
@@ -179,7 +179,7 @@ class PercentileCollector:
 
 
 class MseCollector:
-    """The threshold with the least squared difference between values and their quantized copies."""
+    """Chooses the threshold with the least squared difference between values and their quantized copies."""
 
     CANDIDATES = 128
 
@@ -191,7 +191,7 @@ class MseCollector:
         self.histogram.add(rows)
 
     def threshold(self) -> Tensor:
-        """Return the best of 128 thresholds between max|x| / 128 and max|x|; the largest of equals."""
+        """Return the best of 128 thresholds between max|x| / 128 and max|x|; in a tie, the largest."""
         top = self.histogram.max
         if top == 0.0:
             return torch.zeros(())
@@ -201,14 +201,14 @@ class MseCollector:
 
 
 def mse_sides(low: Histogram, high: Histogram) -> tuple[Tensor, Tensor]:
-    """Return both ends of the 256 steps with the least squared difference between values and their quantized copies.
+    """Return both ends of the 256-step grid with the least squared difference between values and quantized values.
 
-    Both share the step, so they are chosen together: the best of 41 x 41 pairs, each between the side's largest
-    magnitude and a 32nd of it in equal ratios.
+    Both ends share one step, so they are chosen together: the best of 41 x 41 pairs. The candidates of a side go from
+    its largest magnitude to 1/32 of that, in equal ratios.
 
     Args:
-        low: of max(-x, 0).
-        high: of max(x, 0).
+        low: histogram of max(-x, 0).
+        high: histogram of max(x, 0).
 
     Returns:
         float32 scalars of at least 0, for `asymmetric_grid`.

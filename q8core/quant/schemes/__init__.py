@@ -1,4 +1,4 @@
-"""Schemes: which quantizers a model has, as data; the named ones are files in ``presets``."""
+"""Schemes: which quantizers a model has, as data; the presets are files in ``presets``."""
 
 from __future__ import annotations
 

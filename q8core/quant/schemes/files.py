@@ -1,10 +1,10 @@
-"""Schemes in small files: the presets, and a user's own, which are a preset with changes.
+"""Schemes in small files: the presets, and users' own schemes, which change a preset.
 
-base = "q8bert"                          # a preset; without it the file is a whole scheme, as manifests hold it
+base = "q8bert"                          # a preset; without it the file is a complete scheme, as in manifests
 name = "four-bits"                       # the file's name if left out
 ema_decay = 0.99                         # any field of `Scheme`
 tables.weight = { granularity = "tensor" }   # fields of `SiteScheme` for all tables, and `linears` for all linears
-slots.ffn_in.weight = { bits = 4 }       # for one slot; what is left out stays as it was
+slots.ffn_in.weight = { bits = 4 }       # for one slot; fields left out keep their values
 slots.head_output = "float"              # a slot that is not quantized
 overrides."layers.0.*" = "float"         # for the sites whose path matches a glob
 """
@@ -47,7 +47,7 @@ def find_scheme(name: str) -> Scheme:
 def preset(name: str) -> Scheme:
     """Return the scheme of that name.
 
-    `q8bert` is the default for training, `q8bert-paper` the paper's own rules to the letter, `static` and
+    `q8bert` is the default for training, `q8bert-paper` follows the paper's rules exactly, `static` and
     `dynamic` quantize without training; `q8bert-attention` and `static-attention` also quantize the attention
     products.
 
@@ -87,8 +87,8 @@ def _parse(path: Path) -> dict[str, Any]:
 
 
 def _with_base(data: Mapping[str, Any], name: str) -> Scheme:
-    """Return the whole scheme that the changes in `data` make of its base."""
-    if data["base"] not in tuple(PRESETS):  # whatever the file holds: a list has no hash
+    """Return the complete scheme: the base with the changes in `data` applied."""
+    if data["base"] not in tuple(PRESETS):  # a tuple, because a file may give any type, and a list has no hash
         raise SchemeError(f"base must be one of {', '.join(PRESETS)}; found {shown(data['base'])}")
     return _built(preset(data["base"]), data, name)
 

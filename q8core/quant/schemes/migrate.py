@@ -1,7 +1,7 @@
-"""Schemes of version 1, as checkpoints before it hold them, in today's words: the one place that knows them.
+"""Migrates schemes of version 1, found in old checkpoints, to the current version; no other file knows version 1.
 
-Version 1 had no version. It spoke of a BERT's module paths in overrides, called a linear's input range its activation,
-and had an 8-bit integer everywhere.
+Version 1 had no version field. Its overrides used the module paths of BERT, it called a linear's input range its
+activation, and all its integers had 8 bits.
 """
 
 from __future__ import annotations
@@ -45,19 +45,19 @@ _LAYER_MODULES = {
 _OLD_SLOTS = (*_MODULES, *_LAYER_MODULES, "head")
 _GRANULARITY: dict[str, Granularity] = {"per_tensor": "tensor", "per_channel": "channel"}
 _EARLIER = {PRODUCTS: {"enabled": False, "weight": "per_channel", "activation": "none", "requantize_output": False}}
-"""Slots that the first manifests did not have, and what they computed."""
+"""Slots that the first manifests lack, with the settings that were in effect then."""
 
 
 def migrated(data: Mapping[str, object], layers: int | None, *, head_dense: bool = True) -> Mapping[str, object]:
-    """Return a scheme's values in the present version, themselves where they are.
+    """Return a scheme's values migrated to the current version; values that have a version are returned unchanged.
 
     Args:
         data: plain values.
-        layers: of the model that the scheme is for, to say of which sites an override of version 1 spoke.
-        head_dense: whether its head has a dense layer, likewise.
+        layers: number of layers of the scheme's model, needed to resolve the overrides of version 1.
+        head_dense: whether the model's head has a dense layer, needed for the same reason.
 
     Raises:
-        SchemeError: if they are no scheme of version 1, or overrides cannot be read without the model.
+        SchemeError: if the values are not a scheme of version 1, or overrides cannot be resolved without the model.
     """
     if "version" in data:
         return data
@@ -65,7 +65,7 @@ def migrated(data: Mapping[str, object], layers: int | None, *, head_dense: bool
     old = {**{slot: _slot(slot, value) for slot, value in _EARLIER.items()}, **old}
     slots = {_RENAMED.get(slot, slot): _products(was) if slot == PRODUCTS else _site(was) for slot, was in old.items()}
     check_keys("slot", old, _OLD_SLOTS, complete=True)
-    slots[EMBEDDING_PROJECTION] = slots["attention_output"]  # a linear like the others, which no BERT has
+    slots[EMBEDDING_PROJECTION] = slots["attention_output"]  # no BERT has this linear; it is treated like the others
     overrides = table("overrides", data.get("overrides", {}))
     if overrides and layers is None:
         raise SchemeError("a scheme of version 1 with overrides can be read with its model only; write it anew")
@@ -108,7 +108,7 @@ def _site(old: Mapping[str, Any]) -> dict[str, Any]:
 def _overrides(
     slots: Mapping[str, Mapping[str, Any]], globs: Mapping[str, Any], layers: int, *, head_dense: bool
 ) -> dict[str, Any]:
-    """Return the changes of each site that a glob of module paths matched."""
+    """Return the changes for each site that a glob of module paths matches."""
     changes: dict[str, Any] = {}
     modules = [each for each in _modules(layers) if head_dense or each[0] != HEAD_DENSE]
     for glob in globs:
@@ -128,7 +128,7 @@ def _overrides(
 
 
 def _modules(layers: int) -> list[tuple[str, str, str]]:
-    """Return path, slot and module of each site of a BERT; of the head, for both tasks."""
+    """Return path, slot and module of each site of a BERT, including the heads of both tasks."""
     found = [(slot if slot in TABLES else HEAD_DENSE, slot, module) for slot, module in _MODULES.items()]
     found += [(HEAD_OUTPUT, "head", module) for module in ("classifier", "qa_outputs")]
     for layer in range(layers):

@@ -1,7 +1,7 @@
 """What is quantized and how: a `Scheme` is plain data, one `SiteScheme` for each slot of a model.
 
-`overrides` change single sites by a glob of their path (``layers.0.*``, ``*.ffn_out``, ``head.output``). Everything
-unknown is a `SchemeError`: a typo must never leave a layer in float32 silently.
+`overrides` change single sites by a glob of their path (``layers.0.*``, ``*.ffn_out``, ``head.output``). Anything
+unknown raises a `SchemeError`: a typo must never silently leave a layer in float32.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ Arithmetic = Literal["float", "relative_u8"]
 
 LINEAR_SLOTS = (EMBEDDING_PROJECTION, *LAYER_LINEARS, "head_dense", "head_output")
 SLOTS = (*TABLES, *LINEAR_SLOTS, PRODUCTS)
-"""What a scheme speaks of: embedding tables, linears, and an attention's two products."""
+"""All slots of a scheme: embedding tables, linears, and the two attention products."""
 FLOAT = "float"
-"""In a file, a slot or an override that quantizes nothing."""
+"""The value of a slot or an override in a file that quantizes nothing."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,11 @@ class SiteScheme:
     """How the sites of one slot are quantized; by default they are not.
 
     Attributes:
-        weight: of a table or a linear.
-        input: of a linear: it has one where, and only where, its weight is quantized.
-        output: of query, key and value: puts them on a grid for the attention's products.
-        arithmetic: of attention products: "float", or "relative_u8", both in integers (`q8core.quant.ops.products`).
+        weight: quantizer of a table or of a linear's weight.
+        input: quantizer of a linear's input, set if and only if the weight is quantized.
+        output: quantizer of the output of query, key or value, which puts it on a grid for the attention products.
+        arithmetic: that of attention products: "float", or "relative_u8": both products in integers
+            (`q8core.quant.ops.products`).
         start_step: training steps that only observe ranges and compute in float32.
     """
 
@@ -56,7 +57,7 @@ class SiteScheme:
 
 
 _DEFAULTS = {"weight": PER_CHANNEL, "input": STATIC, "output": STATIC}
-"""What a file's table changes, where the slot had no quantizer before."""
+"""The quantizers that a table in a file changes if the slot had none before."""
 
 
 @dataclass(frozen=True)
@@ -101,12 +102,12 @@ class Scheme:
         object.__setattr__(self, "overrides", dict(self.overrides))
 
     def at(self, slot: str, path: str) -> SiteScheme:
-        """Return the scheme of the site at `path`, which fills `slot`: the slot's, then matching overrides."""
+        """Return the scheme of the site at `path` in `slot`: the slot's scheme with matching overrides applied."""
         found = self.slots[slot]
         for glob, changes in self.overrides.items():
             if not fnmatchcase(path, glob):
                 continue
-            if isinstance(changes, Mapping) and glob != path:  # of several sites, each one's own parts change
+            if isinstance(changes, Mapping) and glob != path:  # may match several sites: change the fields this one has
                 changes = {key: value for key, value in changes.items() if key in parts_of(slot)}
             found = changed(found, changes, f"override {shown(glob)}")
         check_site(slot, found, path)
@@ -128,12 +129,12 @@ class Scheme:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, object], layers: int | None = None, *, head_dense: bool = True) -> Scheme:
-        """Return the scheme that `to_dict` described; one of an earlier version is migrated.
+        """Return the scheme with the values of `to_dict`; a scheme of an earlier version is migrated.
 
         Args:
             data: plain values.
-            layers: of the model that the scheme is for: a scheme of version 1 with overrides needs it.
-            head_dense: whether the model's head has a dense layer, likewise.
+            layers: number of layers of the scheme's model; needed for a scheme of version 1 with overrides.
+            head_dense: whether the model's head has a dense layer; needed in the same case.
 
         Raises:
             SchemeError: if a key is unknown or missing or a value is not allowed.
@@ -156,7 +157,7 @@ def parts_of(slot: str) -> tuple[str, ...]:
 
 
 def changed(base: SiteScheme, changes: object, what: str) -> SiteScheme:
-    """Return a site's scheme after changes: "float" for none at all, or some of its fields, of quantizers in part.
+    """Return a site's scheme after changes: "float" quantizes nothing, a table sets some fields or parts of them.
 
     Raises:
         SchemeError: if a key or value is not allowed.
@@ -175,10 +176,10 @@ def changed(base: SiteScheme, changes: object, what: str) -> SiteScheme:
 
 
 def check_site(slot: str, scheme: SiteScheme, what: str) -> None:
-    """Refuse what a slot cannot be.
+    """Check that a slot can have this scheme.
 
     Raises:
-        SchemeError: saying what is allowed.
+        SchemeError: if it cannot; says what is allowed.
     """
     if scheme.arithmetic != "float" and slot != PRODUCTS:
         raise SchemeError(f"{what}: arithmetic {scheme.arithmetic!r} is for {PRODUCTS}")
@@ -234,14 +235,14 @@ def _check_output(slot: str, scheme: SiteScheme, what: str) -> None:
 
 
 def check_products(of: Mapping[str, SiteScheme], what: str) -> None:
-    """Refuse integer products without integer operands, and an integer value without integer products.
+    """Refuse integer products without integer operands, and a quantized value output without integer products.
 
     Args:
         of: the schemes of query, key, value and the products of a layer.
-        what: what an error calls the layer.
+        what: the layer's name in error messages.
 
     Raises:
-        SchemeError: saying which.
+        SchemeError: in either case; says which.
     """
     integers = {slot: of[slot].output is not None for slot in PROJECTIONS}
     products = of[PRODUCTS].arithmetic != "float"

@@ -1,4 +1,4 @@
-"""Tables of keys and values as schemes' files hold them, checked before they are read."""
+"""Checks of the tables of keys and values in scheme files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SCHEME_VERSION = 2
 
 
 def check_keys(what: str, data: Mapping[str, object], allowed: tuple[str, ...], complete: bool = False) -> None:
-    """Refuse keys that are unknown or, of a complete table, missing; a SchemeError names them."""
+    """Raise a SchemeError that names the first unknown key or, if the table must be complete, the first missing one."""
     unknown = [key for key in data if key not in allowed]
     if unknown:
         raise SchemeError(f"unknown {what} {shown(unknown[0])}; allowed are {', '.join(allowed)}")
@@ -22,7 +22,7 @@ def check_keys(what: str, data: Mapping[str, object], allowed: tuple[str, ...], 
 
 
 def table(what: str, value: object) -> Mapping[str, Any]:
-    """Return a value that is a table of keys and values, else raise a SchemeError."""
+    """Return `value` if it is a table of keys and values, else raise a SchemeError."""
     if not isinstance(value, Mapping):
         raise SchemeError(f"{what} must be a table of keys and values, not {shown(value)}")
     return cast("Mapping[str, Any]", value)
