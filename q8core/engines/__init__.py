@@ -1,4 +1,4 @@
-"""Engines: a checkpoint's tensors, packed for this CPU, turning token batches into logits.
+"""Engines: pack a checkpoint's tensors for this CPU and compute logits of token batches.
 
 checkpoint -> ``load_engine`` -> ``self_test`` -> ``warmup`` -> ``infer(TokenBatch)`` -> logits
 """

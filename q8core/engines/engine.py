@@ -24,39 +24,39 @@ class Forward(Protocol):
 
     @property
     def spec(self) -> EncoderSpec:
-        """Its encoder."""
+        """The model's encoder."""
         ...
 
     @property
     def residence(self) -> Residence:
-        """Where its weights are."""
+        """Where the model's weights are."""
         ...
 
     @property
     def reads(self) -> Reads:
-        """Which tokens its head reads."""
+        """Which tokens the model's head reads."""
         ...
 
     @property
     def own_threads(self) -> int:
-        """CPU threads that it uses where nobody says how many."""
+        """CPU threads that it uses by default."""
         ...
 
     def logits(self, batch: TokenBatch, threads: int | None = None) -> Logits:
         """Return logits: (B, outputs) where the head reads first tokens, else (T, outputs).
 
         Args:
-            batch: checked by the engine.
-            threads: CPU threads to use, on whichever thread this is called; None for its own number.
+            batch: a batch that the engine has checked.
+            threads: CPU threads to use, whatever the calling thread; None for `own_threads`.
         """
         ...
 
     def footprint(self) -> tuple[int, int]:
-        """Return the resident bytes of (matrices and tables, all else that was loaded)."""
+        """Return the resident bytes of (matrices and tables, everything else that was loaded)."""
         ...
 
     def workspace_bytes(self, tokens: int) -> int:
-        """Return the bytes of activations for the largest batch so far, of `tokens` tokens, at their peak."""
+        """Return the peak bytes of activations for the largest batch so far, of `tokens` tokens."""
         ...
 
 
@@ -105,7 +105,7 @@ class EncoderEngine:
         return EngineMemory(weights, scales, self.model.workspace_bytes(self._most_tokens))
 
     def describe(self) -> dict[str, object]:
-        """Return kernel, instruction set, shapes, threads and what loading found out."""
+        """Return kernel, instruction set, shapes, threads and the facts collected while loading."""
         spec = self.model.spec
         return {
             "reads": self.head.reads,
@@ -131,7 +131,7 @@ class EncoderEngine:
             raise InputError(f"a sequence has {longest} tokens; this model takes at most {spec.positions}")
         for name, ids, size in (
             ("input_ids", batch.input_ids, spec.vocabulary),
-            # Where there are no token types, those of a tokenizer are not read.
+            # Without token types in the model, the tokenizer's are ignored.
             ("token_type_ids", batch.token_type_ids, spec.token_types or None),
         ):
             if size is None:

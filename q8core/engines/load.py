@@ -1,4 +1,4 @@
-"""From a checkpoint, or from a plan and its tensors, to an engine."""
+"""Loads an engine from a checkpoint, or builds one from a plan and its tensors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def load_engine(
         backend: fp32 or int8.
         kernel: native, onednn, fbgemm (int8 only) or auto: for int8 the fastest, measured; for fp32 native where
             this CPU runs it, else onednn.
-        threads: CPU threads; None for OpenMP's setting, which is torch's where that is imported.
+        threads: CPU threads; None for OpenMP's setting, which is torch's if torch is imported.
 
     Raises:
         InputError: for an unknown backend or kernel, or fewer than one thread.
@@ -51,9 +51,9 @@ def build_engine(
     facts: Mapping[str, object] | None = None,
     sha256: str | None = None,
 ) -> EncoderEngine:
-    """Build an engine from a plan and the tensors that it says: fp32 for a plan without a scheme, else int8.
+    """Build an engine from a plan and the tensors that it lists: fp32 for a plan without a scheme, else int8.
 
-    Each tensor is asked for once and packed at once, so a mapping that loads lazily keeps the peak low. With the
+    Each tensor is read once and packed at once, so a mapping that loads lazily keeps peak memory low. With the
     `sha256` of the verified file that holds them, packed weights are kept in the cache and shared between processes.
 
     Raises:

@@ -17,7 +17,7 @@ Number = TypeVar("Number", bound=np.number)
 
 
 class Run(NamedTuple):
-    """Adjacent sequences of equal length: they share one attention call."""
+    """Adjacent sequences of equal length, which share one attention call."""
 
     first_token: int
     first_sequence: int
@@ -27,12 +27,12 @@ class Run(NamedTuple):
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Sequences packed into one row of T tokens; no position is wasted on padding.
+    """Sequences packed into one row of T tokens, without padding.
 
     Attributes:
         input_ids: int64 (T,).
         token_type_ids: int64 (T,).
-        lengths: tokens of each sequence; they sum to T.
+        lengths: number of tokens of each sequence; they sum to T.
 
     Raises:
         InputError: if the batch or a sequence is empty, or the parts do not fit together.
@@ -78,15 +78,15 @@ class TokenBatch:
 
     @property
     def tokens(self) -> int:
-        """T, the tokens of all sequences."""
+        """T, the number of tokens of all sequences."""
         return len(self.input_ids)
 
     def split(self, logits: NDArray[Number], reads: Reads) -> list[NDArray[Number]]:
-        """Return the logits of each sequence, views of all.
+        """Return the logits of each sequence, as views of `logits`.
 
         Args:
             logits: (B, C) of a head that reads the "first" token of each sequence, (T, C) of one that reads "every".
-            reads: which of the two, as the engine says.
+            reads: which of the two, as in `Engine.reads`.
 
         Returns:
             (C,) of each sequence, or (length, C).

@@ -19,12 +19,12 @@ KERNELS: tuple[str, ...] = get_args(KernelName)
 
 @dataclass(frozen=True)
 class EngineMemory:
-    """Bytes that an engine keeps resident. Shared ones (see `Residence`) count in full for each process.
+    """Bytes that an engine keeps resident. Shared bytes (see `Residence`) count in full for each process.
 
     Attributes:
         weights: matrices and tables, in the layout the kernels read.
         scales: everything else that was loaded: scales, biases, layer norms.
-        workspace: activations of the largest batch so far, at their peak in a layer.
+        workspace: peak size, within a layer, of the activations of the largest batch so far.
     """
 
     weights: int
@@ -42,7 +42,7 @@ class Engine(Protocol):
 
     @property
     def head(self) -> HeadSpec:
-        """What the logits are of: each sequence's first token, or every token."""
+        """The model's head: it reads each sequence's first token, or every token."""
         ...
 
     @property
@@ -69,11 +69,11 @@ class Engine(Protocol):
         ...
 
     def warmup(self) -> None:
-        """Run a few shapes, so that the first request does not pay for what kernels build lazily."""
+        """Run a few shapes, so that the first request does not wait for what kernels build lazily."""
         ...
 
     def memory(self) -> EngineMemory:
-        """Return the bytes that are resident for this engine."""
+        """Return the engine's resident bytes."""
         ...
 
     def describe(self) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""Replaying a checkpoint's golden inputs: does this engine, on this CPU, still give the recorded answers?"""
+"""Replays a checkpoint's golden inputs, to check that this engine on this CPU still gives the recorded answers."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from q8core.engines.protocol import Engine
 from q8core.errors import EngineError
 
 DEFAULT_TOLERANCE = 0.1
-"""Largest accepted distance of all logits from the recorded ones, as a share of those (root mean squares). Kernels and
-CPUs add up attention or a norm in different orders, which now and then moves an activation by one step of its grid,
-and from there on others: a few hundredths in the one example it happens in. A wrong kernel or tensor is off by about
-as much as the logits are large."""
+"""Largest accepted distance of all logits from the recorded ones, relative to the recorded ones (root mean squares).
+Kernels and CPUs add up attention or a norm in different orders. Occasionally this moves an activation by one step of
+its grid, and then others after it: a difference of a few hundredths in that one example. With a wrong kernel or tensor
+the difference is about as large as the logits."""
 
 
 @dataclass(frozen=True)
 class SelfTestResult:
-    """What replaying found.
+    """The result of replaying golden inputs.
 
     Attributes:
         examples: golden inputs with a reference for this backend; 0 for a plain Hugging Face folder.
         max_abs_diff: largest difference of a logit from its reference.
-        labels_equal: whether every decision (label, or start and end of the span) is the recorded one.
+        labels_equal: whether every decision (label, or start and end of the span) equals the recorded one.
     """
 
     examples: int
@@ -38,7 +38,7 @@ def self_test(engine: Engine, checkpoint: Checkpoint, tolerance: float = DEFAULT
     """Run the golden inputs as one batch and compare with the recorded logits.
 
     Raises:
-        EngineError: if a logit is not finite, has another shape, or all are off by more than `tolerance`.
+        EngineError: if a logit is not finite, has another shape, or the logits are off by more than `tolerance` in all.
     """
     golden = [example for example in checkpoint.golden if example.logits.get(engine.backend) is not None]
     if not golden:
@@ -51,7 +51,7 @@ def self_test(engine: Engine, checkpoint: Checkpoint, tolerance: float = DEFAULT
         if ours.shape != theirs.shape:
             raise EngineError(f"{where} give logits {ours.shape}; recorded are {theirs.shape}")
     recorded = np.concatenate([each.ravel() for each in expected])
-    with np.errstate(all="ignore"):  # what is not finite, or no number at all, is refused below
+    with np.errstate(all="ignore"):  # infinite values and NaN are refused below
         differences = np.concatenate([each.ravel() for each in found]) - recorded
         distance = float(np.linalg.norm(np.float64(differences)) / np.linalg.norm(np.float64(recorded)))
     if not distance <= tolerance:  # NaN fails this too

@@ -1,1 +1,1 @@
-"""Which kernel runs a model on this machine."""
+"""Choice of the kernel that runs a model on this machine."""

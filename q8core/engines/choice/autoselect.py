@@ -1,6 +1,6 @@
-"""Choosing the int8 kernel by measuring those that work on this CPU, on a layer of the model's own sizes.
+"""Chooses the int8 kernel by timing those that work on this CPU, on a layer of the model's own sizes.
 
-What was measured is kept in the cache under everything that decides it; a later load reads it instead.
+The times are cached under a key of everything that they depend on; later loads read them instead of measuring.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from q8core.quant import Scheme
 from q8core.quant.plan import Plan
 
 ROWS = (16, 128)
-"""Token counts that are timed: a short sentence, and a small batch."""
+"""Token counts to time: a short sentence and a small batch."""
 
 Microseconds = dict[str, dict[int, float]]
 """Kernel -> token count -> median time."""
@@ -42,9 +42,9 @@ class Choice:
     """The kernel to use, and why.
 
     Attributes:
-        kernel: proven on this CPU.
-        how: given by the user, the only one that can be used, measured now, or by an earlier load (cached).
-        microseconds: kernel -> token count -> median time of a model of one layer; empty if there was no choice.
+        kernel: the kernel, proven on this CPU.
+        how: given by the user, the only usable one, measured now, or measured by an earlier load (cached).
+        microseconds: kernel -> token count -> median time of a one-layer model; empty if there was no choice.
         refused: kernel -> why it cannot be used here.
     """
 
@@ -65,12 +65,12 @@ class Choice:
 
 
 def choose_kernel(name: str, plan: Plan, threads: int | None = None) -> Choice:
-    """Return the kernel `name`, or for "auto" the fastest of those that work here and compute this plan.
+    """Return the kernel `name`, or for "auto" the fastest one that works here and computes this plan.
 
     Args:
-        name: of the kernel.
-        plan: the model's.
-        threads: with how many it will run; None for torch's setting.
+        name: the kernel's name, or "auto".
+        plan: the model's plan.
+        threads: number of threads that the model will run on; None for torch's setting.
 
     Raises:
         EngineError: if the kernel, or for "auto" every kernel, cannot be used; says why.
@@ -83,7 +83,7 @@ def choose_kernel(name: str, plan: Plan, threads: int | None = None) -> Choice:
     for each in KERNEL_NAMES:
         try:
             kernel = proven_kernel(each, sizes)
-        except (EngineError, RuntimeError, AttributeError) as error:  # an operator that this build of torch lacks
+        except (EngineError, RuntimeError, AttributeError) as error:  # this build of torch lacks an operator
             refused[each] = str(error)
             continue
         refusal = kernel.refused(plan)
@@ -101,7 +101,7 @@ def choose_kernel(name: str, plan: Plan, threads: int | None = None) -> Choice:
 
 
 def one_layer(plan: Plan) -> Plan:
-    """Return the plan of a model with one layer like a plan's own first one, and a small table."""
+    """Return the plan of a model with the first layer of `plan` only, and small tables."""
     assert plan.scheme is not None
     spec = replace(plan.spec, layers=1, vocabulary=16, positions=max(ROWS))
     slots = {slot: plan.of_layer(0, slot).scheme for slot in (*LAYER_LINEARS, PRODUCTS)}
@@ -113,7 +113,7 @@ def one_layer(plan: Plan) -> Plan:
 def _times(
     kernels: Mapping[str, Int8Kernel], plan: Plan, threads: int | None
 ) -> tuple[Literal["measured", "cached"], Microseconds]:
-    """Return the times of an earlier load under the same conditions, or measure, and keep them for later ones."""
+    """Return the times of an earlier load under the same conditions, or measure them and store them for later loads."""
     key = _conditions(kernels, plan, threads)
     try:
         kept = read_record("kernels", key)
@@ -128,8 +128,8 @@ def _times(
 
 
 def _conditions(kernels: Mapping[str, Int8Kernel], plan: Plan, threads: int | None) -> Key:
-    """Return everything that decides the times."""
-    import torch  # whoever has two kernels to choose from has imported it: one of them is torch's
+    """Return everything that the times depend on."""
+    import torch  # imported already: of two usable kernels, at least one is torch's
 
     name, flags = cpu()
     return {
@@ -149,7 +149,7 @@ def _conditions(kernels: Mapping[str, Int8Kernel], plan: Plan, threads: int | No
 
 
 def measure_layer(kernels: Mapping[str, Int8Kernel], plan: Plan, threads: int | None = None) -> Microseconds:
-    """Return kernel -> tokens -> median microseconds of a model of one layer, the kernels taking turns."""
+    """Return kernel -> tokens -> median microseconds of a one-layer model; the kernels take turns."""
     models = {name: kernel.load(plan, TensorSource(RandomInt8(plan))) for name, kernel in kernels.items()}
     times: dict[str, dict[int, list[float]]] = {name: {rows: [] for rows in ROWS} for name in kernels}
     deadline = time.monotonic() + _BUDGET_SECONDS

@@ -1,7 +1,7 @@
-"""The float32 kernels by name, and which one runs: the native library's where it can, else oneDNN's.
+"""The float32 kernels by name, and the choice between them: native where the CPU can run it, else oneDNN.
 
 `native` computes the whole forward pass in one call of our own library; `onednn` computes the linear layers with
-torch's prepacked operators and everything between with torch, which is imported only for it.
+torch's prepacked operators and the rest with torch, which is imported only for this kernel.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ FP32_KERNEL_NAMES = ("native", "onednn")
 
 @dataclass(frozen=True)
 class Fp32Choice:
-    """The float32 kernel to use, and why not another.
+    """The float32 kernel to use, and why others cannot be used.
 
     Attributes:
         name: native or onednn.
         isa: the instruction set that it uses.
-        variant: the native library's.
+        variant: the variant of the native library; None for onednn.
         refused: kernel -> why it cannot be used here.
     """
 

@@ -1,8 +1,8 @@
 """The int8 kernels by name: how a checkpoint's tensors become a model that runs on this CPU.
 
 `native` computes the whole forward pass in one call of our own library; `onednn` and `fbgemm` compute the linear layers
-with torch's operators and everything between with torch, which is imported only for them. Each is proven on this CPU
-before it is used.
+with torch's operators and the rest with torch, which is imported only for them. Each is proven on this CPU before it is
+used.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class Int8Kernel(Protocol):
 
     @property
     def facts(self) -> dict[str, object]:
-        """What `describe` says about it."""
+        """The kernel's part of `describe`."""
         ...
 
     def refused(self, plan: Plan) -> str | None:
-        """Return why it does not compute this plan, or None if it does."""
+        """Return why the kernel does not compute this plan, or None if it does."""
         ...
 
     def load(self, plan: Plan, source: TensorSource) -> Forward:
@@ -46,7 +46,7 @@ class Int8Kernel(Protocol):
 
         Raises:
             CheckpointError: if a tensor is missing, does not fit, or is not part of the model.
-            EngineError: if it does not compute this plan.
+            EngineError: if the kernel does not compute this plan.
         """
         ...
 
@@ -68,7 +68,7 @@ class Native:
         return {"exactness": "exact", "isa": self.variant}
 
     def refused(self, plan: Plan) -> str | None:
-        """Static schemes with requantized queries and keys are computed."""
+        """Return None for static schemes with quantized queries and keys; for others, why they are refused."""
         return refused(plan)
 
     def load(self, plan: Plan, source: TensorSource) -> Forward:
@@ -84,10 +84,10 @@ def proven_kernel(name: str, inner_sizes: Iterable[int]) -> Int8Kernel:
 
     Args:
         name: one of `KERNEL_NAMES`.
-        inner_sizes: the K of the model's matrices, each of which is checked.
+        inner_sizes: the inner dimensions K of the model's matrices; each is checked.
 
     Raises:
-        EngineError: if the kernel is missing on this machine or computes something else.
+        EngineError: if the kernel is missing on this machine or its sums are wrong.
     """
     sizes = sorted(set(inner_sizes))
     if name == "native":
@@ -98,10 +98,10 @@ def proven_kernel(name: str, inner_sizes: Iterable[int]) -> Int8Kernel:
 
 
 def proven_native(variant: str, inner_sizes: Iterable[int]) -> Native:
-    """Return the native kernel with a variant, after checking its sums.
+    """Return the native kernel with the given variant, after checking its sums.
 
     Raises:
-        EngineError: if the variant computes something else than exact sums.
+        EngineError: if the variant's sums are not exact.
     """
     for size in inner_sizes:
         x, weight = extreme_operands(size)

@@ -1,4 +1,4 @@
-"""The int8 kernels that are torch's operators: one for each linear layer, proven on this CPU before it is used."""
+"""The int8 kernels made of torch's operators, one call per linear layer; proven on this CPU before use."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LINEAR_KERNELS: dict[str, Callable[[], LinearKernel]] = {"fbgemm": FbgemmKernel
 
 @dataclass(frozen=True)
 class Linearwise:
-    """Layer by layer, the linear ones through one of torch's kernels."""
+    """Runs a model layer by layer, with one of torch's kernels for the linear layers."""
 
     linear: LinearKernel
 
@@ -42,7 +42,7 @@ class Linearwise:
         }
 
     def refused(self, plan: Plan) -> str | None:
-        """Every scheme is computed."""
+        """Return None: every scheme is computed."""
         return None
 
     def load(self, plan: Plan, source: TensorSource) -> Forward:
@@ -57,7 +57,7 @@ def proven_linear_kernel(name: str, inner_sizes: Iterable[int]) -> LinearKernel:
     """Return the linear kernel `name`, or its split form where the plain one saturates.
 
     Raises:
-        EngineError: if the kernel is missing on this machine or computes something else.
+        EngineError: if the kernel is missing on this machine or its sums are wrong.
     """
     kernel = _LINEAR_KERNELS[name]()
     sizes = tuple(inner_sizes)
@@ -68,7 +68,7 @@ def proven_linear_kernel(name: str, inner_sizes: Iterable[int]) -> LinearKernel:
 
 
 def _accumulates_exactly(kernel: LinearKernel, size: int) -> bool:
-    """Compare with int64 sums, for one row and for several: operators choose their code by the row count."""
+    """Return whether sums equal int64 sums, for one row and for several: the row count decides an operator's code."""
     x, weight = (torch.from_numpy(each) for each in extreme_operands(size))
     packed = kernel.pack(weight.to(torch.int8), torch.ones(1), None)
     expected = (x @ weight.T).to(torch.float32)

@@ -1,7 +1,7 @@
-"""Random weights of any shape, made when asked for: for measuring kernels.
+"""Random weights of any shape, generated on access, for measuring kernels.
 
-Speed and memory do not depend on what the weights are, so nothing has to be downloaded. Scales are of the size that
-trained models have, so that integers use their range and no value is denormal.
+Speed and memory do not depend on the values of the weights, so nothing has to be downloaded. Scales are about as large
+as in trained models, so that integers use their range and no value is denormal.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Maker = Callable[[np.random.Generator], Array]
 
 
 class _Made(Mapping[str, Array]):
-    """Arrays that are made anew, and alike, on each access."""
+    """Arrays that are generated on each access, with the same values each time."""
 
     def __init__(self, makers: Mapping[str, Maker]) -> None:
         self._makers = makers
@@ -41,7 +41,7 @@ class _Made(Mapping[str, Array]):
 
 
 class RandomInt8(_Made):
-    """The tensors of a random quantized checkpoint, as its plan says."""
+    """The tensors of a random quantized checkpoint, in the layout of its plan."""
 
     def __init__(self, plan: Plan) -> None:
         super().__init__({name: _quantized(site, name) for site in plan.sites.values() for name in site.tensors})
@@ -55,14 +55,14 @@ class RandomFloat(_Made):
 
 
 def _quantized(site: SitePlan, name: str) -> Maker:
-    """Return what makes a tensor: integers over their whole range, scales of the usual size."""
+    """Return a function that makes a tensor: integers over their whole range, scales of the usual size."""
     size, leaf = site.tensors[name].shape[0], name.rpartition(".")[2]
     if site.weight is None:
         return _float(site, name)
     if leaf == "weight":
         return _codes(site.site.shape, site.weight)
     if leaf == "weight_scale":
-        return _constant(_WEIGHT_STD / (site.weight.largest / 3**0.5), size)  # integers are spread evenly
+        return _constant(_WEIGHT_STD / (site.weight.largest / 3**0.5), size)  # for uniformly distributed integers
     if leaf == "bias":
         return _biases(size) if site.kind == "static" else _constant(0.01, size)
     return _constant(_CONSTANTS[leaf], size)

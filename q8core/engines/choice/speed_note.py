@@ -1,19 +1,19 @@
-"""An honest line about speed where a CPU lacks what int8 is fast with."""
+"""A note about speed on CPUs without the instructions that make int8 fast."""
 
 from __future__ import annotations
 
 from collections.abc import Set
 
 _DOT_PRODUCTS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
-"""CPU flags (x86 and ARM) of instructions that multiply and add up 8-bit integers."""
+"""CPU flags (x86 and ARM) of instructions for dot products of 8-bit integers."""
 
 
 def speed_note(kernel: str, isa: str, flags: Set[str]) -> str | None:
-    """Return what to expect of the speed of a kernel on this CPU, or None where there is nothing to excuse.
+    """Return a note on the speed to expect of a kernel on this CPU, or None if there is nothing to note.
 
     Args:
-        kernel: its name.
-        isa: the instruction set that it uses; of the native kernel, the variant.
+        kernel: the kernel's name.
+        isa: the instruction set that it uses; for the native kernel, the variant.
         flags: the CPU's flags; empty if unknown.
     """
     advice = "answers are as exact, but slower than the README's figures: `q8bert bench` measures them here"

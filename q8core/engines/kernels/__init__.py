@@ -1,1 +1,1 @@
-"""int8 linear layers through torch's kernels."""
+"""int8 linear layers computed by torch's kernels."""

@@ -1,9 +1,9 @@
-"""int8 linears through fbgemm. The only file that touches torch's deprecated quantized dtypes.
+"""int8 linears computed by fbgemm. The only file that touches torch's deprecated quantized dtypes.
 
 The operator quantizes float activations itself, but clamps to -128 and adds the zero point before it rounds. So it
-is fed floats that already hold the contract's integers, with a scale of 1: its own rounding then changes nothing.
-It would also fuse the bias into one rounding with the scaling; the bias is added afterwards instead, so that both
-kernels give the same bits and choosing a kernel never changes an answer.
+gets floats that already hold the quantized integers (see `linear_kernel`), with a scale of 1: its own rounding then
+changes nothing. It would also fuse adding the bias and scaling into one rounding. The bias is added afterwards instead,
+so that both kernels give the same bits and the choice of a kernel never changes an answer.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from q8core.errors import EngineError
 from q8core.quant.ops.arithmetic import quantize
 
 ZERO_POINT = 128
-"""That of symmetric activations."""
+"""The zero point of symmetric activations."""
 # fbgemm keeps weights in tiles of 32 columns and groups of 4 rows (x86 with AVX-512; 16 or less elsewhere).
 _TILE_OUT, _TILE_IN = 32, 4
 
@@ -72,7 +72,7 @@ class FbgemmKernel:
     def pack(self, weight_i8: Tensor, r: Tensor, bias: Tensor | None, zero_point: int | None = None) -> FbgemmLinear:
         """Copy weight_i8 (out, in) into fbgemm's layout."""
         out, columns = weight_i8.shape
-        # Through torch.ops the deprecation would be printed by C++, out of reach of a filter.
+        # Through torch.ops, C++ would print the deprecation warning, where no filter applies.
         make: Any = torch
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=r".*quantized tensor creation functions.*deprecated")
@@ -85,5 +85,5 @@ class FbgemmKernel:
                 )
         packed = torch.ops.quantized.linear_prepack(weight, None)
         tiles = math.ceil(out / _TILE_OUT) * _TILE_OUT * math.ceil(columns / _TILE_IN) * _TILE_IN
-        nbytes = tiles + 4 * out + 8 * r.numel()  # column sums; factors and zero points
+        nbytes = tiles + 4 * out + 8 * r.numel()  # plus column sums, factors and zero points
         return FbgemmLinear(packed, bias, nbytes, ZERO_POINT if zero_point is None else zero_point)

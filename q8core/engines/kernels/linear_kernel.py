@@ -1,4 +1,4 @@
-"""What an int8 linear kernel must offer, and what it must compute.
+"""The interface of an int8 linear kernel, and what it must compute.
 
 A kernel turns float activations into its own carrier (bytes, or floats that hold integers) of integers in [-127, 127],
 or with a zero point z in [-z, 255 - z], and computes, with an exact int32 accumulator,
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class PackedLinear(Protocol):
-    """One weight matrix in the layout its kernel reads, with its factors and bias."""
+    """One weight matrix in the layout that its kernel reads, with its factors and bias."""
 
     @property
     def nbytes(self) -> int:
@@ -44,7 +44,7 @@ class LinearKernel(Protocol):
 
     @property
     def carrier_bytes(self) -> int:
-        """Bytes of one quantized activation on its way into the kernel."""
+        """Bytes of one quantized activation in the carrier."""
         ...
 
     def quantize(self, x: Tensor, scale: Tensor, zero_point: int | None = None) -> Tensor:
@@ -54,7 +54,7 @@ class LinearKernel(Protocol):
     def pack(self, weight_i8: Tensor, r: Tensor, bias: Tensor | None, zero_point: int | None = None) -> PackedLinear:
         """Pack weight_i8 (out, in) with r, (1,) or (out,), and a float32 bias (out,) or none.
 
-        `zero_point` is that of the activations, None where they are symmetric.
+        `zero_point` is that of the activations, None if they are symmetric.
         The packed matrix is a copy: `weight_i8` can be dropped afterwards.
         """
         ...

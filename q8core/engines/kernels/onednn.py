@@ -1,9 +1,9 @@
-"""int8 linears through oneDNN: u8 activations with a zero point, s8 weights, GELU or the residual in the same pass.
+"""int8 linears computed by oneDNN: u8 activations with a zero point, s8 weights, GELU or the residual in the same pass.
 
 Signed activations would be the natural choice, but their kernel is about a thousand times slower on CPUs without
-signed dot products. With r as weight scale and an activation scale of 1, the result is the contract's to the bit, as
-long as the sum of the unsigned bytes' products stays below 2**24: oneDNN makes a float of it before it takes the zero
-point out. Only rows of weights of nearly one sign get there.
+signed dot products. With r as weight scale and an activation scale of 1, the result equals that of
+`linear_kernel` bit for bit, as long as the sum of the unsigned bytes' products stays below 2**24: oneDNN converts it to
+float before it subtracts the zero point's share. Only rows of weights with nearly all the same sign exceed that.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from torch import Tensor
 from q8core.quant.ops.arithmetic import integer_limits
 
 ZERO_POINT = 128
-"""That of symmetric activations, whose integers are signed."""
+"""The zero point of symmetric activations, whose integers are signed."""
 # Adding 1.5 * 2**23 to a small float32 rounds it half to even and leaves the integer in the low mantissa bits; with an
-# even number on top the lowest byte is q + that. One addition replaces a rounding, an addition and a slow cast.
+# even number z added too, the lowest byte is q + z. One addition replaces a rounding, an addition and a slow cast.
 _ROUND_TO_LOW_BYTE = 1.5 * 2**23
 
 
@@ -61,8 +61,8 @@ class OnednnLinear:
 
     def linear_gelu_quantize(self, x_q: Tensor, scale: Tensor, zero_point: int | None = None) -> Tensor:
         """Return quantize(gelu(y), scale, zero_point), plus the zero point, as uint8 (T, out)."""
-        # The operator could also write bytes, but rounds from a product it never stores: now and then (one value in
-        # a hundred thousand) the other way than training did. Its fused GELU gives the bits of torch's.
+        # The operator could also write bytes, but it rounds a product that it never stores: occasionally (one value in
+        # a hundred thousand) differently from training. Its fused GELU gives the same bits as torch's.
         return _round_to_u8(self._run(x_q, "gelu", "none").mul_(scale.reciprocal()), zero_point)
 
     def _run(self, x_q: Tensor, post_op: str, algorithm: str) -> Tensor:

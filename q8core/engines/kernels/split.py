@@ -1,9 +1,9 @@
 """Exact sums on CPUs whose int8 instructions saturate.
 
 Without VNNI the kernels multiply with `vpmaddubsw`, which adds two u8 * s8 products in 16 bits and saturates:
-2 * 255 * 127 does not fit. Each weight is therefore written as a sum of two in [-64, 64], side by side along the
-inner dimension, and the activations are given twice: 2 * 255 * 64 = 32640 fits. Twice the memory and work of the
-plain kernel, and the right answer.
+2 * 255 * 127 does not fit. Each weight is therefore split into a sum of two in [-64, 64], side by side along the
+inner dimension, and the activations are given twice: 2 * 255 * 64 = 32640 fits. This takes twice the memory and work of
+the plain kernel, but gives the right answer.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ class SplitLinear:
 
 @dataclass(frozen=True)
 class SplitKernel:
-    """A kernel that saturates, made exact."""
+    """Wraps a kernel that saturates to make it exact."""
 
     inner: LinearKernel
 
     @property
     def name(self) -> str:
-        """The name of the kernel inside."""
+        """The inner kernel's name."""
         return self.inner.name
 
     @property
     def carrier_bytes(self) -> int:
-        """Bytes of an activation, given twice."""
+        """Bytes of an activation, which is given twice."""
         return 2 * self.inner.carrier_bytes
 
     def quantize(self, x: Tensor, scale: Tensor, zero_point: int | None = None) -> Tensor:

@@ -1,1 +1,1 @@
-"""The parts of an encoder that is computed layer by layer."""
+"""The parts of a model that is computed layer by layer."""

@@ -1,4 +1,4 @@
-"""Attention over packed sequences: each sequence attends to itself only, and to no padding."""
+"""Attention over packed sequences: each sequence attends only to itself, and there is no padding."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from q8core.quant.ops.products import (
 )
 
 _SCORES = 2**20
-"""Scores that quantized products hold at a time, unless a single sequence has more: 4 MiB."""
+"""Number of scores that quantized products compute at a time (4 MiB), unless a single sequence has more."""
 
 
 class Products(Protocol):
-    """The two products of an attention."""
+    """The two matrix products of attention."""
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Return the context (B, heads, queries, D) of q (B, heads, queries, D), k and v (B, heads, keys, D)."""
         ...
 
     def workspace_bytes(self, tokens: int, length: int, heads: int) -> int:
-        """Return the most bytes between the products, for `tokens` tokens in sequences of at most `length`."""
+        """Return the peak bytes between the products, for `tokens` tokens in sequences of at most `length`."""
         ...
 
 
 @dataclass(frozen=True)
 class FloatProducts:
-    """softmax(factor * Q K^T + bias) V in float32, whatever grid q and k may be on.
+    """softmax(factor * Q K^T + bias) V in float32; q and k may be on any grid.
 
     Attributes:
-        factor: of the scores.
+        factor: the factor of the scores.
         bias: (heads, 2 P - 1), see `relative_bias`; None for none. All layers share it.
     """
 
@@ -54,7 +54,7 @@ class FloatProducts:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.factor)
 
     def workspace_bytes(self, tokens: int, length: int, heads: int) -> int:
-        """Return the bytes of the biases: probabilities are never there as a whole."""
+        """Return the bytes of the biases: the matrix of probabilities is never stored as a whole."""
         return _bias_bytes(self.bias, length)
 
 
@@ -63,7 +63,7 @@ class QuantizedProducts:
     """Both products on integers, as `q8core.quant.ops.products` defines them: q, k and v hold integers in [-127, 127].
 
     The sums come from float matrix products, which are exact on these integers; torch has no batched product of u8 and
-    int8 for a CPU. Since no sum depends on an order of addition, neither do the probabilities.
+    int8 on CPUs. No sum depends on the order of addition, so neither do the probabilities.
 
     Attributes:
         factor: the step of the integer scores in softmax's argument.
@@ -102,9 +102,9 @@ def packed_attention(
 ) -> Tensor:
     """Return the context of every sequence.
 
-    k and v are (T, H), q is (T, H), or (B, H) with `first_only`, where just the first token of each sequence asks.
-    The result has the shape of q. Sequences of different lengths never share a call; equal neighbours do, which
-    leaves each sequence's result as it is alone, because a call computes every (sequence, head) on its own.
+    k and v are (T, H). q is (T, H), or (B, H) with `first_only`, where only the first token of each sequence is a
+    query. The result has the shape of q. Adjacent sequences of equal length share a call, others do not. Sharing does
+    not change a sequence's result, because a call computes every (sequence, head) independently.
     """
     head_size = q.shape[1] // heads
     pieces: list[Tensor] = []

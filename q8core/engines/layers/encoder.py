@@ -67,8 +67,8 @@ class Int8Table:
 class Embeddings:
     """Word, position and token-type rows, summed and normalized.
 
-    Some families have no token types. Where the rows (T, E) have other columns than the hidden state, a projection
-    (E) -> (H) follows.
+    Some families have no token types. If the tables' width E differs from the hidden size H, a projection (E) -> (H)
+    follows.
     """
 
     words: Table
@@ -78,7 +78,7 @@ class Embeddings:
     projection: Linear | None = None
 
     def __call__(self, batch: TokenBatch) -> Tensor:
-        """Return the hidden state (T, H) of a batch, added up in Hugging Face's order."""
+        """Return the hidden state (T, H) of a batch, summed in Hugging Face's order."""
         rows = self.words(torch.from_numpy(batch.input_ids))
         if self.types is not None:
             rows.add_(self.types(torch.from_numpy(batch.token_type_ids)))
@@ -93,7 +93,7 @@ class Grid:
     reciprocal: Tensor
 
     def round_(self, y: Tensor) -> None:
-        """Replace y (T, columns) by its integers in [-127, 127]; their scale is left to the attention's."""
+        """Replace y (T, columns) by its integers in [-127, 127]; the attention's factor includes their scale."""
         y.mul_(self.reciprocal).round_().clamp_(-127, 127)
 
 
@@ -120,7 +120,7 @@ class Projection:
     parts: tuple[ProjectionPart, ...]
 
     def __call__(self, hidden: Tensor, query_rows: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Return q, k, v (T, H); with `query_rows` (B,), where the query has a part of its own, q is (B, H)."""
+        """Return q, k, v (T, H); with `query_rows` (B,) and a separate part for the query, q is (B, H)."""
         found: dict[str, Tensor] = {}
         for part in self.parts:
             few = query_rows is not None and part.outputs == ("query",)
@@ -150,7 +150,7 @@ class FloatFeedForward:
 
 @dataclass(frozen=True)
 class StaticFeedForward:
-    """Static int8 layers: the inner state goes over in 8 bits and is never a float tensor where a kernel fuses."""
+    """Static int8 layers: the inner state is passed on in 8 bits, and fused kernels never store it in float."""
 
     inner: StaticLinear
     outer: StaticLinear
@@ -175,7 +175,7 @@ class EncoderLayer:
     final_norm: Norm
 
     def __call__(self, hidden: Tensor, runs: Sequence[Run], query_rows: Tensor | None = None) -> Tensor:
-        """Return the next hidden state (T, H); with `query_rows` (B,), only that of those rows, (B, H)."""
+        """Return the next hidden state (T, H); with `query_rows` (B,), that of these rows only, (B, H)."""
         q, k, v = self.projection(hidden, query_rows)
         first_only = query_rows is not None
         context = packed_attention(q, k, v, runs, self.heads, self.products, first_only=first_only)

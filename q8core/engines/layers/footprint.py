@@ -1,4 +1,4 @@
-"""Counting what a model of torch's layers really keeps: every tensor and packed matrix that it reaches."""
+"""Counts the memory that a model of torch's layers really holds: every tensor and packed matrix that it references."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from q8core.engines.kernels.fbgemm import FbgemmLinear
 
 
 def footprint(model: object) -> tuple[int, int]:
-    """Return the bytes of (matrices and tables, all other tensors) that the dataclass tree `model` reaches.
+    """Return the bytes of (matrices and tables, all other tensors) that the dataclass tree `model` references.
 
     A tensor that several parts share counts once.
     """
@@ -31,7 +31,7 @@ def footprint(model: object) -> tuple[int, int]:
 
 
 def tensor_bytes(tensor: Tensor) -> int:
-    """Return the bytes behind a tensor, also behind one in oneDNN's layout."""
+    """Return the bytes of a tensor's storage, also for oneDNN's layout."""
     if tensor.is_mkldnn:
         return int(torch.ops.mkldnn._nbytes(tensor))
     return tensor.untyped_storage().nbytes()

@@ -1,4 +1,4 @@
-"""The three kinds of linear layers an engine is made of: static int8, dynamic int8, and float."""
+"""The three kinds of linear layers in an engine: static int8, dynamic int8, and float."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class FloatLinear:
         return torch.ops.mkldnn._linear_pointwise.default(x, self.weight, self.bias, "none", [], "")
 
     def with_gelu(self, x: Tensor) -> Tensor:
-        """Return gelu(y) (T, out), by the error function as BERT does."""
+        """Return gelu(y) (T, out), with the error function, as in BERT."""
         return torch.ops.mkldnn._linear_pointwise.default(x, self.weight, self.bias, "gelu", [], "none")
 
     def add(self, x: Tensor, residual: Tensor) -> Tensor:
@@ -62,10 +62,10 @@ class StaticLinear:
     """An int8 layer whose input's steps and, if asymmetric, zero point were fixed in training or calibration.
 
     Attributes:
-        kernel: what multiplies.
+        kernel: the kernel that multiplies.
         packed: the weight.
-        input_steps: (1,), or with smoothing (in,).
-        zero_point: of an asymmetric input.
+        input_steps: the input's step (1,), or with smoothing its steps (in,).
+        zero_point: the zero point of an asymmetric input; None for a symmetric one.
     """
 
     kernel: LinearKernel

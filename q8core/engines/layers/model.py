@@ -1,4 +1,4 @@
-"""A model computed layer by layer with torch's operators: arrays come in and go out, tensors are between."""
+"""A model computed layer by layer with torch's operators: takes and returns arrays, uses tensors inside."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from q8core.model.head import Activation, Reads
 from q8core.model.spec import EncoderSpec
 
 _ACTIVATE: dict[Activation, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh_, "relu": torch.relu_, "gelu": F.gelu}
-"""What may follow a head's dense layer; the first two overwrite its outputs."""
+"""Activations after a head's dense layer; the first two overwrite its outputs."""
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,14 @@ class Model:
     """A model computed layer by layer.
 
     Attributes:
-        spec: its encoder.
+        spec: the encoder's sizes.
         embeddings: tokens -> hidden state.
-        layers: the encoder. Where the head reads first tokens, the last layer's query is a linear of its own.
-        dense: the head's first layer (hidden) -> (hidden), None where there is none.
-        head: its last, (hidden) -> (outputs).
-        state_bytes: those of one value of the inner feed-forward state.
+        layers: the encoder. If the head reads first tokens, the last layer's query is a separate linear.
+        dense: the head's first layer (hidden) -> (hidden), or None.
+        head: the head's last layer (hidden) -> (outputs).
+        state_bytes: bytes of one value of the inner feed-forward state.
         reads: the head reads the "first" token of each sequence, or "every" token.
-        activation: what follows the dense layer; None for nothing.
+        activation: the activation after the dense layer, or None.
     """
 
     spec: EncoderSpec
@@ -58,7 +58,7 @@ class Model:
 
     def logits(self, batch: TokenBatch, threads: int | None = None) -> Logits:
         """Return logits: (B, outputs) where the head reads first tokens, else (T, outputs)."""
-        # Both are settings of the calling thread, and any thread may call.
+        # Both settings are per thread, and any thread may call this.
         if threads is not None and torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
         with torch.inference_mode():
@@ -68,7 +68,7 @@ class Model:
         runs, hidden = batch.runs(), self.embeddings(batch)
         for layer in self.layers[:-1]:
             hidden = layer(hidden, runs)
-        # Where only the first tokens reach the head, the last layer computes nothing else after its attention.
+        # If only first tokens reach the head, the last layer computes only their rows after its keys and values.
         hidden = self.layers[-1](hidden, runs, torch.from_numpy(batch.first_rows()) if self.reads == "first" else None)
         if self.dense is not None:
             hidden = self.dense(hidden)
@@ -80,7 +80,7 @@ class Model:
         return footprint(self)
 
     def workspace_bytes(self, tokens: int) -> int:
-        """Return the bytes of activations of `tokens` tokens, at their peak in a layer."""
+        """Return the peak bytes, within a layer, of the activations of `tokens` tokens."""
         spec = self.spec
         length = min(tokens, spec.positions)
         scores = max(layer.products.workspace_bytes(tokens, length, spec.heads) for layer in self.layers)

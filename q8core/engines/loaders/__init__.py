@@ -1,1 +1,1 @@
-"""From a plan and its tensors to a model that runs: one loader for each way to compute."""
+"""Loaders make a runnable model of a plan and its tensors; there is one for each way to compute."""

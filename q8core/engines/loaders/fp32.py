@@ -1,4 +1,4 @@
-"""The float32 kernel `onednn`: oneDNN's prepacked linears, QKV in one, GELU and residuals fused."""
+"""The float32 kernel `onednn`: oneDNN's prepacked linears, with Q, K and V packed as one, GELU and residuals fused."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def load_float_linear(source: TensorSource, plan: Plan, *paths: str) -> FloatLin
 
 
 def has_own_query(plan: Plan, layer: int) -> bool:
-    """Return whether a layer's queries are those of the first tokens only, apart from its keys and values."""
+    """Return whether a layer computes queries only for first tokens, separately from its keys and values."""
     return plan.head.reads == "first" and layer == plan.spec.layers - 1
 
 

@@ -1,4 +1,4 @@
-"""The int8 backend: quantized weights go from the checkpoint into their kernel's layout, never through floats."""
+"""The int8 backend: packs quantized weights from the checkpoint into the kernel's layout, never as floats."""
 
 from __future__ import annotations
 
@@ -104,20 +104,20 @@ def _projection(
 
 
 def _products(tensors: Mapping[str, LinearTensors], plan: Plan, layer: int, bias: Tensor | None) -> Products:
-    """Return how a layer's attention multiplies."""
-    # Quantized queries and keys stay integers; their scales go into the one factor of the scores.
+    """Return the products of a layer's attention."""
+    # Quantized queries and keys stay integers; their scales are part of the scores' factor.
     scale_q, scale_k, scale_v = (tensors[slot].output_scale for slot in PROJECTIONS)
     if plan.of_layer(layer, PRODUCTS).arithmetic == "float":
         scales = math.prod(float(scale) for scale in (scale_q, scale_k) if scale is not None)
         return FloatProducts(score_scale(plan.spec) * scales, bias)
-    assert scale_q is not None  # the plan has been checked
+    assert scale_q is not None  # the plan is checked
     assert scale_k is not None
     assert scale_v is not None
     return QuantizedProducts(score_factor(plan.spec.head_size, scale_q, scale_k), scale_v, bias)
 
 
 def _fit_together(layers: Sequence[LinearTensors]) -> bool:
-    """Whether the layers can be one: the same kind, the same input grid, requantized outputs in front."""
+    """Return whether layers can be packed as one: same kind, same input grid, requantized outputs first."""
     requantized = [layer.output_scale is not None for layer in layers[:2]]
     return (
         len({layer.kind for layer in layers}) == 1
@@ -128,7 +128,7 @@ def _fit_together(layers: Sequence[LinearTensors]) -> bool:
 
 
 def _grid(output_scales: Sequence[Tensor | None], columns: int) -> Grid | None:
-    """Return the grid over the columns of the requantized outputs, which lead."""
+    """Return the grid of the requantized outputs' columns, which come first."""
     present = [scale for scale in output_scales if scale is not None]
     if not present:
         return None
@@ -160,7 +160,7 @@ def _pack(kernel: LinearKernel, layers: Sequence[LinearTensors]) -> StaticLinear
 
 
 def _side_by_side(factors: Sequence[tuple[Tensor, int]]) -> Tensor:
-    """Return the factors of all columns; a single per-tensor factor stays (1,)."""
+    """Return the factors of all columns; a single per-tensor factor keeps the shape (1,)."""
     if len(factors) == 1:
         return factors[0][0]
     return torch.cat([factor.expand(columns) for factor, columns in factors])

@@ -1,8 +1,8 @@
 """The int8 forward pass as one call into the native library: quantized weights in, logits out.
 
-Computes what `int8.py` does with torch's kernels: the integer sums are the same to the bit; float steps (GELU, softmax,
-layer norms, attention's weighted sums) round in another order, so now and then an activation lands on the neighbouring
-step of its grid. Every variant of the library gives the same bits as the others.
+Computes the same as `int8.py` does with torch's kernels. The integer sums are identical. Float steps (GELU, softmax,
+layer norms, attention's weighted sums) round in another order, so occasionally an activation lands on the neighbouring
+step of its grid. All variants of the library give the same bits.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _LANES, _PANEL, _DEPTH = 16, 32, 64
 _SIGNED = 128
 """The zero point of symmetric activations."""
 _ROUND = 1.5 * 2**23
-"""Added to a small float32 it rounds it, and leaves the integer in the lowest bits."""
+"""Adding this to a small float32 rounds it and leaves the integer in the lowest bits."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,10 @@ class NativeLinear:
 
     Attributes:
         weight: uint8 (out rounded up to 32, in rounded up to 64).
-        comp: int32 (2, ...), what takes the activations' zero point out of the sums, and where they are signed.
-        r, bias: float32; all of `weight`'s rows.
-        inverse: float32, 1 / step of each input; zeros in the padding, which has a vector more than `weight`'s columns.
-        view: the structure that points to them.
+        comp: int32 (2, ...): removes the activations' zero point from the sums; the second, where they are signed.
+        r, bias: float32, one value for each row of `weight`.
+        inverse: float32, 1 / step of each input, zeros in the padding; one vector longer than `weight` has columns.
+        view: the structure with pointers to them.
     """
 
     weight: NDArray[np.uint8]
@@ -58,7 +58,7 @@ class NativeLinear:
         """Copy a layer into the library's layout.
 
         Raises:
-            EngineError: if it is not static int8.
+            EngineError: if the layer is not static int8.
         """
         if tensors.weight_scale is None or tensors.input_scale is None:
             raise EngineError(f"the native kernel computes static int8 layers; found a {tensors.kind} one")
@@ -84,7 +84,7 @@ class NativeLinear:
 
 
 class Workspace:
-    """Memory for activations, reused from batch to batch; it grows to what the largest needs."""
+    """Memory for activations, reused by all batches; it grows to the size that the largest batch needs."""
 
     def __init__(self) -> None:
         self._memory = empty(0, np.uint8)
@@ -95,9 +95,9 @@ class Workspace:
         return len(self._memory)
 
     def of(self, nbytes: int) -> NDArray[np.uint8]:
-        """Return at least `nbytes` bytes of whatever was there."""
+        """Return at least `nbytes` bytes, uninitialized."""
         if nbytes > len(self._memory):
-            self._memory = empty(0, np.uint8)  # the old one goes first: never both
+            self._memory = empty(0, np.uint8)  # free the old one first: never hold both
             self._memory = empty(nbytes, np.uint8)
         return self._memory
 
@@ -107,11 +107,11 @@ class NativeModel:
     """A model in the library's layout, ready to run.
 
     Attributes:
-        spec: its encoder.
-        outputs: columns of the logits.
-        variant: the instruction set in use, and the library's address of it.
-        packed: what the library reads.
-        functions: the library's functions that size the workspace and run.
+        spec: the encoder's sizes.
+        outputs: number of columns of the logits.
+        variant: the instruction set in use, and the variant's address in the library.
+        packed: the tensors that the library reads.
+        functions: the library's functions that compute the workspace's size and run the model.
     """
 
     spec: EncoderSpec
@@ -123,7 +123,7 @@ class NativeModel:
 
     @property
     def own_threads(self) -> int:
-        """What OpenMP uses on the calling thread, which is torch's setting where that is imported."""
+        """OpenMP's setting for the calling thread, which is torch's setting if torch is imported."""
         return runtime_threads()
 
     def logits(self, batch: TokenBatch, threads: int | None = None) -> Logits:
@@ -144,7 +144,7 @@ class NativeModel:
         return footprint(self.packed.tensors)
 
     def workspace_bytes(self, tokens: int) -> int:
-        """Return the bytes of the workspace, which has grown to what the largest batch needed."""
+        """Return the bytes of the workspace, which has grown to the size that the largest batch needed."""
         return self.workspace.nbytes
 
     @property
@@ -162,8 +162,8 @@ def load_native(plan: Plan, source: TensorSource, variant: str | None = None) ->
     """Map the packed tensors of a quantized checkpoint, or pack them, one after the other.
 
     Args:
-        plan: the model's.
-        source: its tensors.
+        plan: the model's plan.
+        source: the model's tensors.
         variant: amx, avx512_vnni, avx2 or portable; None for the best that this CPU runs.
 
     Raises:
@@ -211,13 +211,13 @@ def refused(plan: Plan) -> str | None:
 
 
 class Loader:
-    """Takes tensors from a source, packs them, and hands what the structures point to to a store."""
+    """Takes tensors from a source, packs them, and gives the arrays that the structures point to to a store."""
 
     def __init__(self, source: TensorSource, plan: Plan, store: Store) -> None:
         self.source, self.plan, self.store, self.keep = source, plan, store, store.keep
 
     def embeddings(self, view: structs.Model | structs.FloatModel) -> None:
-        """Load the tables, their norm and, where there is one, the projection behind it."""
+        """Load the tables, their norm and, if there is one, the projection after it."""
         spec = self.plan.spec
         view.words = self.table("word_embeddings")
         view.positions = self.table("position_embeddings", spec.first_position)
@@ -232,7 +232,7 @@ class Loader:
             view.relative_bias = structs.RelativeBias(self.keep(bias), spec.positions)
 
     def projection(self) -> structs.Linear | structs.FloatLinear:
-        """Load what takes the tables' columns to those of the hidden state."""
+        """Load the projection from the tables' width to the hidden size."""
         return self.linear(EMBEDDING_PROJECTION)
 
     def table(self, path: str, first: int = 0) -> structs.Table:
@@ -271,9 +271,9 @@ class Loader:
         return layer
 
     def _pack(self, tensors: LinearTensors[Array], inverses: dict[bytes, int] | None = None) -> structs.Linear:
-        """Pack a layer; `inverses` holds the addresses of those before it that may have the same inputs.
+        """Pack a layer; `inverses` holds the grid addresses of earlier layers that may read the same input.
 
-        The library quantizes an input once for layers whose grids lie at the same address.
+        The library quantizes an input once for all layers whose grids have the same address.
         """
         packed = NativeLinear.pack(tensors)
         view, known = packed.view, {} if inverses is None else inverses
@@ -289,12 +289,12 @@ class Loader:
 
 def reciprocal(scale: Array) -> NDArray[np.float32]:
     """Return the float32 reciprocals of scales."""
-    with np.errstate(over="ignore"):  # of a subnormal scale, which no training gives, it is infinite
+    with np.errstate(over="ignore"):  # infinite for a subnormal scale, which training never gives
         return np.reciprocal(scale)
 
 
 def padded(values: Array, size: int, used: int | None = None) -> NDArray[np.float32]:
-    """Return values (used,), or one for all of them, and zeros behind them: (size,)."""
+    """Return values (used,), or one value repeated `used` times, padded with zeros to (size,)."""
     found = zeros(size, np.float32)
     found[: len(values) if used is None else used] = values
     return found

@@ -1,7 +1,7 @@
 """The float32 forward pass as one call into the native library.
 
-The packed weights are in one block of memory, in the order in which they are used: while one is multiplied, the next
-is on its way into the cache. Every variant of the library gives the same bits as the others.
+The packed weights are in one block of memory, in the order of use: while one is multiplied, the next is being loaded
+into the cache. All variants of the library give the same bits.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _LINEARS = {
 
 
 def float_variants() -> dict[str, int]:
-    """Return the variants with a float32 forward pass that this CPU can run, best first: name -> address.
+    """Return the variants with a float32 forward pass that this CPU can run, best first, as name -> address.
 
     Raises:
         EngineError: if there is no library, or no such variant.
@@ -49,8 +49,8 @@ def load_native_float(plan: Plan, source: TensorSource, variant: str | None = No
     """Pack the float tensors of a model, one after the other.
 
     Args:
-        plan: the model's, all in float.
-        source: its tensors.
+        plan: the model's plan, all in float.
+        source: the model's tensors.
         variant: amx, avx512_vnni or avx2; None for the best that this CPU runs.
 
     Raises:
@@ -92,11 +92,11 @@ class _FloatLoader(Loader):
         return structs.Table(None, self.keep(own(rows)), None, 0)
 
     def projection(self) -> structs.FloatLinear:
-        """Load what takes the tables' columns to those of the hidden state."""
+        """Load the projection from the tables' width to the hidden size."""
         return self.float_linear(EMBEDDING_PROJECTION)
 
     def float_linear(self, path: str) -> structs.FloatLinear:
-        """Load a linear layer and pack it behind the last one."""
+        """Load a linear layer and pack it after the previous one."""
         tensors = take_linear(self.source, self.plan.sites[path])
         weight, (out, columns) = np.ascontiguousarray(tensors.weight), tensors.weight.shape
         packed, self._free = np.split(self._free, [_vectors(out) * columns])
@@ -119,6 +119,6 @@ def _vectors(out: int) -> int:
 
 
 def _packed_rows(plan: Plan) -> int:
-    """Return the lines of 16 numbers that all packed weights take."""
+    """Return how many rows of 16 numbers all packed weights take."""
     linears = [site.site.shape for site in plan.sites.values() if site.site.kind == "linear"]
     return sum(_vectors(out) * columns for out, columns in linears)

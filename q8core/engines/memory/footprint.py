@@ -1,4 +1,4 @@
-"""Counting the memory behind the arrays of a loaded model."""
+"""Counts the memory of a loaded model's arrays."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from q8core.arrays import Array, address
 
 
 def footprint(arrays: Iterable[Array]) -> tuple[int, int]:
-    """Return the bytes of (matrices and tables, all other arrays); an array that is there twice counts once."""
+    """Return the bytes of (matrices and tables, all other arrays); an array that occurs twice counts once."""
     weights = scales = 0
     for array in {address(each): each for each in arrays}.values():
         if array.ndim >= 2:

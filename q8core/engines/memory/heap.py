@@ -1,9 +1,9 @@
-"""Where glibc puts weights and activations: two kinds of memory that want opposite treatment.
+"""Tells glibc where to allocate weights and activations: two kinds of memory that need opposite treatment.
 
-Weights are allocated once and stay. On the heap, what loading frees between them would remain as holes, which for
-BERT-base is a fifth of the int8 engine's resident size; in pages of their own they leave none.
-Activations come and go with every layer. By default glibc returns such blocks to the system, which hands them out
-again page by page, zeroed: up to a third of a large batch's time. On the heap they are reused.
+Weights are allocated once and stay. On the heap, the memory that loading frees between them would remain as holes: for
+BERT-base, a fifth of the int8 engine's resident size. In pages of their own they leave none.
+Activations are allocated and freed in every layer. By default glibc returns such blocks to the system, which hands them
+out again page by page, zeroed: this takes up to a third of a large batch's time. On the heap they are reused.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _KEEP_FREE = 512 * 2**20
 
 @contextmanager
 def loading_weights() -> Generator[None]:
-    """Place what is allocated inside as weights, and what comes after as activations.
+    """Allocate memory inside the block as weights, and afterwards as activations.
 
     These are settings of the whole process. Other C libraries (musl, macOS) are left alone.
     """
@@ -44,14 +44,14 @@ def loading_weights() -> Generator[None]:
 
 
 def release_freed_memory() -> None:
-    """Return the free blocks of the heap to the system, where the C library can."""
+    """Return the free blocks of the heap to the system, if the C library can."""
     libc = _glibc()
     if libc is not None:
         libc.malloc_trim(0)
 
 
 def _glibc() -> Any:
-    """Return the C library if it is glibc, with the argument types of what is used here."""
+    """Return the C library if it is glibc, with the argument types of the functions used here."""
     if not sys.platform.startswith("linux"):
         return None
     libc = ctypes.CDLL(None)

@@ -1,10 +1,10 @@
-"""One flat file with everything that the native library reads of a model, mapped by every process that runs it.
+"""One flat file with all that the native library reads of a model, mapped by every process that runs the model.
 
-    magic | sections, each from a multiple of 64 bytes | description (JSON) | its length (8 bytes) | sha256 (32 bytes)
+    magic | sections, each aligned to 64 bytes | description (JSON) | its length (8 bytes) | sha256 (32 bytes)
 
-The description holds the key, where each section is, and the library's structures with offsets in this file for
-pointers. The digest covers all that precedes it and is checked at each load, through the very pages that are used
-then: weights that a disk or another program has altered would give wrong answers without a word.
+The description holds the key, the offset of each section, and the library's structures with file offsets as pointers.
+The digest covers everything before it and is checked at each load, on the same mapped pages that are used afterwards:
+weights that a disk or another program has altered would silently give wrong answers.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ _LENGTH, _DIGEST = 8, 32
 
 
 class Store(Protocol):
-    """Keeps arrays that structures point to."""
+    """Stores the arrays that structures point to."""
 
     def keep(self, array: Array) -> int:
-        """Keep an array that is in memory of its own, in C order; return what stands for its address."""
+        """Store an array that owns its memory, in C order; return its address or offset."""
         ...
 
     def keep_copy(self, view: Array) -> int:
-        """Keep what an array holds that may be a view; return what stands for its address."""
+        """Store the content of an array that may be a view; return its address or offset."""
         ...
 
 
@@ -57,8 +57,8 @@ class PackedModel:
 
     Attributes:
         view: the structure that points into `tensors`.
-        tensors: everything that is read.
-        residence: where that is.
+        tensors: all arrays that are read.
+        residence: where they are.
     """
 
     view: structs.Model | structs.FloatModel
@@ -83,7 +83,7 @@ class PrivateStore:
 
 
 class FileStore:
-    """Writes arrays to a file, one after the other, so that no second copy of the model is ever in memory."""
+    """Writes arrays to a file, one after the other, so that memory never holds a second copy of the model."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self._digest, self._size = file, hashlib.sha256(), 0
@@ -103,10 +103,10 @@ class FileStore:
         return self.keep(view)
 
     def finish(self, key: Key, view: structs.Model) -> None:
-        """Write the rest: the description and the digest."""
+        """Write the description and the digest, which end the file."""
         layers = ctypes.string_at(view.layer, ctypes.sizeof(structs.Layer) * view.layers)
         model = structs.Model.from_buffer_copy(view)
-        model.layer = None  # an address of this process
+        model.layer = None  # it holds an address of this process
         description = {"key": key, "sections": self._sections, "model": bytes(model).hex(), "layers": layers.hex()}
         text = json.dumps(description).encode()
         self._append(text)
@@ -120,7 +120,7 @@ class FileStore:
 
 
 def packed_key(sha256: str, plan: Plan) -> Key:
-    """Return what decides every byte of a packed model: the tensors' file, the plan, and the code that packs."""
+    """Return everything that a packed model depends on: the tensors' file, the plan, and the packing code."""
     return {
         "sha256": sha256,
         "spec": asdict(plan.spec),
@@ -133,9 +133,9 @@ def packed_key(sha256: str, plan: Plan) -> Key:
 
 
 def place(key: Key | None, pack: Pack) -> PackedModel:
-    """Map the packed model of `key` from the cache, where the first load puts it; without a key, pack it privately.
+    """Map the packed model of `key` from the cache, where the first load writes it; without a key, pack it privately.
 
-    Where the cache cannot be used the model is packed into private memory too, and `residence` says why.
+    If the cache cannot be used, the model is packed into private memory too, and `residence` says why.
     """
     if key is None:
         return _private(pack, "not from a checkpoint's file")
@@ -162,10 +162,10 @@ def _private(pack: Pack, why: str) -> PackedModel:
 
 
 def _open(path: Path, key: Key) -> tuple[structs.Model, tuple[Array, ...]] | None:
-    """Map a file and check it; None if it is not there, or not what it should be."""
+    """Map a file and check it; return None if it is missing or invalid."""
     try:
         with path.open("rb") as file:
-            # Copy on write: nobody can change the others' weights. Files are replaced, never written again.
+            # Copy on write: no process can change another's weights. Files are replaced, never modified.
             size = os.fstat(file.fileno()).st_size
             mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) if size else b""
     except FileNotFoundError:
@@ -192,7 +192,7 @@ def _checked(mapping: mmap.mmap | bytes) -> dict[str, Any] | None:
 
 
 def _pointed(description: dict[str, Any], mapping: mmap.mmap) -> tuple[structs.Model, tuple[Array, ...]]:
-    """Return the structures, pointing into the mapping, and the arrays that keep it."""
+    """Return the structures, which point into the mapping, and the arrays that keep it alive."""
     sections: Sequence[tuple[int, str, list[int]]] = description["sections"]
     tensors = tuple(
         np.frombuffer(mapping, dtype, count=prod(shape), offset=at).reshape(shape) for at, dtype, shape in sections
@@ -207,7 +207,7 @@ def _pointed(description: dict[str, Any], mapping: mmap.mmap) -> tuple[structs.M
 
 
 def _add_to_pointers(structure: ctypes.Structure, base: int) -> None:
-    """Turn offsets into addresses, in a structure and those inside it; null stays null."""
+    """Convert offsets to addresses, in a structure and in nested ones; null stays null."""
     for name, kind, *_ in structure._fields_:
         value = getattr(structure, name)
         if kind is ctypes.c_void_p and value:

@@ -1,4 +1,4 @@
-"""Where a loaded model's weights are: in pages that processes share, or in memory of this process alone."""
+"""Where a loaded model's weights are: in pages shared between processes, or in this process's own memory."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ class Residence:
     """Where the weights are.
 
     Attributes:
-        shared: in pages of a mapped file, which every process that maps it has in common.
-        note: from which file, or why not.
+        shared: whether they are in pages of a mapped file, which all processes that map it share.
+        note: the file, or why they are not shared.
     """
 
     shared: bool
     note: str
 
     def facts(self) -> dict[str, object]:
-        """Return it as plain values for `describe`."""
+        """Return both as plain values for `describe`."""
         return {"weights_memory": "shared" if self.shared else "private", "weights_note": self.note}
 
 

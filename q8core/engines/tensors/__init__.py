@@ -1,1 +1,1 @@
-"""The tensors of a plan's sites, taken one by one from where they are stored."""
+"""The tensors of a plan's sites, read one by one from where they are stored."""

@@ -1,6 +1,6 @@
-"""The tensors of a plan's sites as torch's, for the layers that are computed with its operators.
+"""The tensors of a plan's sites as torch tensors, for the layers that torch's operators compute.
 
-Each shares the memory of the array that was taken.
+Each shares the memory of the array that it was made of.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LinearTensors = site_tensors.LinearTensors[Tensor]
 
 @dataclass(frozen=True)
 class TableTensors:
-    """An embedding table: rows in float32, or in int8 with a scale (1,) or (rows,); memory of their own."""
+    """An embedding table: rows in float32, or in int8 with a scale (1,) or (rows,), in memory that they own."""
 
     rows: Tensor
     scale: Tensor | None = None
@@ -63,7 +63,7 @@ def take_norm(source: TensorSource, plan: SitePlan) -> tuple[Tensor, Tensor]:
 
 
 def take_relative_bias(source: TensorSource, plan: Plan) -> Tensor | None:
-    """Take the biases of attention by the key's distance from the query: (heads, 2 * positions - 1); None without.
+    """Take the attention biases by the key's distance from the query, (heads, 2 * positions - 1), or None.
 
     Raises:
         CheckpointError: if the table is missing, or is not what the plan says.

@@ -1,4 +1,4 @@
-"""The tensors of a site as a checkpoint holds them: those that its plan names, and no others."""
+"""The tensors of a site, read from a checkpoint: those that its plan lists, and no others."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from q8core.quant.ops.stored import U8_MAX
 from q8core.quant.plan import Kind, Plan, SitePlan
 
 Values = TypeVar("Values")
-"""Arrays, or the tensors that torch's layers are made of."""
+"""The type of the values: NumPy arrays, or torch tensors."""
 
 
 @dataclass(frozen=True)
 class LinearTensors(Generic[Values]):
-    """What a linear layer (in) -> (out) came with.
+    """The tensors of a linear layer (in) -> (out).
 
     Attributes:
-        weight: (out, in), int8 or, where the scheme leaves the layer alone, float32.
-        bias: (out,), int32 of a static layer, else float32.
+        weight: (out, in), int8, or float32 if the scheme does not quantize the layer.
+        bias: (out,), int32 in a static layer, else float32.
         weight_scale: (1,) or (out,), if the weight is int8.
-        input_scale: (1,) of a static layer.
-        input_smoothing: (in,), what its input is divided by before it is quantized, where the plan says so.
-        output_scale: (1,) where the output is quantized.
-        zero_point: of a static layer's input, where that is asymmetric.
+        input_scale: (1,), in a static layer.
+        input_smoothing: (in,), the factors that divide the input before it is quantized, if the plan has smoothing.
+        output_scale: (1,), if the output is quantized.
+        zero_point: that of a static layer's input, if it is asymmetric.
     """
 
     weight: Values
@@ -41,7 +41,7 @@ class LinearTensors(Generic[Values]):
 
     @property
     def input_steps(self) -> Values:
-        """The distance between neighbouring steps of a static layer's input: (1,), or (in,) with smoothing.
+        """The step of a static layer's input grid: (1,), or (in,) with smoothing.
 
         Raises:
             CheckpointError: if the layer is not static.
@@ -53,7 +53,7 @@ class LinearTensors(Generic[Values]):
 
     @property
     def kind(self) -> Kind:
-        """How the layer computes."""
+        """How the layer computes: in float, dynamic or static."""
         if self.weight_scale is None:
             return "float"
         return "dynamic" if self.input_scale is None else "static"
@@ -67,7 +67,7 @@ class TableTensors:
     scale: Array | None = None
 
     def behind(self, first: int) -> TableTensors:
-        """Return the table from a row on: before the first position, no row is ever read."""
+        """Return the table from row `first` on; rows before the first position are never read."""
         if first == 0:
             return self
         each_row = self.scale is not None and len(self.scale) > 1
@@ -95,7 +95,7 @@ def take_linear(source: TensorSource, plan: SitePlan) -> LinearTensors[Array]:
 
 
 def take_table(source: TensorSource, plan: SitePlan) -> TableTensors:
-    """Take the tensors of an embedding table, which may be views of what the source keeps.
+    """Take the tensors of an embedding table, which may be views of the source's arrays.
 
     Raises:
         CheckpointError: if one is missing, or is not what the plan says.
@@ -114,7 +114,7 @@ def take_norm(source: TensorSource, plan: SitePlan) -> tuple[Array, Array]:
 
 
 def take_relative_bias(source: TensorSource, plan: Plan) -> Array | None:
-    """Take the biases of attention by the key's distance from the query: (heads, 2 * positions - 1); None without.
+    """Take the attention biases by the key's distance from the query, (heads, 2 * positions - 1), or None.
 
     Raises:
         CheckpointError: if the table is missing, or is not what the plan says.
@@ -126,12 +126,12 @@ def take_relative_bias(source: TensorSource, plan: Plan) -> Array | None:
 
 
 def own(array: Array) -> Array:
-    """Return a copy in memory of its own, from a cache line on: a view would keep all that it is a view of."""
+    """Return a copy that owns its memory, aligned to a cache line: a view would keep its whole base array alive."""
     return copied(array)
 
 
 def _weight(source: TensorSource, plan: SitePlan) -> Array:
-    """Return a weight in float32, or its integers in int8 whatever their code."""
+    """Return a weight in float32, or its integers decoded to int8."""
     weight = source.take(plan, "weight")
     return weight if plan.weight is None else decode(weight, plan.weight.bits, plan.site.shape[-1])
 

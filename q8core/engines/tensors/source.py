@@ -1,4 +1,4 @@
-"""Taking tensors out of a checkpoint one by one, as arrays, each checked against its site's plan, none left over."""
+"""Reads tensors from a checkpoint one by one, as arrays, each checked against its site's plan, with none left over."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _DTYPES: dict[DType, type[np.generic]] = {"F32": np.float32, "I8": np.int8, "U8"
 class TensorSource:
     """A reader over a mapping of tensors by the names of sites.
 
-    The mapping may load lazily: each tensor is asked for once and not kept, so whoever packs it and drops it
-    holds no second copy of the model.
+    The mapping may load lazily: each tensor is read once and not kept, so packing tensors one by one needs no second
+    copy of the model in memory.
 
     Args:
         tensors: the tensors by name.
-        sha256: digest of the verified file that holds them, if they come from one.
+        sha256: digest of the verified file that holds them, or None.
     """
 
     def __init__(self, tensors: Mapping[str, Array], sha256: str | None = None) -> None:
@@ -30,7 +30,7 @@ class TensorSource:
         self._taken: set[str] = set()
 
     def take(self, plan: SitePlan, leaf: str) -> Array:
-        """Return the tensor `leaf` of a site, which must be what the plan says; halves of floats are widened.
+        """Return the tensor `leaf` of a site, checked against the plan; float16 is converted to float32.
 
         Raises:
             CheckpointError: if it is missing, or has another shape or type.
@@ -53,7 +53,7 @@ class TensorSource:
         """Return a float32 scale of a site.
 
         Raises:
-            CheckpointError: if it is not there as planned, or a value is not positive and finite.
+            CheckpointError: if it is not as planned, or a value is not positive and finite.
         """
         scale = self.take(plan, leaf)
         if not bool((np.isfinite(scale) & (scale > 0)).all()):
@@ -61,7 +61,7 @@ class TensorSource:
         return scale
 
     def finish(self) -> None:
-        """Check that no tensor was left unused, as a misspelt or foreign one would be.
+        """Check that no tensor is left unused, as a misspelt or unknown one would be.
 
         Raises:
             CheckpointError: naming the first unused tensors.
