@@ -1,4 +1,4 @@
-"""Checkpoint folders: what is in them, how they are checked, how they are written."""
+"""Checkpoint folders: their contents, and how they are checked and written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``config.json`` of a model, checked: what the engines do not compute is refused before anything is loaded."""
+"""A model's ``config.json``, checked: models that the engines cannot compute are refused before anything is loaded."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ CONFIG_FILE = "config.json"
 SHORTEST_INPUT = 8
 REGRESSION = "regression"
 _PROBLEM_TYPES = (REGRESSION, "single_label_classification", MULTI_LABEL)
-# a larger one is no model, and would be computed with for hours
+# larger values describe no real model, and would take hours to compute with
 _LARGEST, _MOST_LAYERS, _MOST_LABELS = 2**31 - 1, 10_000, 1_000_000
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What a config.json says.
+    """The content of a config.json.
 
     Attributes:
-        family: the model's.
+        family: the model's family.
         spec: the encoder.
         labels: names of a classifier's outputs by index.
-        values: all values, as the file has them.
+        values: all values, as they are in the file.
     """
 
     family: Family
@@ -56,7 +56,7 @@ class ModelConfig:
         return float(self.values.get("initializer_range") or self.family.defaults["initializer_range"])
 
     def file_names(self, kind: TaskKind) -> dict[str, str]:
-        """Return the name in the family's files of each float tensor of a model with the head of a task."""
+        """Return site name -> name in the family's files, for each float tensor of a model with a task's head."""
         modules = self.family.site_modules(self.spec, kind)
         names = [name.rpartition(".") for name in float_shapes(self.spec, self.head(kind))]
         return {f"{path}.{leaf}": f"{modules[path]}.{leaf}" for path, _, leaf in names}
@@ -66,18 +66,18 @@ class ModelConfig:
         return self.family.head(kind, len(self.labels))
 
     def changed(self, **values: Any) -> ModelConfig:
-        """Return a config with other values that are no sizes."""
+        """Return a config with some values changed, which must not be sizes."""
         return replace(self, values={**self.values, **values})
 
     def with_labels(self, labels: Sequence[str]) -> ModelConfig:
-        """Return a config of a classifier with other labels."""
+        """Return a classifier's config with other labels."""
         names = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
-        # what a script wrote of the number of other labels would contradict them
+        # a num_labels that some script wrote for the old labels would contradict them
         kept = {name: value for name, value in self.values.items() if name != "num_labels"}
         return replace(self, labels=tuple(labels), values={**kept, **names})
 
     def save(self, folder: Path, kind: TaskKind) -> None:
-        """Write config.json of a float32 model with the head of a task, which transformers reads, too."""
+        """Write the config.json of a float32 model with a task's head; transformers can read it too."""
         values = {name: value for name, value in self.values.items() if name != "torch_dtype"}
         values |= {
             "model_type": self.family.model_type,
@@ -89,10 +89,10 @@ class ModelConfig:
 
 
 def read_config(folder: Path) -> ModelConfig:
-    """Read and check a model's config; names of labels become texts.
+    """Read and check a model's config; label names become strings.
 
     Raises:
-        CheckpointError: it is missing, no JSON, or describes a model that the engines do not compute.
+        CheckpointError: it is missing, is not JSON, or describes a model that the engines cannot compute.
     """
     file = folder / CONFIG_FILE
     if not file.is_file():
@@ -107,11 +107,11 @@ def parse_config(values: Mapping[str, Any], where: str) -> ModelConfig:
     """Return the config that values describe.
 
     Args:
-        values: of a config.json.
-        where: what errors call it.
+        values: the values of a config.json.
+        where: its name in error messages.
 
     Raises:
-        CheckpointError: they describe a model that the engines do not compute.
+        CheckpointError: they describe a model that the engines cannot compute.
     """
     family = _family(where, values.get("model_type"))
     _check_fixed(where, values, family)
@@ -145,7 +145,7 @@ def _check_fixed(where: str, values: Mapping[str, Any], family: Family) -> None:
 
 
 def _check_sizes(where: str, values: Mapping[str, Any], family: Family) -> None:
-    """Check what a file says; what it leaves out has the family's defaults."""
+    """Check the values that a file gives; missing ones get the family's defaults."""
     for name in (*family.sizes, "num_labels"):
         largest = _MOST_LABELS if name == "num_labels" else _LARGEST
         size = values.get(name, 1)
@@ -190,7 +190,7 @@ def _check_spec(where: str, spec: EncoderSpec) -> None:
 
 
 def _labels(where: str, values: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the names by index, as transformers makes them where a file names none."""
+    """Return the label names by index; transformers' default names if the file has none."""
     names = values.get("id2label")
     if names is None:
         return tuple(f"LABEL_{index}" for index in range(values.get("num_labels") or 2))
@@ -198,7 +198,7 @@ def _labels(where: str, values: Mapping[str, Any]) -> tuple[str, ...]:
         raise CheckpointError(f"{where}: id2label is {type(names).__name__}; an object of index and name is expected")
     labels: dict[int, str] = {}
     for key, name in cast("dict[Any, Any]", names).items():
-        # scripts that read integer labels write names that are numbers
+        # scripts that read integer labels write numbers as names
         if isinstance(name, bool) or not isinstance(name, str | int):
             raise CheckpointError(f"{where}: id2label[{key!r}] is {shown(name)}; a name is a text or a whole number")
         try:

@@ -1,7 +1,7 @@
-"""Names of a float model's tensors: those that files have, read as those that its family has.
+"""Maps the tensor names in a float model's file to the names that its family uses.
 
-A name is undone where that is exact: wrappers of training tools around modules, a prefix too many or too few, and the
-names of LayerNorm's parameters from before 2019. Every other name is left as it is, for the layout check to refuse.
+Only differences that can be undone exactly are: wrappers that training tools put around modules, an extra or missing
+prefix, and LayerNorm's parameter names from before 2019. All other names are kept, for the layout check to refuse.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from q8core.model.families import Family
 _WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """Modules that DataParallel, torch.compile, FSDP and activation checkpointing put around another, at any depth."""
 _OUTER = (*_WRAPPERS, "model", "base_model", "auto_model")
-"""What may stand around a whole model: attributes of Lightning modules, PEFT models and sentence-transformers."""
+"""Prefixes of a whole model: attributes of Lightning modules, PEFT models and sentence-transformers."""
 _OLD_NORM_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 _ADAPTERS = (
     "adapter", "adapters", "adapter_down", "base_layer", "lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B",
     "lora_magnitude_vector", "ia3_l", "modules_to_save", "original_module", "prefix_tuning", "prompt_embeddings",
 )  # fmt: skip
 _BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
-"""Of earlier versions of transformers."""
+"""Buffers that earlier versions of transformers stored."""
 
 
 @dataclass(frozen=True)
 class FloatNames:
-    """The tensors of a file by the names that the model has.
+    """The tensors of a file by the model's names.
 
     Attributes:
-        stored: the model's name -> the file's, without those that no model uses.
-        changes: what was undone, a phrase each.
+        stored: the model's name -> the file's, without tensors that no model uses.
+        changes: the differences that were undone, one phrase each.
     """
 
     stored: Mapping[str, str]
@@ -42,12 +42,12 @@ def read_names(names: Iterable[str], family: Family, where: str) -> FloatNames:
     """Find the model's name of every tensor in a file.
 
     Args:
-        names: as the file has them.
-        family: whose names the model has.
-        where: what an error calls the file.
+        names: the names in the file.
+        family: the model's family.
+        where: the file's name in error messages.
 
     Raises:
-        CheckpointError: the file holds adapters, or two tensors have one name.
+        CheckpointError: the file holds adapters, or two tensors map to the same name.
     """
     names = sorted(names)
     _refuse_adapters(names, where)
@@ -70,7 +70,7 @@ def read_names(names: Iterable[str], family: Family, where: str) -> FloatNames:
 
 
 def _undone(name: str, family: Family) -> tuple[str, str | None]:
-    """Return the model's name, and what stood before it where that is not what the model has there."""
+    """Return the model's name, and the prefix if it differs from the model's own."""
     parts = name.split(".")
     roots = [i for i, part in enumerate(parts) if part in (*family.encoder_roots, *family.head_roots)]
     if not roots:
@@ -90,12 +90,12 @@ def _undone(name: str, family: Family) -> tuple[str, str | None]:
 
 
 def _shown_prefix(before: Sequence[str], rest: Sequence[str]) -> str:
-    """Return what the note names: the prefix, and wrappers further inside."""
+    """Return the prefix for the note, including wrappers further inside."""
     return ".".join((*before, *(part for part in rest if part in _WRAPPERS)))
 
 
 def _told(prefixes: set[str], stored: Mapping[str, str], encoder: str, *, old_norms: bool) -> Iterable[str]:
-    """Say what was undone; the bare names of an encoder saved alone are no change."""
+    """Yield what was undone; the bare names of an encoder saved alone do not count."""
     bare = all(name.startswith(encoder) for name in stored)
     odd = sorted(prefix for prefix in prefixes if prefix or not bare)
     if odd:
@@ -115,6 +115,6 @@ def _refuse_adapters(names: Sequence[str], where: str) -> None:
 
 
 def shown_names(names: Sequence[str]) -> str:
-    """Return the first names of a list, and how many there are."""
+    """Return the first names of a list and, if there are more, their number."""
     shown = ", ".join(names[:5])
     return shown if len(names) <= 5 else f"{shown}, ... ({len(names)} in all)"

@@ -1,7 +1,7 @@
-"""A float model in Hugging Face's layout as a source: the one way in for training, quantizing, evaluating and serving.
+"""A float model in Hugging Face's layout: the only entry point for training, quantizing, evaluating and serving one.
 
-What a source must hold follows from its config: the encoder always, and the head that `architectures` declares. All of
-it is checked by names, shapes and dtypes when the source is opened, and values when they are read.
+The config decides what a source must hold: always the encoder, and the head that `architectures` declares. Names,
+shapes and dtypes are checked when the source is opened, values when they are read.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ Shape = tuple[int, ...]
 
 
 class FloatTensors(RenamedTensors):
-    """A model's float tensors by the names of sites, each read, checked and made float32 when it is asked for.
+    """A model's float tensors by the names of sites, each read, checked and converted to float32 on access.
 
     Raises:
-        CheckpointError: on access, where a value is NaN or infinite.
+        CheckpointError: on access, if a value is NaN or infinite.
     """
 
     def __getitem__(self, name: str) -> NDArray[np.float32]:
@@ -51,12 +51,12 @@ class FloatSource:
     """A float model whose tensors fit its config; use :func:`open_source`.
 
     Attributes:
-        path: its folder.
-        config: its config.
-        head: the task of the head that it declares, None for a pretrained encoder or another class.
+        path: the model's folder.
+        config: the model's config.
+        head: the task of the declared head; None for a pretrained encoder or another class.
         labels: names of a classifier's outputs by index, whatever the head.
         file: the weights.
-        stored: the site's name of each tensor -> the file's.
+        stored: each tensor's site name -> its name in the file.
     """
 
     path: Path
@@ -67,7 +67,7 @@ class FloatSource:
     stored: Mapping[str, str]
 
     def tensors(self, kind: TaskKind) -> FloatTensors:
-        """Return what it holds of a model with the head of `kind`: all of it, or all but what is made new."""
+        """Return the tensors for a model with the head of `kind`, except those that will be newly initialized."""
         wanted = float_shapes(self.config.spec, self.config.head(kind))
         names = {name: self.stored[name] for name in wanted if name in self.stored}
         if self.head != kind:
@@ -76,28 +76,28 @@ class FloatSource:
         return FloatTensors(self.file, names)
 
     def _has_pooler(self, kind: TaskKind) -> bool:
-        """Whether the dense layer of a task's head is the encoder's own, which pretraining has trained."""
+        """Return whether the dense layer of a task's head is the encoder's own, which pretraining has trained."""
         dense = self.config.family.heads[kind].dense
         return dense is not None and dense.startswith(f"{self.config.family.prefix}.")
 
     @property
     def several_labels(self) -> bool:
-        """Whether it is a classifier that gives a text several labels at once."""
+        """Whether the model is a classifier that gives a text several labels at once."""
         return self.head == "classify" and self.config.problem_type == MULTI_LABEL
 
     def check_values(self) -> None:
-        """Read all tensors once; a CheckpointError names the first with NaN or infinite values."""
+        """Read all tensors once; raise a CheckpointError that names the first with NaN or infinite values."""
         for tensor in FloatTensors(self.file, self.stored).values():
             del tensor
 
     def require_head(self, kind: TaskKind | None = None) -> TaskKind:
-        """Return the task of its head.
+        """Return the task of the model's head.
 
         Args:
-            kind: the task that is needed; None for any.
+            kind: the required task; None for any.
 
         Raises:
-            CheckpointError: it was not fine-tuned, or for another task.
+            CheckpointError: the model was not fine-tuned, or was for another task.
         """
         if self.head is None or kind not in (None, self.head):
             heads = self.config.family.heads
@@ -113,11 +113,11 @@ class FloatSource:
 def open_source(folder: Path) -> FloatSource:
     """Open a float model's folder and check that its tensors are those that its config declares.
 
-    What can be undone exactly is undone, and the log says so: see :mod:`q8core.checkpoint.float_names`.
+    Differences in names that can be undone exactly are undone and logged: see :mod:`q8core.checkpoint.float_names`.
 
     Raises:
         CheckpointError: a file is missing or damaged, the config describes a model that is not supported, or tensors
-            are missing, unknown, or of another shape or dtype; with their names.
+            are missing, unknown, or of another shape or dtype; names them.
     """
     config = read_config(folder)
     file = TensorFile(_weights_file(folder))
@@ -135,7 +135,7 @@ def open_source(folder: Path) -> FloatSource:
 
 
 def _check_labels(folder: Path, config: ModelConfig, labels: tuple[str, ...]) -> None:
-    """Refuse a classifier whose answers would have no names of their own, or no known meaning."""
+    """Refuse a classifier whose labels are not distinct, or whose output has no known meaning."""
     if is_regression(labels) and config.problem_type != "regression":
         raise CheckpointError(
             f"{folder}: the model has one output, {labels[0]!r}, and problem_type in config.json is "
@@ -154,7 +154,7 @@ def _weights_file(folder: Path) -> Path:
     """Return the safetensors file of a folder.
 
     Raises:
-        CheckpointError: there is none, or something beside it says that it is not the whole model.
+        CheckpointError: there is none, or another file in the folder shows that it is not the whole model.
     """
     files = {path.name for path in folder.iterdir()}
     if "adapter_config.json" in files:
@@ -191,12 +191,12 @@ def _declared_head(folder: Path, config: ModelConfig) -> TaskKind | None:
 
 
 def _named(config: ModelConfig) -> str:
-    """Return what a config says of its architectures, for a message."""
+    """Return a config's architectures, for a message."""
     return str(list(config.architectures) or None)
 
 
 def _checked(file: TensorFile, config: ModelConfig, head: TaskKind | None, stored: Mapping[str, str]) -> dict[str, str]:
-    """Return the tensors of the model that the config declares, by site: of every head what the encoder has of it, too.
+    """Return site name -> file name of the declared model's tensors, with the encoder's pooler whatever the head.
 
     Raises:
         CheckpointError: if one is missing, unknown, or of another shape or dtype.
@@ -218,9 +218,9 @@ def _checked(file: TensorFile, config: ModelConfig, head: TaskKind | None, store
 
 
 def _tensors(config: ModelConfig, head: TaskKind | None) -> dict[str, tuple[str, Shape]]:
-    """Return the family's name of every tensor of a model, with its site's name and its shape.
+    """Return family name -> (site name, shape) of every tensor of a model.
 
-    The dense layer of a classifier's head is there where it is the encoder's own pooler, whatever head is declared.
+    The dense layer of a classifier's head is included if it is the encoder's own pooler, whatever head is declared.
     """
     family, spec = config.family, config.spec
     prefix, found = f"{family.prefix}.", dict[str, tuple[str, Shape]]()
@@ -234,7 +234,7 @@ def _tensors(config: ModelConfig, head: TaskKind | None) -> dict[str, tuple[str,
 
 
 def _refuse_undeclared_head(file: TensorFile, config: ModelConfig, stored: Mapping[str, str]) -> None:
-    """Refuse a trained head that training would replace, because the config does not say that it is there."""
+    """Refuse a trained head that the config does not declare, because training would replace it."""
     if any(name in config.family.other_heads for name in config.architectures):
         return
     for names in config.family.heads.values():

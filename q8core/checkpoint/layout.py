@@ -1,4 +1,4 @@
-"""The tensors of a quantized checkpoint's file against its plan: those that it names, and no others."""
+"""Checks that a quantized checkpoint's file has the tensors of its plan, and no others."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from q8core.quant.plan import Plan
 
 
 def check_layout(file: TensorFile, names: Mapping[str, str], plan: Plan) -> None:
-    """Check that every tensor is there, in its shape and type, and none besides.
+    """Check that every tensor is there, with the right shape and dtype, and that there are no others.
 
     Args:
         file: the quantized tensors.
-        names: the site's name of each tensor -> the file's.
-        plan: of the model.
+        names: each tensor's site name -> its name in the file.
+        plan: the model's plan.
 
     Raises:
-        CheckpointError: naming the first tensor that is missing, unknown, of another shape, or at odds with the scheme.
+        CheckpointError: naming the first tensor that is missing, unknown, of another shape, or wrong for the scheme.
     """
     scheme = f"scheme {plan.scheme.name}" if plan.scheme else "plan"
     for name, tensor in plan.tensors.items():

@@ -1,4 +1,4 @@
-"""``q8bert.json``: the checkpoint's own account of itself."""
+"""``q8bert.json``, the manifest: a checkpoint's description of itself."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MANIFEST_FILE = "q8bert.json"
 INT8_FILE = "model.int8.safetensors"
 FLOAT_FILE = "model.safetensors"
 # A manifest is a few kilobytes, and one with the most labels (q8core.tasks.labels) fits.
-# A larger file is no manifest and is not parsed.
+# A larger file is not a manifest and is not parsed.
 MAX_MANIFEST_BYTES = 64_000_000
 
 
@@ -38,11 +38,11 @@ class GoldenExample:
 
 @dataclass(frozen=True)
 class PlanRecord:
-    """The plan of a checkpoint as its manifest holds it.
+    """A checkpoint's plan as stored in its manifest.
 
     Attributes:
         scheme: the scheme's values.
-        encoder, head: the sizes of both; None in format 1, which leaves them to config.json.
+        encoder, head: the sizes of both; None in format 1, where config.json gives them.
     """
 
     scheme: dict[str, Any]
@@ -51,14 +51,14 @@ class PlanRecord:
 
     @classmethod
     def of(cls, plan: Plan) -> PlanRecord:
-        """Return what a manifest says of a quantized model's plan."""
+        """Return the record of a quantized model's plan."""
         assert plan.scheme is not None
         return cls(plan.scheme.to_dict(), asdict(plan.spec), asdict(plan.head))
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything about a checkpoint that is not a weight."""
+    """All data about a checkpoint except its weights."""
 
     name: str
     family: str
@@ -74,7 +74,7 @@ class Manifest:
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> str:
-        """The file's text."""
+        """Return the manifest as JSON, the content of its file."""
         plain = asdict(self) | {"labels": list(self.labels)}
         return json.dumps({"format_version": self.format_version, **plain}, indent=1, ensure_ascii=False) + "\n"
 
@@ -83,8 +83,8 @@ class Manifest:
         """Parse and check ``q8bert.json``.
 
         Raises:
-            CheckpointError: missing, oversized, not JSON, another format version, or fields missing,
-                unknown or of the wrong kind.
+            CheckpointError: it is missing, too large, not JSON, of another format version, or has a missing or unknown
+                field or one of the wrong type.
         """
         file = folder / MANIFEST_FILE
         if file.is_file() and file.stat().st_size > MAX_MANIFEST_BYTES:
@@ -117,17 +117,17 @@ _FIELDS_OF_1 = {f.name for f in fields(Manifest)} - {"family", "plan"} | {"schem
 
 
 def file_entry(path: Path) -> dict[str, Any]:
-    """Digest and size of one file, as the manifest holds them."""
+    """Return digest and size of one file, in the manifest's format."""
     with path.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     return {"sha256": digest, "bytes": path.stat().st_size}
 
 
 def verify_files(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
-    """Compare every listed file with its size and digest.
+    """Check the size and digest of every listed file.
 
     Raises:
-        CheckpointError: a file is missing, has another size, or other content.
+        CheckpointError: a file is missing, or its size or content differs.
     """
     for name, entry in files.items():
         path = folder / name

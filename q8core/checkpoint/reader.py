@@ -1,4 +1,4 @@
-"""Open a checkpoint folder and trust nothing in it until it is checked."""
+"""Opens checkpoint folders; nothing in them is trusted until it is checked."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Checkpoint:
         """Open a folder after checking hashes, names, shapes and types, and int8 tensors' values.
 
         Raises:
-            CheckpointError: with the reason and, where there is one, the way out.
+            CheckpointError: with the reason and, if there is one, the remedy.
         """
         path = Path(path)
         if not path.is_dir():
@@ -111,7 +111,7 @@ class Checkpoint:
         """The quantized model's plan.
 
         Raises:
-            CheckpointError: this is a float checkpoint, or the manifest's plan is not the config's.
+            CheckpointError: this is a float checkpoint, or the manifest's plan contradicts the config.
         """
         if self.manifest is None:
             raise CheckpointError(
@@ -141,7 +141,7 @@ class Checkpoint:
 
     @cached_property
     def _names(self) -> Mapping[str, str]:
-        """The site's name of each quantized tensor -> the file's, where these differ: in format 1."""
+        """Each quantized tensor's site name -> its name in the file; empty unless they differ (format 1)."""
         if self.manifest is None or self.manifest.format_version != 1:
             return {}
         modules = self.config.family.site_modules(self.config.spec, self.task)
@@ -149,7 +149,7 @@ class Checkpoint:
         return {name: f"{modules[path]}.{leaf}" for name, path, leaf in paths}
 
     def quantized_tensors(self) -> Mapping[str, Array]:
-        """The quantized tensors by the names of sites, read on access.
+        """Return the quantized tensors by the names of sites, read on access.
 
         Raises:
             CheckpointError: this is a float checkpoint.
@@ -158,17 +158,17 @@ class Checkpoint:
         return RenamedTensors(self._quantized, {name: self._names.get(name, name) for name in plan.tensors})
 
     def float_tensors(self) -> tuple[Mapping[str, Array], bool]:
-        """The float tensors by the names of sites, and whether they are dequantized weights.
+        """Return the float tensors by the names of sites, and whether they are dequantized weights.
 
-        Those of a file are checked as they are read, since int8 alone never reads them: a CheckpointError names the
-        first with NaN or infinite values.
+        Tensors of a float file are checked when they are read, because int8 never reads them: a CheckpointError names
+        the first with NaN or infinite values.
         """
         if self._source is not None:
             return self._source.tensors(self.task), False
         return dequantized_tensors(self.plan, self.quantized_tensors()), True
 
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer, without padding and truncation.
+        """Return the tokenizer, without padding and truncation.
 
         Raises:
             CheckpointError: it is missing, damaged, or has tokens that the model does not know.
@@ -176,7 +176,7 @@ class Checkpoint:
         return checked_tokenizer(self.path, self.config)
 
     def check_pairs(self, tokenizer: Tokenizer, has_pairs: bool = True) -> None:
-        """Raise InputError where there are pairs of texts, and the model, or its tokenizer, takes none."""
+        """Raise InputError if there are pairs of texts but the model or its tokenizer does not support pairs."""
         if has_pairs:
             check_pairs(self.path, tokenizer, self.config.spec.token_types)
 
@@ -257,7 +257,7 @@ def _check_integers(file: TensorFile, names: Mapping[str, str], plan: Plan) -> N
 
 
 def _check_values(file: TensorFile) -> None:
-    """Finite floats, and positive scales."""
+    """Check that floats are finite and scales positive."""
     for name in file:
         if file.dtype(name) == "F32" and not bool(np.isfinite(file[name]).all()):
             raise CheckpointError(f"{file.path}: {name} holds NaN or infinite values")

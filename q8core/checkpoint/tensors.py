@@ -21,7 +21,7 @@ _DTYPES: dict[str, type[np.generic]] = {
     "F64": np.float64,
     "F32": np.float32,
     "F16": np.float16,
-    "BF16": np.uint16,  # no type of NumPy's: its bits, which are the upper half of a float32's
+    "BF16": np.uint16,  # NumPy has no such type: read its bits, the upper half of a float32
     "I64": np.int64,
     "I32": np.int32,
     "I16": np.int16,
@@ -41,7 +41,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Array]) -> None:
 def give_ordinary_permissions(path: Path) -> None:
     """Give a file that safetensors wrote the permissions that the umask gives to new files.
 
-    safetensors itself makes its files private, which would shut out a service under another user.
+    safetensors makes its files private, so a service that runs as another user could not read them.
     """
     mask = os.umask(0)
     os.umask(mask)
@@ -50,7 +50,7 @@ def give_ordinary_permissions(path: Path) -> None:
 
 @dataclass(frozen=True)
 class _Entry:
-    """A tensor in a file: safetensors' name of its dtype, its shape, and the byte at which it begins."""
+    """A tensor in a file: its dtype in safetensors' notation, its shape, and its byte offset."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -58,19 +58,19 @@ class _Entry:
 
 
 class TensorFile(Mapping[str, Array]):
-    """The tensors of one safetensors file by name, read when asked for; those in bfloat16 become float32, exactly.
+    """The tensors of one safetensors file by name, read on access; bfloat16 tensors become float32, exactly.
 
-    Each access reads the tensor anew: whoever packs weights one by one holds no second copy. It is read, not mapped:
-    pages of a mapped file that were touched would stay resident.
+    Each access reads the tensor again, so packing weights one by one needs no second copy of the model. The file is
+    read, not mapped, because touched pages of a mapped file would stay resident.
 
     Raises:
-        CheckpointError: the file is missing, truncated or not safetensors; on access, it was changed meanwhile.
+        CheckpointError: the file is missing, truncated or not safetensors; on access, the file has changed since.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            with safe_open(path, "np"):  # checks the whole header, and that the file is as long as that says
+            with safe_open(path, "np"):  # checks the whole header, and the file's length against it
                 pass
             self._entries = _entries(path)
         except FileNotFoundError as error:
@@ -102,11 +102,11 @@ class TensorFile(Mapping[str, Array]):
         return len(self._entries)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor without reading it."""
+        """Return a tensor's shape without reading the tensor."""
         return self._entries[name].shape
 
     def dtype(self, name: str) -> str:
-        """Safetensors' name of the dtype (``I8``, ``I32``, ``F32``) without reading the tensor."""
+        """Return a tensor's dtype in safetensors' notation (``I8``, ``I32``, ``F32``) without reading the tensor."""
         return self._entries[name].dtype
 
 
@@ -124,19 +124,19 @@ def _entries(path: Path) -> dict[str, _Entry]:
 
 
 def _widened(halves: Array) -> Array:
-    """Return the float32 numbers whose upper halves are given, uint16."""
+    """Return the float32 numbers whose upper halves are `halves` (uint16); the lower halves are 0."""
     whole = halves.astype(np.uint32)
     whole <<= 16
     return whole.view(np.float32)
 
 
 class RenamedTensors(Mapping[str, Array]):
-    """Some tensors of a file by other names, read when asked for."""
+    """Some tensors of a file under other names, read on access."""
 
     def __init__(self, file: TensorFile, stored: Mapping[str, str]) -> None:
         self.file = file
         self.stored = stored
-        """The name of each tensor -> the file's."""
+        """Each tensor's name -> its name in the file."""
 
     def __getitem__(self, name: str) -> Array:
         return self.file[self.stored[name]]

@@ -1,4 +1,4 @@
-"""What a model takes of texts: its tokenizer, checked against its table, and its longest input."""
+"""A model's text input: its tokenizer, checked against its embedding table, and its longest input."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def checked_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer:
     """Return the tokenizer of a model's folder, without padding and truncation.
 
     Raises:
-        CheckpointError: it is missing, damaged, or has tokens that the model does not know.
+        CheckpointError: the tokenizer is missing, damaged, or has tokens that the model does not know.
     """
     tokenizer = load_tokenizer(folder)
     check_tokenizer(tokenizer, config.spec.vocabulary, str(folder))
@@ -30,15 +30,15 @@ def checked_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer:
 
 
 def check_pairs(folder: Path, tokenizer: Tokenizer, token_types: int) -> None:
-    """Refuse pairs of texts, and questions with contexts, where the second text has a token type the model lacks.
+    """Refuse pairs of texts, and questions with contexts, if the second text has a token type that the model lacks.
 
     Args:
-        folder: of the model, for messages.
-        tokenizer: its tokenizer.
-        token_types: how many the model has; 0 where it has none, and ignores those of the tokenizer.
+        folder: the model's folder, for messages.
+        tokenizer: the model's tokenizer.
+        token_types: number of token types in the model; with 0 it ignores the tokenizer's.
 
     Raises:
-        InputError: the model lacks one, or the tokenizer makes no pairs.
+        InputError: the model lacks a token type, or the tokenizer cannot encode pairs.
     """
     highest = sequence_template(tokenizer).layout(pair=True).highest_type
     if 0 < token_types <= highest:
@@ -50,10 +50,10 @@ def check_pairs(folder: Path, tokenizer: Tokenizer, token_types: int) -> None:
 
 
 def own_length(folder: Path, config: ModelConfig) -> int:
-    """Return how many tokens a model reads by its own account: its positions, or less by its tokenizer's config.
+    """Return how many tokens a model reads: its positions, or fewer if its tokenizer's config says so.
 
     Raises:
-        CheckpointError: the tokenizer's config asks for less than a text needs, or for no number.
+        CheckpointError: the value in the tokenizer's config is too small for a text, or is not a number.
     """
     positions, wanted = config.spec.positions, model_max_length(folder)
     if wanted is not None and wanted < SHORTEST_INPUT:

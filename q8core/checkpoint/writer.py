@@ -1,4 +1,4 @@
-"""Write a checkpoint folder, the manifest last: a folder without it is not a checkpoint."""
+"""Writes checkpoint folders. The manifest comes last: a folder without it is not a checkpoint."""
 
 from __future__ import annotations
 
@@ -42,22 +42,22 @@ def write_checkpoint(
 ) -> None:
     """Write ``model.int8.safetensors``, ``config.json``, the tokenizer and ``q8bert.json``.
 
-    A float ``model.safetensors`` that already lies in the folder becomes part of the checkpoint. The config names the
-    task's class, whatever the config of the base named.
+    A float ``model.safetensors`` that is already in the folder becomes part of the checkpoint. The config names the
+    task's class, whatever class the base model's config named.
 
     Args:
-        folder: where.
-        name: the checkpoint's.
-        config: the model's.
-        task: which head it has.
+        folder: the checkpoint's folder.
+        name: the checkpoint's name.
+        config: the model's config.
+        task: the task of the model's head.
         labels: the names of a classifier's outputs.
-        max_length: tokens of its longest text.
-        scheme: what it was quantized with.
-        tensors: the quantized ones, by the names of sites.
-        tokenizer_folder: whose tokenizer is copied.
+        max_length: the longest input in tokens.
+        scheme: the scheme that the model was quantized with.
+        tensors: the quantized tensors, by the names of sites.
+        tokenizer_folder: folder of the tokenizer to copy.
         golden: inputs with known logits.
-        training: how it was made.
-        scores: what it reached.
+        training: a record of how the model was made.
+        scores: the scores that it reached.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST_FILE).unlink(missing_ok=True)
@@ -81,7 +81,7 @@ def write_checkpoint(
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Replace ``q8bert.json`` in one step."""
+    """Replace ``q8bert.json`` atomically."""
     part = folder / f"{MANIFEST_FILE}.part"
     part.write_text(manifest.to_json(), encoding="utf-8")
     os.replace(part, folder / MANIFEST_FILE)
