@@ -1,1 +1,1 @@
-"""Checkpoints in the formats of other runtimes."""
+"""Exports checkpoints to the formats of other runtimes."""

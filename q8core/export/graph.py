@@ -46,7 +46,7 @@ class GraphBuilder:
         return self.constant(name, np.array(values, np.int64))
 
     def dequantize(self, name: str, q: str, scale: Array, axis: int = 0) -> str:
-        """Return ``q * scale``; one scale, or one per index along the axis. Zero points are 0."""
+        """Return ``q * scale``; with one scale, or one per index along the axis. Zero points are 0."""
         values = scale.reshape(()) if scale.size == 1 else scale
         return self.node("DequantizeLinear", name, q, self.constant(f"{name}.scale", values), axis=axis)
 
@@ -76,7 +76,7 @@ class GraphBuilder:
         outputs: Mapping[str, Sequence[str | int]],
         metadata: Mapping[str, str],
     ) -> Any:
-        """Return the checked model with int64 inputs and float32 outputs of these shapes; a name is any size."""
+        """Return the checked model with int64 inputs and float32 outputs of these shapes; a name means any size."""
         types: Any = import_module("onnx").TensorProto
         graph = self._helper.make_graph(
             self._nodes,

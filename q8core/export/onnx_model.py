@@ -1,4 +1,4 @@
-"""A static int8 checkpoint as a QDQ ONNX model: stored int8 weights, our scales, int32 biases, any batch and length.
+"""Exports a static int8 checkpoint as a QDQ ONNX model: int8 weights, our scales, int32 biases, any batch and length.
 
 Every quantized linear layer is ``MatMul(dequantize(quantize(x)), dequantize(w_i8)) + dequantize(b_i32)``, which
 runtimes compute in integers. Everything in between (LayerNorm, GELU, softmax) is float32, as in our engine.
@@ -30,9 +30,9 @@ _ACTIVATIONS: dict[Activation, str] = {"tanh": "Tanh", "relu": "Relu", "gelu": "
 
 
 def export_onnx(checkpoint: Checkpoint, file: Path) -> int:
-    """Write the checkpoint's int8 model, and return the file's size in bytes.
+    """Write the checkpoint's int8 model to an ONNX file; return the file's size in bytes.
 
-    Inputs are ``input_ids``, ``attention_mask`` and, where the model has token types, ``token_type_ids`` (batch,
+    Inputs are ``input_ids``, ``attention_mask`` and, if the model has token types, ``token_type_ids`` (batch,
     sequence), int64; outputs ``logits`` (batch, labels), or ``start_logits`` and ``end_logits`` (batch, sequence),
     float32.
 
@@ -64,7 +64,7 @@ def _model(checkpoint: Checkpoint, source: TensorSource) -> Any:
 
 
 def _metadata(checkpoint: Checkpoint) -> dict[str, str]:
-    """Return what a program needs to use the model, besides its tensors."""
+    """Return what a program needs besides the tensors to use the model."""
     return {
         "task": checkpoint.task,
         "labels": json.dumps(list(checkpoint.labels)),
@@ -75,7 +75,7 @@ def _metadata(checkpoint: Checkpoint) -> dict[str, str]:
 
 
 class _Model:
-    """The parts of a model, added to a graph in the order of computation."""
+    """Adds the parts of a model to a graph, in the order of computation."""
 
     def __init__(self, graph: GraphBuilder, source: TensorSource, plan: Plan) -> None:
         self.graph = graph
@@ -114,7 +114,7 @@ class _Model:
         return self._linear(HEAD_OUTPUT, hidden)
 
     def _mask(self) -> str:
-        """Add the mask to add to the scores: 0, or the lowest float where attention_mask is 0."""
+        """Add the mask that is added to the scores: 0, or the lowest float where attention_mask is 0."""
         g = self.graph
         wide = g.node("Unsqueeze", "mask.wide", "attention_mask", g.integers("mask.axes", 1, 2))
         seen = g.node("Cast", "mask.seen", wide, to=9)  # BOOL
@@ -135,7 +135,7 @@ class _Model:
         return self._linear(EMBEDDING_PROJECTION, hidden) if self._spec.embedding else hidden
 
     def _length(self) -> str:
-        """Add the length of the sequences, a scalar."""
+        """Add the sequence length, a scalar."""
         g = self.graph
         length = g.node("Gather", "length", g.node("Shape", "ids.shape", "input_ids"), g.integers("one", 1))
         return g.node("Squeeze", "length.scalar", length)
@@ -150,7 +150,7 @@ class _Model:
         places = g.node("Range", "distance.places", zero, "length.scalar", one)
         keys = g.node("Unsqueeze", "distance.keys", places, g.integers("distance.rows", 0))
         queries = g.node("Unsqueeze", "distance.queries", places, g.integers("distance.columns", 1))
-        distance = g.node("Sub", "distance", keys, queries)  # (queries, keys): index of the key less the query's
+        distance = g.node("Sub", "distance", keys, queries)  # (queries, keys): the key's position minus the query's
         index = g.node(
             "Add", "distance.index", distance, g.constant("distance.last", np.array(positions - 1, np.int64))
         )
@@ -158,7 +158,7 @@ class _Model:
         return g.node("Unsqueeze", f"{RELATIVE_BIAS}.all", rows, g.integers("distance.batch", 0))
 
     def _rows(self, path: str, ids: str) -> str:
-        """Add the lookup in a table; stored integers are gathered first, and dequantized afterwards."""
+        """Add the lookup in a table; stored integers are gathered first and dequantized afterwards."""
         g, tensors = self.graph, take_table(self._source, self._plan.sites[path])
         found = g.node("Gather", f"{path}.rows", g.constant(f"{path}.weight", tensors.rows), ids)
         if tensors.scale is None:
@@ -166,7 +166,7 @@ class _Model:
         scale = tensors.scale
         if scale.size == 1:
             return g.dequantize(path, found, scale)
-        # the scales of the rows are known only at run time, and DequantizeLinear takes one per index of one axis
+        # which rows' scales are needed is known only at run time, and DequantizeLinear takes one per index of an axis
         steps = g.node("Gather", f"{path}.steps", g.constant(f"{path}.weight_scale", scale[:, None]), ids)
         return g.node("Mul", path, g.node("Cast", f"{path}.float", found, to=1), steps)  # FLOAT
 
