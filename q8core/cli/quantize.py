@@ -36,7 +36,7 @@ CALIBRATION_EXAMPLES = 512
 
 @dataclass(frozen=True)
 class _Asked:
-    """The options that both ways to quantize have."""
+    """The options for quantizing both with and without labels."""
 
     model: str
     output: Path
@@ -90,7 +90,7 @@ def quantize(
     """Quantize a fine-tuned model without training it again.
 
     With labelled data (--task) the result is scored. With --texts no labels are needed: the quantized model is compared
-    with the float model on texts that it was not calibrated on, and is written only if it answers as that does.
+    with the float model on texts that it was not calibrated on, and is written only if enough answers are the same.
     """
     asked = _Asked(model, output, scheme, max_length, calibration_examples, not int8_only)
     if texts is None:
@@ -214,11 +214,11 @@ def _save(file: Path, report: Mapping[str, Any]) -> None:
 
 
 def _post_training(name: str) -> Scheme:
-    """Return a scheme that needs no training.
+    """Return the scheme `name`, which must need no training.
 
     Raises:
-        InputError: it is a preset for training.
-        SchemeError: there is none.
+        InputError: the scheme is a preset for training.
+        SchemeError: there is no such scheme.
     """
     from q8core.quant import PRESETS, find_scheme
 

@@ -1,4 +1,4 @@
-"""How far two models' answers to the same inputs are apart."""
+"""Measures how far two models' answers to the same inputs differ."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Agreement:
     """How often two models give the same answer, and by how much their scores differ.
 
     Attributes:
-        compared: inputs.
-        agreed: how many of them got the same answer: the same label first (or the same labels above 0.5), the very
+        compared: number of inputs.
+        agreed: number of inputs with the same answer: the same top label (or the same labels above 0.5), exactly the
             same span, or nearly the same number (`SAME_NUMBER`).
-        mean_difference: of an input's scores, on average: the largest difference of a label's probability, that of the
-            best spans' scores, or that of the numbers.
-        largest_difference: the largest of them.
+        mean_difference: mean over inputs of the difference in scores: the largest difference of a label's probability,
+            the difference of the best spans' scores, or that of the numbers.
+        largest_difference: the largest such difference.
     """
 
     compared: int
@@ -45,11 +45,11 @@ class Agreement:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Where the share lies in 95 % of such samples."""
+        """The 95 % confidence interval of the share (`wilson_interval`)."""
         return wilson_interval(self.agreed, self.compared)
 
     def describe(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain JSON values."""
         return {
             "compared": self.compared,
             "agreed": self.agreed,
@@ -71,8 +71,8 @@ def label_agreement(reference: Array, other: Array, *, several: bool = False) ->
     """Compare the logits (inputs, labels) of two classifiers.
 
     Args:
-        reference: those of the first model.
-        other: those of the second.
+        reference: the first model's logits.
+        other: the second model's logits.
         several: whether a text has several labels at once, each above a probability of 0.5.
     """
     first, second = (_sigmoid(x) if several else _softmax(x) for x in (reference, other))
@@ -94,7 +94,7 @@ def answer_agreement(reference: Sequence[Answer], other: Sequence[Answer]) -> Ag
 
 
 def wilson_interval(hits: int, total: int) -> tuple[float, float]:
-    """95 % interval of a proportion (Wilson 1927): within 0..1 and sensible near its ends, unlike the normal one."""
+    """Return the 95 % interval of a proportion (Wilson 1927), which unlike the normal one stays within 0 to 1."""
     if not total:
         return 0.0, 1.0
     share, z2 = hits / total, _Z * _Z
@@ -114,5 +114,5 @@ def _softmax(logits: Array) -> Array:
 
 
 def _sigmoid(logits: Array) -> Array:
-    small = np.exp(-np.abs(logits.astype(np.float64)))  # of the magnitude, whose exponential cannot overflow
+    small = np.exp(-np.abs(logits.astype(np.float64)))  # exp of -|x| cannot overflow
     return np.where(logits >= 0, 1.0, small) / (1.0 + small)

@@ -1,4 +1,4 @@
-"""Texts without labels: what a model answers to them is compared with what it answered in fp32."""
+"""Texts without labels, for comparing a quantized model's answers with its fp32 answers."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from q8core.tasks.tabular import read_texts
 from q8core.tasks.task import ClassifyTask, Feature, QATask
 
 Texts = Sequence[tuple[str, str | None]]
-"""A text, or a pair: for question answering a question and its context."""
+"""Texts, or pairs of texts; for question answering, a question and its context."""
 
 LEAST_TEXTS = 20
 MOST_HELD_OUT = 2000
-"""Texts to compare on: with so many, an agreement of 99 % is known to within half a percent."""
+"""Most texts to compare on: this many measure an agreement of 99 % to within half a percentage point."""
 SEED = 42
 
 
 @dataclass
 class UnlabelledTask:
-    """Texts to calibrate on, and other texts to compare a model with its float model on.
+    """Texts for calibration, and other texts for comparing a model with its float model.
 
     Attributes:
-        kind: what the model does.
-        labels: of its outputs by index.
+        kind: the model's task.
+        labels: names of its outputs by index.
         several: whether it gives a text several labels at once.
         tokenizer: the model's.
         max_length: the longest input in tokens.
-        calibration: texts whose activations may set ranges.
-        held_out: texts that are compared.
+        calibration: texts whose activations set ranges.
+        held_out: texts to compare answers on.
     """
 
     kind: TaskKind
@@ -63,24 +63,24 @@ class UnlabelledTask:
         return self.kind == "qa" or any(pair is not None for _, pair in (*self.calibration, *self.held_out))
 
     def calibration_features(self) -> list[Feature]:
-        """Tokens of the texts to calibrate on."""
+        """Return the tokens of the calibration texts."""
         return self._task(self.calibration).dev_features()
 
     def dev_features(self, limit: int | None = None) -> list[Feature]:
-        """Tokens of the first `limit` held-out texts; of long contexts in windows."""
+        """Return the tokens of the first `limit` held-out texts; long contexts are split into windows."""
         features = self._compared.dev_features(limit)
         self.cut.counts.update(self._compared.cut.counts)
         return features
 
     def compare_with(self, reference: Sequence[Logits]) -> None:
-        """Let logits be compared with these: the float model's, for all features of the held-out texts."""
+        """Set the logits to compare with: the float model's, for all features of the held-out texts."""
         self._reference = reference
 
     def agreement(self, logits: Sequence[Logits], limit: int | None = None) -> Agreement:
         """Compare logits, for the features of the first `limit` held-out texts, with the float model's.
 
         Raises:
-            InputError: there are no logits of the float model to compare with.
+            InputError: the float model's logits have not been set.
         """
         if self._reference is None:
             raise InputError("there is nothing to compare with: the float model has not answered yet")
@@ -92,12 +92,12 @@ class UnlabelledTask:
         return label_agreement(first, second, several=self.several)
 
     def score(self, logits: Sequence[Logits]) -> dict[str, float]:
-        """The agreement with the float model, and the mean difference of the scores."""
+        """Return the agreement with the float model, and the mean difference of the scores."""
         found = self.agreement(logits)
         return {"agreement": found.share, "difference": found.mean_difference}
 
     def _task(self, texts: Texts) -> ClassifyTask | QATask:
-        """Return what encodes these texts as those with labels are encoded; it is never asked for a score."""
+        """Return a task that encodes these texts like labelled ones; it is not used for scoring."""
         if self.kind == "qa":
             examples = [
                 QAExample(str(i), question, context or "", (), 0) for i, (question, context) in enumerate(texts)
@@ -113,10 +113,10 @@ class UnlabelledTask:
 
 
 def read_unlabelled(path: Path, columns: Columns) -> list[tuple[str, str | None]]:
-    """Read texts, or pairs, in the order of their file: ``.txt`` has a text a line, tables have columns.
+    """Read texts, or pairs, in file order: ``.txt`` has one text per line, tables have columns.
 
     Raises:
-        InputError: with file and line, as :func:`q8core.tasks.tabular.read_table`; or fewer than 20 texts.
+        InputError: as :func:`q8core.tasks.tabular.read_table`, with file and line; or there are fewer than 20 texts.
     """
     texts = read_texts(path, columns)
     if len(texts) < LEAST_TEXTS:
@@ -125,7 +125,7 @@ def read_unlabelled(path: Path, columns: Columns) -> list[tuple[str, str | None]
 
 
 def divided(texts: Texts, calibration: int) -> tuple[Texts, Texts]:
-    """Return texts to calibrate on, as many as asked for but at most half, and up to 2,000 others to compare on."""
+    """Return random texts to calibrate on, `calibration` but at most half, and up to 2,000 others to compare on."""
     order = np.random.default_rng(SEED).permutation(len(texts)).tolist()
     count = min(calibration, len(texts) // 2)
     chosen = [texts[i] for i in order]

@@ -1,7 +1,7 @@
-"""Quantization without labels, behind a gate: what does not answer as the float model does is not written.
+"""Quantization without labels, behind a gate: a model that does not answer like the float model is not written.
 
-Ways are tried from the fastest to the most careful: static, dynamic, and the better of the two with the layers in float
-that integers hurt most.
+Schemes are tried from the fastest to the most careful: static, dynamic, and the better of the two with the layers that
+quantization hurts most in float.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from q8core.training.publish import Origin, publish
 from q8core.training.qat import base_record
 
 TARGET = 0.98
-"""The share of answers that a model should keep, unless another is asked for."""
+"""Default share of answers that a model should keep."""
 _MOST_IN_FLOAT = 0.25
-"""Share of the layers that may stay in float: with more of them, little is left of the gain."""
+"""Largest share of layers that may stay in float: with more, little of the gain is left."""
 _WHOLE = 2
-"""The ways that are tried before layers stay in float."""
+"""Number of schemes that are tried before layers stay in float."""
 _NAMED = 5
-"""Layers that a report names."""
+"""Number of layers that a report names."""
 
 
 @dataclass(frozen=True)
 class Tried:
-    """A way to quantize a model, and what it keeps of the answers."""
+    """A scheme that was tried, and its agreement with the float model."""
 
     scheme: Scheme
     agreement: Agreement
@@ -51,14 +51,14 @@ class Tried:
 
 @dataclass
 class Report:
-    """What was tried, and what hurts.
+    """The schemes that were tried, and the layers that hurt most.
 
     Attributes:
-        target: the agreement that was wanted.
-        texts: how many texts there were to calibrate and to compare on.
-        tried: in this order.
-        layers: those of the best way without layers in float, the worst first.
-        written: the way that was written, None if none was.
+        target: the agreement to reach.
+        texts: number of texts for calibration and for comparison.
+        tried: the schemes tried, in order.
+        layers: layer errors of the best scheme without layers in float, the worst first.
+        written: the one that was written, or None.
     """
 
     target: float
@@ -69,12 +69,12 @@ class Report:
 
     @property
     def best(self) -> Tried:
-        """The way that keeps most answers; of equals the first."""
+        """The scheme that keeps most answers; in a tie, the first."""
         return max(self.tried, key=lambda tried: tried.agreement.share)
 
     @property
     def passed(self) -> bool:
-        """Whether the best way keeps as many answers as it should."""
+        """Whether the best scheme reaches the target."""
         return self.best.agreement.share >= self.target
 
     def describe(self) -> dict[str, Any]:
@@ -89,7 +89,7 @@ class Report:
         }
 
     def worst_layers(self) -> str:
-        """Name the layers that hurt most."""
+        """Return the names and errors of the layers that hurt most."""
         return ", ".join(f"{error.path} ({error.mean_difference:.4f})" for error in self.layers[:_NAMED])
 
 
@@ -104,20 +104,20 @@ def quantize_unlabelled(
     write_anyway: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> Report:
-    """Quantize a fine-tuned model, compare it with itself in float on texts it was not calibrated on, and write it.
+    """Quantize a fine-tuned model, compare it with the float model on texts not used for calibration, and write it.
 
     Args:
         source: folder or hub id of the model.
         task: the texts.
-        scheme: the only way to try; None for each in turn until one keeps enough answers.
+        scheme: the only scheme to try; None to try each in turn until one keeps enough answers.
         output: the checkpoint's folder.
         target: the share of answers to keep, 0 to 1.
         keep_float: whether to store the float weights too.
         write_anyway: write the best of what was tried even if it misses the target.
-        say: told what each way keeps.
+        say: called with a line about the agreement of each scheme, and the layers that hurt most.
 
     Raises:
-        QualityError: no way reaches the target; names the layers that hurt most.
+        QualityError: no scheme reaches the target; names the layers that hurt most.
     """
     gate = _Gate(source, task)
     report = Report(target, {"calibration": len(task.calibration), "compared": len(task.held_out)})
@@ -142,7 +142,7 @@ def quantize_unlabelled(
 
 
 def _ways(scheme: Scheme | None, report: Report) -> Iterator[Scheme]:
-    """Yield what to try next, from what the report says so far."""
+    """Yield the next scheme to try, depending on the report so far."""
     if scheme is not None:
         yield scheme
         return
@@ -167,7 +167,7 @@ def _refusal(report: Report) -> str:
 
 
 class _Gate:
-    """A float model's answers, and quantized models to compare with them."""
+    """Holds a float model's answers, and makes and compares quantized models."""
 
     def __init__(self, source: str, task: UnlabelledTask) -> None:
         self.source, self.task = source, task
@@ -177,7 +177,7 @@ class _Gate:
         task.compare_with(self._logits(model, None, self.floats))
 
     def quantized(self, scheme: Scheme) -> tuple[TaskModel, dict[str, Array]]:
-        """Return the model prepared and calibrated for a scheme, and its tensors."""
+        """Return the model, prepared and calibrated for a scheme, and its tensors."""
         model = load_model(self.source, self.task.kind)
         network = prepare(model.network, model.plan(scheme)).eval()
         if scheme.needs_ranges:

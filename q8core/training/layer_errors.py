@@ -1,4 +1,4 @@
-"""Which layers quantization hurts most: each one alone in integers, all others in float."""
+"""Finds the layers that quantization hurts most, by quantizing one at a time with all others in float."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from q8core.quant.plan import SitePlan
 from q8core.tasks.unlabelled import UnlabelledTask
 
 TEXTS = 64
-"""Held-out texts that each layer is measured on."""
+"""Number of held-out texts that each layer is measured on."""
 
 
 @dataclass(frozen=True)
 class LayerError:
-    """What a layer's integers alone do to the answers.
+    """How much quantizing one layer alone changes the answers.
 
     Attributes:
         path: the site.
-        mean_difference: as in `Agreement`, to the float model.
+        mean_difference: as in `Agreement`, compared with the float model.
     """
 
     path: str
@@ -34,15 +34,15 @@ class LayerError:
 def layer_errors(
     plan: Plan, quantized: Mapping[str, Array], floats: Mapping[str, Array], task: UnlabelledTask
 ) -> list[LayerError]:
-    """Run the model once for each quantized layer or table, which alone is in integers; return the worst first.
+    """Run the model once per quantized layer or table, with only that one quantized; return the worst first.
 
-    What a scheme does to a layer's output is left out: it belongs to the attention's products.
+    Output quantizers are left out: they belong to the attention products.
 
     Args:
-        plan: the quantized model's.
-        quantized: its tensors.
-        floats: the float model's, by the names of sites.
-        task: the texts, which have been answered by the float model.
+        plan: the quantized model's plan.
+        quantized: the quantized model's tensors.
+        floats: the float model's tensors, by the names of sites.
+        task: the texts, with the float model's answers set.
     """
     limit = min(TEXTS, len(task.held_out))
     features = task.dev_features(limit)
@@ -58,13 +58,13 @@ def layer_errors(
 
 
 def in_float(scheme: Scheme, paths: list[str]) -> Scheme:
-    """Return a scheme that leaves these sites in float."""
+    """Return the scheme with these sites left in float."""
     overrides = {**scheme.overrides, **dict.fromkeys(paths, "float")}
     return replace(scheme, name=f"{scheme.name}-{len(paths)}-float", overrides=overrides)
 
 
 def _alone(plan: Plan, site: SitePlan) -> Plan:
-    """Return the plan in which one site's weight and input alone are quantized."""
+    """Return the plan with only one site's weight and input quantized."""
     assert plan.scheme is not None
     parts = {name: asdict(part) for name, part in (("weight", site.weight), ("input", site.input)) if part is not None}
     slots = {slot: SiteScheme() for slot in plan.scheme.slots}
