@@ -1,6 +1,6 @@
 """Maps the tensor names in a float model's file to the names that its family uses.
 
-Only differences that can be undone exactly are: wrappers that training tools put around modules, an extra or missing
+Differences that can be undone exactly are undone: wrappers that training tools put around modules, an extra or missing
 prefix, and LayerNorm's parameter names from before 2019. All other names are kept, for the layout check to refuse.
 """
 

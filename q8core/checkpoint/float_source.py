@@ -97,7 +97,7 @@ class FloatSource:
             kind: the required task; None for any.
 
         Raises:
-            CheckpointError: the model was not fine-tuned, or was for another task.
+            CheckpointError: the model was not fine-tuned, or was fine-tuned for another task.
         """
         if self.head is None or kind not in (None, self.head):
             heads = self.config.family.heads

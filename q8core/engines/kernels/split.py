@@ -53,7 +53,7 @@ class SplitKernel:
 
     @property
     def carrier_bytes(self) -> int:
-        """Bytes of an activation, which is given twice."""
+        """Bytes of an activation, including its second copy."""
         return 2 * self.inner.carrier_bytes
 
     def quantize(self, x: Tensor, scale: Tensor, zero_point: int | None = None) -> Tensor:

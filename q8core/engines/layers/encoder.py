@@ -93,7 +93,7 @@ class Grid:
     reciprocal: Tensor
 
     def round_(self, y: Tensor) -> None:
-        """Replace y (T, columns) by its integers in [-127, 127]; the attention's factor includes their scale."""
+        """Replace y (T, columns) by its integers in [-127, 127]; the attention products apply their scale."""
         y.mul_(self.reciprocal).round_().clamp_(-127, 127)
 
 

@@ -40,7 +40,8 @@ class NativeLinear:
 
     Attributes:
         weight: uint8 (out rounded up to 32, in rounded up to 64).
-        comp: int32 (2, ...): removes the activations' zero point from the sums; the second, where they are signed.
+        comp: int32 (2, rows of `weight`): removes the activations' zero point from the sums; the second row does so
+            where the library subtracts 128 from all activations.
         r, bias: float32, one value for each row of `weight`.
         inverse: float32, 1 / step of each input, zeros in the padding; one vector longer than `weight` has columns.
         view: the structure with pointers to them.
@@ -211,7 +212,7 @@ def refused(plan: Plan) -> str | None:
 
 
 class Loader:
-    """Takes tensors from a source, packs them, and gives the arrays that the structures point to to a store."""
+    """Takes tensors from a source and packs them; a store keeps the arrays that the structures point to."""
 
     def __init__(self, source: TensorSource, plan: Plan, store: Store) -> None:
         self.source, self.plan, self.store, self.keep = source, plan, store, store.keep
