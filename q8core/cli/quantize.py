@@ -69,7 +69,7 @@ def quantize(
         str | None,
         typer.Option(
             help="static or static-attention (calibrated), dynamic, or a file. [default: static; with --texts static, "
-            "then dynamic, then dynamic with layers in float, until the target is reached]"
+            "then dynamic, then the better with layers in float, until the target is reached]"
         ),
     ] = None,
     data: DataFolder = None,
@@ -120,11 +120,7 @@ def _with_labels(asked: _Asked, options: DataOptions, seed: int | None) -> None:
     from q8core.training.qat import quantize_trained
 
     name = asked.scheme or "static"
-    calibrated = _post_training(name).needs_ranges
-    if not calibrated:
-        for option, value in (("calibration-examples", asked.calibration_examples), ("seed", seed)):
-            if value is not None:
-                raise InputError(f"--{option} {value} is for calibration, which --scheme {name} does without")
+    calibrated = _post_training(name, asked.calibration_examples, seed).needs_ranges
     source = find_source(asked.model)
     source.require_head(options.kind)
     reads = text_model(source, options.kind, own_length(source.path, source.config))
@@ -156,7 +152,7 @@ def _without_labels(
     from q8core.training.gate import TARGET, quantize_unlabelled
     from q8core.training.model import find_source
 
-    scheme = None if asked.scheme is None else _post_training(asked.scheme)
+    scheme = None if asked.scheme is None else _post_training(asked.scheme, asked.calibration_examples)
     examples = asked.calibration_examples or CALIBRATION_EXAMPLES
     work = _read(find_source(asked.model), texts, text_column, pair_column, asked.max_length, examples)
     try:
@@ -213,11 +209,11 @@ def _save(file: Path, report: Mapping[str, Any]) -> None:
     file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
-def _post_training(name: str) -> Scheme:
-    """Return the scheme `name`, which must need no training.
+def _post_training(name: str, calibration_examples: int | None, seed: int | None = None) -> Scheme:
+    """Return a scheme that needs no training.
 
     Raises:
-        InputError: the scheme is a preset for training.
+        InputError: it is a preset for training, or options of calibration were given that it does without.
         SchemeError: there is no such scheme.
     """
     from q8core.quant import PRESETS, find_scheme
@@ -225,4 +221,8 @@ def _post_training(name: str) -> Scheme:
     if name in PRESETS and name not in ("static", "static-attention", "dynamic"):
         allowed = "static, static-attention, dynamic, or a file (for QAT use `q8bert train`)"
         raise InputError(f"--scheme is {name!r}; allowed: {allowed}")
-    return find_scheme(name)
+    scheme = find_scheme(name)
+    for option, value in (("calibration-examples", calibration_examples), ("seed", seed)):
+        if value is not None and not scheme.needs_ranges:
+            raise InputError(f"--{option} {value} is for calibration, which --scheme {name} does without")
+    return scheme

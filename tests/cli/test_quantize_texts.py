@@ -157,6 +157,7 @@ def test_questions_are_compared_by_their_spans(run, tiny_qa: Path, tmp_path: Pat
             ["--texts", "t.txt", "--scheme", "q8bert"],
             "--scheme is 'q8bert'; allowed: static, static-attention, dynamic",
         ),
+        (["--texts", "t.txt", "--scheme", "dynamic", "--calibration-examples", 9], "-examples 9 is for calibration"),
         (["--texts", "missing.txt"], "missing.txt"),
     ],
 )
