@@ -17,6 +17,7 @@ from q8core.checkpoint.manifest import FLOAT_FILE, INT8_FILE, MANIFEST_FILE, fil
 from q8core.engines import TokenBatch, load_engine, self_test
 from q8core.errors import CheckpointError
 from q8core.quant import preset
+from tests.quant.conftest import unsmoothed
 from tests.training.test_qat import quantize_tiny
 
 
@@ -264,13 +265,16 @@ def as_format_1(folder: Path) -> None:
     (folder / MANIFEST_FILE).write_text(json.dumps({**manifest, "format_version": 1, "scheme": scheme}))
 
 
-def test_a_checkpoint_of_format_1(copy: Path) -> None:
-    """From before families, and from before quantized products: those have no slot."""
+def test_a_checkpoint_of_format_1(tiny_classifier: Path, tmp_path: Path) -> None:
+    """From before families, quantized products and smoothed inputs: schemes had no words for these."""
+    plain, copy = tmp_path / "plain.toml", tmp_path / "int8"
+    plain.write_text('base = "static"\nlinears.input = { smoothing = 0.0 }\n')
+    quantize_tiny(tiny_classifier, copy, str(plain), keep_float=False)
     before = {backend: load_engine(copy, backend) for backend in ("int8", "fp32")}
     batch = TokenBatch.pack([([2, 40, 41, 3], [0] * 4)])
     as_format_1(copy)
     opened = Checkpoint.open(copy)
-    assert opened.scheme == preset("static")
+    assert opened.scheme == unsmoothed(preset("static"))
     for backend, engine in before.items():
         assert np.array_equal(load_engine(opened, backend).infer(batch), engine.infer(batch))
 
