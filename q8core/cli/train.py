@@ -35,7 +35,10 @@ def train(
     model: Annotated[str, typer.Option(help="Pretrained or fine-tuned BERT: a folder or a hub id.")],
     output: Annotated[Path, typer.Option(help="Folder for the result; an unfinished run in it goes on.")],
     scheme: Annotated[
-        str, typer.Option(help="fp32 to fine-tune in float; for QAT q8bert, q8bert-attention, q8bert-paper, or a file.")
+        str,
+        typer.Option(
+            help="fp32 to fine-tune in float; for QAT q8bert, q8bert-smooth, q8bert-attention, q8bert-paper, or a file."
+        ),
     ] = "q8bert",
     data: DataFolder = None,
     train_file: TrainFile = None,

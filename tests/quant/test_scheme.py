@@ -66,7 +66,7 @@ def test_default_preset_mends_the_paper() -> None:
 
 
 def test_unknown_preset_names_the_known_ones() -> None:
-    with pytest.raises(SchemeError, match=r"'q8brt'; allowed: q8bert, q8bert-attention, q8bert-paper, .*"):
+    with pytest.raises(SchemeError, match=r"'q8brt'; allowed: q8bert, q8bert-smooth, q8bert-attention, .*"):
         preset("q8brt")
 
 

@@ -12,7 +12,7 @@ from q8core.quant import PRESETS, Quantizer, SiteScheme, find_scheme, preset
 from q8core.quant.quantizer import PER_CHANNEL, STATIC
 from q8core.quant.schemes.scheme import LINEAR_SLOTS
 from tests.quant.conftest import unsmoothed
-from tests.quant.test_migrate import written
+from tests.quant.test_migrate import WRITTEN, written
 
 CHANGES = """
 base = "q8bert"
@@ -75,7 +75,7 @@ def test_what_was_float_starts_from_the_usual_quantizers(tmp_path: Path) -> None
     assert found.slots["ffn_in"] == SiteScheme(PER_CHANNEL, STATIC)
 
 
-@pytest.mark.parametrize("name", list(PRESETS))
+@pytest.mark.parametrize("name", WRITTEN)
 def test_a_whole_scheme_of_an_earlier_release_is_read(tmp_path: Path, name: str) -> None:
     renamed = {
         **written(name),

@@ -26,7 +26,7 @@ from q8core.quant.schemes.tables import SCHEME_VERSION, check_keys, table
 _GROUPS = {"tables": TABLES, "linears": LINEAR_SLOTS}
 _ENDINGS = (".toml", ".json")
 _FOLDER = Path(__file__).with_name("presets")
-_ORDER = ("q8bert", "q8bert-attention", "q8bert-paper", "static", "static-attention", "dynamic")
+_ORDER = ("q8bert", "q8bert-smooth", "q8bert-attention", "q8bert-paper", "static", "static-attention", "dynamic")
 
 
 def find_scheme(name: str) -> Scheme:
