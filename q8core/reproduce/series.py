@@ -110,7 +110,8 @@ def plan(order: Order) -> tuple[DataSource, list[Planned]]:
     scheme = find_scheme(order.scheme)
     if not scheme.needs_ranges:
         raise InputError(
-            f"--scheme {order.scheme} needs no training; allowed: q8bert, q8bert-smooth, q8bert-attention, q8bert-paper, or a file"
+            f"--scheme {order.scheme} needs no training; allowed: q8bert, q8bert-smooth, q8bert-attention, "
+            "q8bert-paper, or a file"
         )
     if order.seeds is not None and order.seeds < 1:
         raise InputError(f"--seeds is {order.seeds}; at least 1")
