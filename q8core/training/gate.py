@@ -121,11 +121,14 @@ def quantize_unlabelled(
     """
     gate = _Gate(source, task)
     report = Report(target, {"calibration": len(task.calibration), "compared": len(task.held_out)})
+    chosen: TaskModel | None = None
     for way in _ways(scheme, report):
         model, tensors = gate.quantized(way)
         report.tried.append(Tried(way, gate.agreement(model, way, tensors)))
         say(f"{way.name}: {report.tried[-1].agreement}")
-        if report.best is report.tried[-1] and len(report.tried) <= _WHOLE:
+        if report.best is report.tried[-1]:
+            chosen = model
+        if chosen is model and len(report.tried) <= _WHOLE:
             report.layers = layer_errors(model.plan(way), tensors, gate.floats, task)
             say(f"layers that hurt most, each alone: {report.worst_layers()}")
         if report.tried[-1].agreement.share >= target:
@@ -134,10 +137,10 @@ def quantize_unlabelled(
     if not report.passed and not write_anyway:
         raise QualityError(_refusal(report), report.describe())
     report.written = best
-    model, _ = gate.quantized(best.scheme)
+    assert chosen is not None
     record = {"method": "post-training quantization without labels", **report.describe()}
     record["base_record"] = base_record(source)
-    publish(model, best.scheme, task, Origin(output.name, model_folder(source), record), output, keep_float)
+    publish(chosen, best.scheme, task, Origin(output.name, model_folder(source), record), output, keep_float)
     return report
 
 
