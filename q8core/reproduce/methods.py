@@ -26,6 +26,8 @@ from q8core.training.score import logits_of
 CALIBRATION_EXAMPLES = 512
 # The original's default for evaluation.
 _PAPER_BATCH = 8
+_PLAIN_STATIC = replace(preset("static").smoothed(0), name="static-plain")
+"""What range rules are compared with: one step for all columns of an input."""
 
 
 @dataclass(frozen=True)
@@ -47,16 +49,6 @@ class Method:
     title: str
     about: str
     score: Score
-
-
-def _plain_static() -> Scheme:
-    """Return the preset `static` with one step for all columns of an input: what range rules are compared with."""
-    scheme = preset("static")
-    slots = {
-        slot: site if site.input is None else replace(site, input=replace(site.input, smoothing=0.0))
-        for slot, site in scheme.slots.items()
-    }
-    return replace(scheme, name="static-plain", slots=slots)
 
 
 def _our_int8(scheme: Scheme, calibration: CalibrationMethod, source: str, task: Task, seed: int) -> Scored:
@@ -119,17 +111,17 @@ BASELINES: dict[str, Method] = {
         f"int8, weights per channel, ranges from {CALIBRATION_EXAMPLES} training examples: the largest magnitude, "
         "one step for all columns of an input; "
         "executed",
-        partial(_our_int8, _plain_static(), "max"),
+        partial(_our_int8, _PLAIN_STATIC, "max"),
     ),
     "static-percentile": Method(
         "static, percentile",
         "the same with ranges that cover 99.99 % of magnitudes; executed",
-        partial(_our_int8, _plain_static(), "percentile"),
+        partial(_our_int8, _PLAIN_STATIC, "percentile"),
     ),
     "static-mse": Method(
         "static, MSE",
         "the same with ranges of least squared error; executed",
-        partial(_our_int8, _plain_static(), "mse"),
+        partial(_our_int8, _PLAIN_STATIC, "mse"),
     ),
 }
 """The baselines by their names in results; each is scored on the fine-tuned model of every seed."""

@@ -17,7 +17,6 @@ from q8core.checkpoint.manifest import FLOAT_FILE, INT8_FILE, MANIFEST_FILE, fil
 from q8core.engines import TokenBatch, load_engine, self_test
 from q8core.errors import CheckpointError
 from q8core.quant import preset
-from tests.quant.conftest import unsmoothed
 from tests.training.test_qat import quantize_tiny
 
 
@@ -274,7 +273,7 @@ def test_a_checkpoint_of_format_1(tiny_classifier: Path, tmp_path: Path) -> None
     batch = TokenBatch.pack([([2, 40, 41, 3], [0] * 4)])
     as_format_1(copy)
     opened = Checkpoint.open(copy)
-    assert opened.scheme == unsmoothed(preset("static"))
+    assert opened.scheme == preset("static").smoothed(0)
     for backend, engine in before.items():
         assert np.array_equal(load_engine(opened, backend).infer(batch), engine.infer(batch))
 

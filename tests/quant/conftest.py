@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 import torch
@@ -65,15 +64,6 @@ def plan_for(network: Network, scheme: Scheme | None) -> Plan:
     assert head is not None
     dense = None if head.dense is None else "tanh"
     return Plan.of(network.spec, HeadSpec(head.reads, head.output.out_features, dense), scheme)
-
-
-def unsmoothed(scheme: Scheme) -> Scheme:
-    """The scheme with one step for all columns of an input."""
-    slots = {
-        slot: site if site.input is None else replace(site, input=replace(site.input, smoothing=0.0))
-        for slot, site in scheme.slots.items()
-    }
-    return replace(scheme, slots=slots)
 
 
 def prepared(network: Network, scheme: Scheme) -> Network:

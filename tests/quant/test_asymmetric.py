@@ -23,7 +23,7 @@ from q8core.quant.qat.prepare import calibrate, prepare
 from q8core.quant.quantizer import PER_CHANNEL, Grid, Quantizer
 from q8core.quant.rules.ranges import Histogram, mse_sides, side_maxima
 from q8core.quant.schemes.scheme import LINEAR_SLOTS
-from tests.quant.conftest import hidden_states, make_batch, make_classifier, plan_for, prepared, site_plan, unsmoothed
+from tests.quant.conftest import hidden_states, make_batch, make_classifier, plan_for, prepared, site_plan
 from tests.quant.integer_reference import IntegerBert
 
 STATIC_ASYMMETRIC = Quantizer(grid="asymmetric", rule="ema")
@@ -168,7 +168,7 @@ def test_calibration_finds_both_sides() -> None:
         model(**batch)
     hook.remove()
     rows = torch.cat([x.detach()[b["attention_mask"] == 1] for x, b in zip(inputs, batches, strict=True)])
-    calibrate(prepared(model, unsmoothed(asymmetric("static"))), batches)
+    calibrate(prepared(model, asymmetric("static").smoothed(0)), batches)
     layer = model.get_submodule("layers.1.ffn_out")
     assert float(layer.get_buffer("input_low_threshold")) == pytest.approx(float(-rows.min()), rel=1e-6)
     assert float(layer.get_buffer("input_high_threshold")) == pytest.approx(float(rows.max()), rel=1e-6)

@@ -21,7 +21,7 @@ from q8core.quant.qat.convert import convert
 from q8core.quant.qat.layers import QATEmbedding, QATLinear
 from q8core.quant.qat.prepare import calibrate, master_weights, prepare, quantized_layers
 from q8core.training.losses import task_loss
-from tests.quant.conftest import Batch, make_batch, make_classifier, make_qa, plan_for, prepared, unsmoothed
+from tests.quant.conftest import Batch, make_batch, make_classifier, make_qa, plan_for, prepared
 from tests.quant.test_asymmetric import symmetric
 
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
@@ -261,7 +261,7 @@ def test_calibration_is_the_maximum_over_batches() -> None:
         model(**batch)
         expected = max(expected, float(inputs[-1].detach()[batch["attention_mask"] == 1].abs().max()))
     hook.remove()
-    prepared(model, unsmoothed(symmetric("static"))).train()
+    prepared(model, symmetric("static").smoothed(0)).train()
     calibrate(model, iter(batches))
     layer = linear(model, "layers.1.ffn_in")
     assert float(layer.get_buffer("input_threshold")) == pytest.approx(expected, rel=1e-6)

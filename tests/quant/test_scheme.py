@@ -11,7 +11,6 @@ from q8core.model.sites import TABLES
 from q8core.quant import PRESETS, SLOTS, Quantizer, Scheme, SiteScheme, preset
 from q8core.quant.quantizer import PER_CHANNEL, PER_TOKEN, STATIC
 from q8core.quant.schemes.scheme import LINEAR_SLOTS
-from tests.quant.conftest import unsmoothed
 
 PRODUCTS = "attention_products"
 
@@ -286,7 +285,7 @@ def test_static_presets_are_the_trained_ones_by_another_name() -> None:
     for name in ("q8bert", "q8bert-attention"):
         static = name.replace("q8bert", "static")
         assert preset(static) != replace(preset(name), name=static)  # what is not trained needs its inputs smoothed
-        assert unsmoothed(preset(static)) == replace(preset(name), name=static)
+        assert preset(static).smoothed(0) == replace(preset(name), name=static)
 
 
 def test_the_dynamic_preset_needs_no_ranges() -> None:

@@ -11,7 +11,6 @@ from q8core.model.sites import TABLES
 from q8core.quant import PRESETS, Quantizer, SiteScheme, find_scheme, preset
 from q8core.quant.quantizer import PER_CHANNEL, STATIC
 from q8core.quant.schemes.scheme import LINEAR_SLOTS
-from tests.quant.conftest import unsmoothed
 from tests.quant.test_migrate import WRITTEN, written
 
 CHANGES = """
@@ -82,7 +81,7 @@ def test_a_whole_scheme_of_an_earlier_release_is_read(tmp_path: Path, name: str)
         "name": "own",
     }  # the presets without training are others since their inputs are smoothed
     assert find_scheme(write(tmp_path, json.dumps(renamed), "old.json")) == replace(
-        unsmoothed(preset(name)), name="own"
+        preset(name).smoothed(0), name="own"
     )
     old = written(name, {"classifier": {"enabled": False}})
     with pytest.raises(SchemeError, match=r"old\.json: .*can be read with its model only; write it anew"):

@@ -10,23 +10,16 @@ import torch
 from torch import Tensor
 
 from q8core.errors import CalibrationError, SchemeError
-from q8core.quant import Quantizer, Scheme, SiteScheme, preset
+from q8core.quant import Quantizer, Scheme, preset
 from q8core.quant.dequantized import dequantized_tensors
 from q8core.quant.qat.convert import arrays, convert
 from q8core.quant.qat.prepare import calibrate, quantized_layers
 from q8core.quant.qat.smoothing import smoothing_factors
-from q8core.quant.schemes.scheme import LINEAR_SLOTS
 from tests.quant.conftest import make_batch, make_classifier, plan_for, prepared
 
 
 def smoothed(strength: float) -> Scheme:
-    scheme = preset("static")
-    slots: dict[str, SiteScheme] = dict(scheme.slots)
-    for slot in LINEAR_SLOTS:
-        quantizer = slots[slot].input
-        assert quantizer is not None
-        slots[slot] = replace(slots[slot], input=replace(quantizer, smoothing=strength))
-    return replace(scheme, name="own", slots=slots)
+    return replace(preset("static").smoothed(strength), name="own")
 
 
 def test_factors_are_those_of_the_paper() -> None:

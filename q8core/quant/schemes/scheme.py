@@ -7,7 +7,7 @@ unknown raises a `SchemeError`: a typo must never silently leave a layer in floa
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
@@ -122,6 +122,14 @@ class Scheme:
             if isinstance(changes, Mapping) and "input" in changes:
                 possible += [changed(linear, changes, "override") for linear in linears]
         return any(site.input is not None and site.input.rule == "ema" for site in possible)
+
+    def smoothed(self, strength: float) -> Scheme:
+        """Return the scheme with this smoothing of all quantized inputs; 0 for one step for all columns."""
+        slots = {
+            slot: site if site.input is None else replace(site, input=replace(site.input, smoothing=strength))
+            for slot, site in self.slots.items()
+        }
+        return replace(self, slots=slots)
 
     def to_dict(self) -> dict[str, object]:
         """Return the scheme as plain JSON values."""
