@@ -13,6 +13,7 @@ from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib import import_module
 
 import torch
 from torch import Tensor, distributed, nn
@@ -138,6 +139,10 @@ def joined_processes() -> Generator[Processes]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield current_processes()
         return
+    # Its functions have the group as default argument: imported later, by the first optimizer, it would keep the group
+    # beyond `destroy_process_group`, and gloo's threads would free Python's tensors while Python shuts down and abort.
+    import_module("torch.distributed.nn")
+
     device = _device()
     on_gpu = device.type == "cuda"
     backend, bound = ("nccl", device) if on_gpu else ("gloo", None)
