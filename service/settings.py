@@ -56,7 +56,8 @@ class Settings(BaseSettings):
         default=None, description="Backend of requests that name none; default: int8 where loaded."
     )
     kernel: Literal["auto", "native", "onednn", "fbgemm"] = Field(
-        default="auto", description="int8 kernel; auto measures them on this CPU at start and keeps the fastest."
+        default="auto",
+        description="int8 kernel; auto is native, or the fastest where this CPU has no vector variant of it.",
     )
     threads: int | None = Field(
         default=None,

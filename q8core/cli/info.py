@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def info(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder.")],
-    kernel: Annotated[str, typer.Option(help="int8 kernel: native, onednn, fbgemm, or auto for the fastest.")] = "auto",
+    kernel: Annotated[str, typer.Option(help="int8 kernel: native, onednn, fbgemm, or auto to choose.")] = "auto",
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads. [default: as many as serve would use]")
     ] = None,

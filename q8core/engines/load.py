@@ -25,8 +25,8 @@ def load_engine(
     Args:
         checkpoint: an opened checkpoint, or its folder.
         backend: fp32 or int8.
-        kernel: native, onednn, fbgemm (int8 only) or auto: for int8 the fastest, measured; for fp32 native where
-            this CPU runs it, else onednn.
+        kernel: native, onednn, fbgemm (int8 only) or auto: native where this CPU has a vector variant of it; else for
+            int8 the fastest, measured, and for fp32 onednn.
         threads: CPU threads; None for OpenMP's setting, which is torch's if torch is imported.
 
     Raises:

@@ -10,18 +10,21 @@ import torch
 
 from q8core import machine
 from q8core.cache import CACHE_VARIABLE
-from q8core.engines.choice import autoselect
+from q8core.engines.choice import autoselect, timing
 from q8core.engines.choice.autoselect import choose_kernel
-from q8core.engines.choice.int8_kernels import proven_kernel
+from q8core.engines.choice.int8_kernels import Native, proven_kernel
 from q8core.engines.choice.speed_note import speed_note
+from q8core.engines.choice.timing import Measurement
 from q8core.errors import EngineError
+from q8core.native.library import ISA_VARIABLE, variants
 from q8core.quant import Plan, preset
 from tests.engines.conftest import KERNELS, Simulated
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_cached(empty_cache: Path) -> None:
-    """Each test measures for itself."""
+def nothing_is_cached(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test measures for itself, without a vector variant of the native kernel, which would be taken unmeasured."""
+    monkeypatch.setenv(ISA_VARIABLE, "portable")
 
 
 @pytest.fixture
@@ -29,8 +32,33 @@ def plan(classifier: Simulated) -> Plan:
     return classifier.plan
 
 
-def fixed_times(**times: float) -> object:
-    return lambda kernels, plan, threads: {name: {16: times[name], 128: times[name]} for name in kernels}
+def fixed_times(foreign: float = 0.0, **times: float) -> object:
+    return lambda kernels, plan, threads: Measurement(
+        {name: {16: times[name], 128: times[name]} for name in kernels}, foreign
+    )
+
+
+def test_auto_takes_a_vector_variant_without_timing_others(monkeypatch: pytest.MonkeyPatch, plan: Plan) -> None:
+    monkeypatch.delenv(ISA_VARIABLE)
+    if next(iter(variants())) == "portable":
+        pytest.skip("this CPU runs no vector variant of the native kernel")
+    monkeypatch.setattr(autoselect, "measure_layer", None)
+    choice = choose_kernel("auto", plan)
+    assert (choice.kernel.name, choice.how, choice.refused) == ("native", "preferred", {})
+
+
+def test_auto_does_not_prefer_what_cannot_compute_the_plan(monkeypatch: pytest.MonkeyPatch, plan: Plan) -> None:
+    monkeypatch.delenv(ISA_VARIABLE)
+    monkeypatch.setattr(Native, "refused", lambda self, plan: "not this one")
+    choice = choose_kernel("auto", plan)
+    assert choice.kernel.name != "native"
+    assert choice.refused == {"native": "not this one"}
+
+
+@pytest.fixture
+def undisturbed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real times, whoever else uses this machine."""
+    monkeypatch.setattr(timing, "ForeignTime", lambda: SimpleNamespace(share=lambda: 0.0))
 
 
 @pytest.mark.parametrize("best", KERNELS)
@@ -42,6 +70,17 @@ def test_auto_keeps_the_fastest(monkeypatch: pytest.MonkeyPatch, plan: Plan, bes
     assert choice.facts()["kernel_microseconds"] == {name: {"16": t, "128": t} for name, t in times.items()}
 
 
+def test_disturbed_times_are_not_kept(monkeypatch: pytest.MonkeyPatch, plan: Plan) -> None:
+    """The kernel that was slower because others computed serves this load only; the next one times again."""
+    disturbed = fixed_times(foreign=0.5, native=1.0, onednn=2.0, fbgemm=3.0)
+    monkeypatch.setattr(autoselect, "measure_layer", disturbed)
+    choice = choose_kernel("auto", plan)
+    assert (choice.kernel.name, choice.facts()["kernel_choice"]) == ("native", "disturbed")
+    monkeypatch.setattr(autoselect, "measure_layer", fixed_times(native=2.0, onednn=1.0, fbgemm=3.0))
+    assert (choose_kernel("auto", plan).kernel.name, choose_kernel("auto", plan).how) == ("onednn", "cached")
+
+
+@pytest.mark.usefixtures("undisturbed")
 def test_auto_measures_every_kernel(plan: Plan) -> None:
     measured = choose_kernel("auto", plan).microseconds
     assert set(measured) == set(KERNELS)
@@ -76,6 +115,7 @@ def test_a_chosen_kernel_is_not_measured(monkeypatch: pytest.MonkeyPatch, plan: 
     assert choose_kernel("onednn", plan).microseconds == {}
 
 
+@pytest.mark.usefixtures("undisturbed")
 def test_a_later_load_reads_the_times(monkeypatch: pytest.MonkeyPatch, plan: Plan) -> None:
     first = choose_kernel("auto", plan)
     monkeypatch.setattr(autoselect, "measure_layer", None)
@@ -87,6 +127,7 @@ def test_a_later_load_reads_the_times(monkeypatch: pytest.MonkeyPatch, plan: Pla
 
 
 @pytest.mark.parametrize("change", ["cpu", "flags", "threads", "torch", "library", "code", "variable", "kernels"])
+@pytest.mark.usefixtures("undisturbed")
 def test_times_of_other_conditions_are_not_taken(monkeypatch: pytest.MonkeyPatch, plan: Plan, change: str) -> None:
     choose_kernel("auto", plan)
     name, flags = machine.cpu()
@@ -110,6 +151,7 @@ def test_times_of_other_conditions_are_not_taken(monkeypatch: pytest.MonkeyPatch
     assert choose_kernel("auto", plan).how == "measured"
 
 
+@pytest.mark.usefixtures("undisturbed")
 def test_times_of_another_layer_are_not_taken(plan: Plan) -> None:
     choose_kernel("auto", plan)
     scheme = preset("q8bert")
@@ -126,6 +168,7 @@ def test_times_of_another_layer_are_not_taken(plan: Plan) -> None:
         ({"slots": preset("q8bert-attention").slots}, "measured"),
     ],
 )
+@pytest.mark.usefixtures("undisturbed")
 def test_times_of_another_scheme_are_taken_where_the_layer_is_the_same(
     plan: Plan, changes: dict[str, Any], how: str
 ) -> None:
@@ -134,6 +177,7 @@ def test_times_of_another_scheme_are_taken_where_the_layer_is_the_same(
     assert choose_kernel("auto", Plan.of(plan.spec, plan.head, scheme)).how == how
 
 
+@pytest.mark.usefixtures("undisturbed")
 def test_without_a_cache_they_are_measured_each_time_and_that_is_said(
     monkeypatch: pytest.MonkeyPatch, plan: Plan, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

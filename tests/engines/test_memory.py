@@ -12,6 +12,7 @@ from q8core.bench.models import bench_config
 from q8core.engines import TokenBatch, build_engine
 from q8core.engines.choice.random_weights import RandomInt8
 from q8core.engines.layers import attention
+from q8core.native.library import ISA_VARIABLE
 from q8core.quant import Plan, preset
 from tests.engines.conftest import KERNELS, Float, Simulated, random_sequences
 from tests.engines.reachable import reachable_tensors, storage_bytes
@@ -73,7 +74,8 @@ def test_workspace_counts_the_scores_of_quantized_products(
     assert engine.memory().workspace - 150 * 4 * 5 * 32 >= max(seen)
 
 
-def test_describe_is_plain_json(classifier: Simulated) -> None:
+def test_describe_is_plain_json(classifier: Simulated, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(ISA_VARIABLE, "portable")  # else the native kernel is taken and nothing is timed
     engine = build_engine(classifier.plan, classifier.tensors, threads=1, facts={"scheme": "x"})
     found = engine.describe()
     assert json.loads(json.dumps(found)) == found

@@ -33,6 +33,11 @@ class Int8Kernel(Protocol):
         ...
 
     @property
+    def preferred(self) -> bool:
+        """Whether no other kernel needs to be timed beside it."""
+        ...
+
+    @property
     def facts(self) -> dict[str, object]:
         """The kernel's part of `describe`."""
         ...
@@ -61,6 +66,11 @@ class Native:
     def name(self) -> str:
         """The name users choose it by."""
         return "native"
+
+    @property
+    def preferred(self) -> bool:
+        """Whether the variant is written for vector instructions; `autoselect` says why that is enough."""
+        return self.variant != "portable"
 
     @property
     def facts(self) -> dict[str, object]:

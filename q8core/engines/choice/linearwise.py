@@ -33,6 +33,11 @@ class Linearwise:
         return self.linear.name
 
     @property
+    def preferred(self) -> bool:
+        """False: which of torch's kernels is faster depends on the CPU."""
+        return False
+
+    @property
     def facts(self) -> dict[str, object]:
         """How the sums are kept exact, and torch's instruction set."""
         split = isinstance(self.linear, SplitKernel)
