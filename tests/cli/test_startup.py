@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import service
+from q8core.native.library import variants
 from tests.service.tiny_checkpoints import make_checkpoint
 
 BUNDLED = Path(service.__file__).parent / "checkpoints"
@@ -90,16 +91,31 @@ def test_the_service_has_no_training_in_it(tmp_path: Path) -> None:
     assert not found(modules, "transformers.modeling_utils", "transformers.models.bert.modeling_bert")
 
 
+needs_vectors = pytest.mark.skipif(
+    next(iter(variants())) == "portable", reason="this CPU runs no vector variant of the native kernel"
+)
+
+
+@needs_vectors
 @pytest.mark.parametrize("name", ["sst2-minilm-l6", "squad-minilm-l6"])
-def test_a_checkpoint_is_shown_on_the_native_kernel_without_torch(name: str) -> None:
-    modules = modules_after(["info", str(BUNDLED / name), "--kernel", "native"])
+def test_a_checkpoint_is_shown_without_torch(name: str) -> None:
+    modules = modules_after(["info", str(BUNDLED / name)])
     assert found(modules, "q8core.engines.loaders.native", "numpy")
     assert not found(modules, "torch", "transformers", "sklearn", "pandas", "scipy")
 
 
-def test_the_native_kernels_answer_requests_without_torch() -> None:
-    """Both tasks on both backends, through the whole application."""
-    environment = {**os.environ, "Q8BERT_KERNEL": "native", "Q8BERT_THREADS": "1"}
+@needs_vectors
+def test_requests_are_compared_without_torch(tmp_path: Path) -> None:
+    (tmp_path / "requests.jsonl").write_text('{"inputs": "a gripping film"}\n')
+    modules = modules_after(["compare", "--file", str(tmp_path / "requests.jsonl")])
+    assert found(modules, "service.second_opinion.replay", "numpy")
+    assert not found(modules, "torch", "transformers", "sklearn", "pandas", "scipy")
+
+
+@needs_vectors
+def test_the_service_answers_requests_without_torch() -> None:
+    """Both tasks on both backends, through the whole application, with the settings that it starts with."""
+    environment = {**os.environ, "Q8BERT_THREADS": "1"}
     program = [sys.executable, "-W", "error", "-c", ASK]
     end = subprocess.run(program, env=environment, capture_output=True, text=True, check=False)
     assert end.returncode == 0, end.stderr
