@@ -84,6 +84,9 @@ def _serve(settings: Settings) -> None:
     if settings.workers > 1:
         _serve_with_workers(settings)
         return
+    from service.hosts.tuning import start_without_collections
+
+    start_without_collections()
     from service.hosts.listener import bind
     from service.hosts.single import serve as serve_alone
     from service.models.registry import ModelRegistry

@@ -24,6 +24,14 @@ _PYTHONS_OWN = gc.get_threshold()
 _NEVER = 1_000_000  # collections of younger objects between two full ones
 
 
+def start_without_collections() -> None:
+    """Collect no garbage until `FullCollections.take_over`: importing and loading make little, and looks for it add up.
+
+    Call it before the imports that serving needs.
+    """
+    gc.disable()
+
+
 def tune_process() -> FullCollections:
     """Set the process up to serve; every host calls this before it builds its application.
 
@@ -46,6 +54,7 @@ class FullCollections:
         A model that is unloaded later is freed nevertheless: its engines are in no reference cycle.
         """
         gc.freeze()
+        gc.enable()
         gc.set_threshold(*_PYTHONS_OWN[:2], _NEVER)
         self._last = time.monotonic()
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from service.hosts import tuning
-from service.hosts.tuning import BUSY_S, IDLE_S, FullCollections, tune_process
+from service.hosts.tuning import BUSY_S, IDLE_S, FullCollections, start_without_collections, tune_process
 from service.http.app import create_app
 from service.models.registry import ModelRegistry
 from service.settings import Settings
@@ -101,6 +101,19 @@ def test_what_exists_is_left_out_until_it_is_given_back() -> None:
     collections.give_back()
     assert gc.get_freeze_count() == 0
     assert gc.get_threshold() == before
+
+
+@pytest.mark.usefixtures("clock")
+def test_a_start_without_collections_ends_with_it() -> None:
+    collections = FullCollections()
+    try:
+        start_without_collections()
+        assert not gc.isenabled()
+        collections.take_over()
+        assert gc.isenabled()
+    finally:
+        gc.enable()
+        collections.give_back()
 
 
 def test_a_tuned_process_hands_the_gil_on_sooner() -> None:
