@@ -136,12 +136,13 @@ def check_tokenizer(tokenizer: Tokenizer, rows: int, where: str) -> None:
         CheckpointError: an id is ``rows`` or larger, or there are no special tokens around a text.
     """
     template = _template_of(tokenizer, where)
-    known = {(index, token) for token, index in tokenizer.get_vocab(with_added_tokens=True).items()}
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     # a post-processor has its own ids, which may not be in the vocabulary
     specials = {index for layout in (template.one, template.two) if layout is not None for index in layout.ids}
-    known |= {(index, tokenizer.id_to_token(index) or "a special token") for index in specials}
-    beyond = sorted(one for one in known if one[0] >= rows)
-    if beyond:
+    if max((0, *vocabulary.values(), *specials)) >= rows:
+        known = {(index, token) for token, index in vocabulary.items()}
+        known |= {(index, tokenizer.id_to_token(index) or "a special token") for index in specials}
+        beyond = sorted(one for one in known if one[0] >= rows)
         shown = ", ".join(f"{token!r} ({index})" for index, token in beyond[:3]) + (", ..." if beyond[3:] else "")
         raise CheckpointError(
             f"{where}: the tokenizer's ids go up to {beyond[-1][0]}, the model's table has {rows} rows; beyond it: "

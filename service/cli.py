@@ -87,12 +87,9 @@ def _serve(settings: Settings) -> None:
     from service.hosts.tuning import start_without_collections
 
     start_without_collections()
-    from service.hosts.listener import bind
-    from service.hosts.single import serve as serve_alone
-    from service.models.registry import ModelRegistry
+    from service.hosts.start import start_and_serve
 
-    with bind(settings) as listener:
-        serve_alone(settings, ModelRegistry.from_settings(settings), listener)
+    start_and_serve(settings)
 
 
 def _serve_with_workers(settings: Settings) -> None:

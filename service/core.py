@@ -87,8 +87,9 @@ class Service:
         self.metrics.requests.watch_limits(limits, lambda: self.lifecycle.state is State.READY)
 
     def start(self) -> None:
-        """Begin to load; `lifecycle` says when loading is done."""
-        self.worker.start()
+        """Begin to load, if that has not begun; `lifecycle` says when loading is done."""
+        if self.worker.ident is None:
+            self.worker.start()
 
     def drain(self) -> None:
         """Refuse new requests from now on; accepted ones are still answered."""

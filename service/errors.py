@@ -31,12 +31,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from fastapi.exceptions import RequestValidationError
-from starlette.exceptions import HTTPException
+from typing import TYPE_CHECKING, Any
 
 from q8core.errors import InputError
+
+if TYPE_CHECKING:  # the engines load while FastAPI is imported
+    from fastapi.exceptions import RequestValidationError
+    from starlette.exceptions import HTTPException
 
 
 class ServiceError(Exception):
@@ -226,6 +227,9 @@ class ErrorAnswer:
 
 def describe_error(error: Exception) -> ErrorAnswer:
     """Return the answer to an exception; one that the table does not have is an internal error without details."""
+    from fastapi.exceptions import RequestValidationError
+    from starlette.exceptions import HTTPException
+
     if isinstance(error, RequestValidationError):
         return _describe_validation(error)
     if isinstance(error, HTTPException):

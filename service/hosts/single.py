@@ -17,12 +17,10 @@ from fastapi import FastAPI
 
 from q8core.errors import EngineError, Q8Error
 from service.core import Service
-from service.hosts.tuning import FullCollections, tune_process
-from service.http.app import create_app
+from service.hosts.tuning import FullCollections
+from service.http.app import application
 from service.http.protocol import ConnectionLimits, GuardedProtocol, guarded
 from service.lifecycle import State
-from service.models.registry import ModelRegistry
-from service.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -135,10 +133,16 @@ def server_config(app: FastAPI) -> uvicorn.Config:
     )
 
 
-def serve(settings: Settings, registry: ModelRegistry, listener: socket.socket) -> None:
+def build(service: Service, collections: FullCollections) -> FastAPI:
+    """Return the application of a service whose engines load already; raises what `application` raises."""
+    app = application(service)
+    if service.lifecycle.state is State.READY:
+        collections.take_over()  # once more: the application's objects stay, too
+    return app
+
+
+def serve(app: FastAPI, listener: socket.socket, collections: FullCollections) -> None:
     """Serve as the only process of a service; raises what `run_server` raises."""
-    collections = tune_process()
-    app = create_app(settings, registry, warmed=collections.take_over)
     run_server(app, listener, DrainingServer(server_config(app), app.state.service, collections))
 
 

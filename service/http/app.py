@@ -76,15 +76,18 @@ def create_app(
     place: Place | None = None,
     warmed: Callable[[], None] = lambda: None,
 ) -> FastAPI:
-    """Build the application; engines are loaded in the background once it starts.
+    """Build a service, which gets the arguments, and its application; raises what `application` raises."""
+    return application(Service(settings, registry, place=place, warmed=warmed))
 
-    ``app.state.service`` is the `Service` behind it, which gets the arguments.
+
+def application(service: Service) -> FastAPI:
+    """Build the application of a service, ``app.state.service``; engines load in the background at the latest then.
 
     Raises:
-        InputError: tracing is configured but not installed.
+        InputError: a file of keys cannot be used, or tracing is configured but not installed.
     """
+    settings = service.settings
     keys = load_keys(settings)
-    service = Service(settings, registry, place=place, warmed=warmed)
     tracing = create_tracing(settings.otlp_endpoint) if settings.otlp_endpoint else None
     admin = ModelAdmin(service, settings.model_root)
     app = (FastAPIOffline if settings.docs else _without_docs)(

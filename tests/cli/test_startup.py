@@ -131,3 +131,10 @@ def test_descriptions_and_engines_import_no_torch(name: str) -> None:
     program = [sys.executable, "-c", f"import json, sys, {name}; print(json.dumps(sorted(sys.modules)))"]
     end = subprocess.run(program, capture_output=True, text=True, check=True)
     assert not found(set(json.loads(end.stdout)), "torch", "transformers")
+
+
+def test_what_loads_the_engines_imports_no_http_framework() -> None:
+    """It is imported while they load."""
+    program = [sys.executable, "-c", "import json, sys, service.hosts.start; print(json.dumps(sorted(sys.modules)))"]
+    end = subprocess.run(program, capture_output=True, text=True, check=True)
+    assert not found(set(json.loads(end.stdout)), "fastapi", "starlette", "uvicorn", "torch")
