@@ -28,7 +28,7 @@ from q8core.errors import CheckpointError, SchemeError
 from q8core.model.head import TaskKind
 from q8core.quant import Scheme
 from q8core.quant.codes import decode
-from q8core.quant.dequantized import dequantized_tensors
+from q8core.quant.dequantized import DequantizedTensors
 from q8core.quant.plan import Plan
 from q8core.tasks.examples import is_regression
 
@@ -165,7 +165,7 @@ class Checkpoint:
         """
         if self._source is not None:
             return self._source.tensors(self.task), False
-        return dequantized_tensors(self.plan, self.quantized_tensors()), True
+        return DequantizedTensors(self.plan, self.quantized_tensors()), True
 
     def tokenizer(self) -> Tokenizer:
         """Return the tokenizer, without padding and truncation.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,18 +13,36 @@ from q8core.quant.ops.stored import dequantize, dequantize_bias
 from q8core.quant.plan import Plan, SitePlan
 
 
-def dequantized_tensors(plan: Plan, tensors: Mapping[str, Array]) -> dict[str, NDArray[np.float32]]:
-    """Return a plan's tensors dequantized to float32, by the names of sites.
+class DequantizedTensors(Mapping[str, NDArray[np.float32]]):
+    """A plan's tensors dequantized to float32, by the names of sites.
 
     Weights become `weight * weight_scale`, divided by `input_smoothing` if there is one. int32 biases become
     `bias * (input_scale * weight_scale)`, as the integer engine adds them. Everything else is copied, and the scales
     themselves are left out.
+
+    Each access computes the tensor again: whoever packs them one by one needs no second copy of the model.
+
+    Args:
+        plan: the quantized model's plan.
+        tensors: its tensors.
     """
-    floats: dict[str, NDArray[np.float32]] = {}
-    for site in plan.sites.values():
-        for name in site.site.float_tensors:
-            floats[name] = _dequantized(site, name, tensors)
-    return floats
+
+    def __init__(self, plan: Plan, tensors: Mapping[str, Array]) -> None:
+        self._tensors = tensors
+        self._sites = {name: site for site in plan.sites.values() for name in site.site.float_tensors}
+
+    def __getitem__(self, name: str) -> NDArray[np.float32]:
+        return _dequantized(self._sites[name], name, self._tensors)
+
+    def __contains__(self, name: object) -> bool:
+        # Mapping's own would compute the tensor to find out
+        return name in self._sites
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sites)
+
+    def __len__(self) -> int:
+        return len(self._sites)
 
 
 def _dequantized(site: SitePlan, name: str, tensors: Mapping[str, Array]) -> NDArray[np.float32]:

@@ -15,7 +15,7 @@ from q8core.checkpoint.manifest import FLOAT_FILE
 from q8core.engines import Engine, TokenBatch, build_engine
 from q8core.evaluate import evaluate_engine
 from q8core.quant import Scheme
-from q8core.quant.dequantized import dequantized_tensors
+from q8core.quant.dequantized import DequantizedTensors
 from q8core.quant.qat.convert import arrays, convert
 from q8core.quant.qat.prepare import master_weights
 from q8core.tasks.task import Feature, Scorable
@@ -55,7 +55,7 @@ def publish(
         keep_float: whether to store the float weights too, which the fp32 backend then uses.
     """
     tensors, plan = arrays(convert(prepared.network)), prepared.plan(scheme)
-    floats = arrays(master_weights(prepared.network)) if keep_float else dequantized_tensors(plan, tensors)
+    floats = arrays(master_weights(prepared.network)) if keep_float else DequantizedTensors(plan, tensors)
     int8 = build_engine(plan, tensors)
     fp32 = build_engine(prepared.plan(), floats)
     golden = golden_examples({"int8": int8, "fp32": fp32}, task.dev_features())

@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from q8core.arrays import Array
 from q8core.errors import CalibrationError
 from q8core.model.network import Network
 from q8core.quant import PRESETS, Plan, Scheme, preset
-from q8core.quant.dequantized import dequantized_tensors
+from q8core.quant.dequantized import DequantizedTensors
 from q8core.quant.qat.convert import arrays, convert
 from q8core.quant.qat.layers import QATLinear
 from q8core.quant.qat.prepare import calibrate, master_weights, quantized_layers
@@ -216,7 +217,7 @@ def test_bad_weights_are_refused_by_name(name: str, bad: float, preset_name: str
 def test_dequantized_tensors_fit_a_plain_model(name: str, batch: Batch) -> None:
     model, plan = quantized(name)
     tensors = convert(model)
-    floats = as_tensors(dequantized_tensors(plan, arrays(tensors)))
+    floats = as_tensors(DequantizedTensors(plan, arrays(tensors)))
     assert {tensor.dtype for tensor in floats.values()} == {torch.float32}
     plain = make_classifier(seed=1)
     plain.load_state_dict(floats)  # strict
@@ -235,7 +236,7 @@ def test_dequantized_tensors_are_the_grids_nearest(bits: int) -> None:
     """Also where integers share bytes: of every weight, what training multiplied with."""
     model, plan = quantized_with(with_bits("q8bert", bits))
     tensors, masters = convert(model), master_weights(model)
-    floats = as_tensors(dequantized_tensors(plan, arrays(tensors)))
+    floats = as_tensors(DequantizedTensors(plan, arrays(tensors)))
     assert floats.keys() == masters.keys()
     linears, tables = quantized_layers(model)
     for path in (*linears, *tables):
@@ -246,10 +247,29 @@ def test_dequantized_tensors_are_the_grids_nearest(bits: int) -> None:
         assert ((floats[f"{path}.weight"] - masters[f"{path}.weight"]).abs() <= sw * 0.5001).all()
 
 
+def test_dequantized_tensors_are_made_one_at_a_time() -> None:
+    """Loading an engine must not keep a second copy of the model: nothing is read before it is asked for, or kept."""
+    model, plan = quantized("q8bert")
+    read: list[str] = []
+
+    class Recorder(dict[str, Array]):
+        def __getitem__(self, name: str) -> Array:
+            read.append(name)
+            return super().__getitem__(name)
+
+    floats = DequantizedTensors(plan, Recorder(arrays(convert(model))))
+    name = "layers.0.ffn_in.weight"
+    assert name in floats
+    assert len(list(floats)) == len(floats)
+    assert read == []
+    assert floats[name] is not floats[name]
+    assert read == [name, "layers.0.ffn_in.weight_scale"] * 2
+
+
 def test_dequantized_tensors_are_no_views() -> None:
     model, plan = quantized("q8bert")
     tensors = convert(model)
     before = {name: tensor.clone() for name, tensor in tensors.items()}
-    for array in dequantized_tensors(plan, arrays(tensors)).values():
+    for array in DequantizedTensors(plan, arrays(tensors)).values():
         array.fill(0)
     assert all(torch.equal(before[name], tensor) for name, tensor in tensors.items())

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from q8core.errors import CalibrationError, SchemeError
 from q8core.quant import Quantizer, Scheme, preset
-from q8core.quant.dequantized import dequantized_tensors
+from q8core.quant.dequantized import DequantizedTensors
 from q8core.quant.qat.convert import arrays, convert
 from q8core.quant.qat.prepare import calibrate, quantized_layers
 from q8core.quant.qat.smoothing import smoothing_factors
@@ -83,7 +83,7 @@ def test_float_tensors_of_a_smoothed_checkpoint_are_near_the_weights() -> None:
     weight = network.get_parameter("layers.1.ffn_out.weight").detach().clone()
     model = prepared(network, smoothed(0.85))
     calibrate(model, [make_batch(0)])
-    floats = dequantized_tensors(plan_for(make_classifier(), smoothed(0.85)), arrays(convert(model)))
+    floats = DequantizedTensors(plan_for(make_classifier(), smoothed(0.85)), arrays(convert(model)))
     layer = quantized_layers(model)[0]["layers.1.ffn_out"]
     step = layer.scales().weight.reshape(-1, 1) / layer.smoothing
     assert bool(((torch.from_numpy(floats["layers.1.ffn_out.weight"]) - weight).abs() <= 0.5001 * step).all())
