@@ -27,7 +27,7 @@ from q8core.engines.layers.encoder import (
     StaticFeedForward,
 )
 from q8core.engines.layers.encoder import Norm as EngineNorm
-from q8core.engines.layers.linear import FloatLinear, StaticLinear
+from q8core.engines.layers.linear import DynamicLinear, FloatLinear, StaticLinear
 from q8core.engines.layers.model import Model
 from q8core.engines.loaders.native import NativeLinear
 from q8core.engines.tensors.site_tensors import LinearTensors
@@ -71,8 +71,10 @@ class TorchBuilder:
         return EngineNorm(norm.weight, norm.bias, self.spec.norm_epsilon)
 
     def linear(self, layer: Linear) -> Any:
-        if layer.weight_scale is None or layer.input_scale is None:
+        if layer.weight_scale is None:
             return FloatLinear.pack(layer.weight, layer.bias)
+        if layer.input_scale is None:
+            return DynamicLinear(self.kernel, self.kernel.pack(layer.weight, layer.weight_scale, None), layer.bias)
         r = rescale_factor(layer.input_scale, layer.weight_scale)
         bias = dequantize_bias(layer.bias, layer.input_scale, layer.weight_scale)
         packed = self.kernel.pack(layer.weight, r, bias, layer.zero_point)
@@ -80,13 +82,14 @@ class TorchBuilder:
 
     def layer(self, layer: dict[str, Linear], norms: tuple[Norm, Norm]) -> EncoderLayer:
         inner, outer = self.linear(layer["inner"]), self.linear(layer["outer"])
+        static = isinstance(inner, StaticLinear) and isinstance(outer, StaticLinear)
         return EncoderLayer(
             heads=self.spec.heads,
             projection=Projection(tuple(self.projection(name, layer[name]) for name in ("query", "key", "value"))),
             products=self.products(layer),
             output=self.linear(layer["output"]),
             output_norm=self.norm(norms[0]),
-            feed_forward=FloatFeedForward(inner, outer) if self.kernel is None else StaticFeedForward(inner, outer),
+            feed_forward=(StaticFeedForward if static else FloatFeedForward)(inner, outer),
             final_norm=self.norm(norms[1]),
         )
 
@@ -155,9 +158,9 @@ class NativeBuilder:
     def linear(self, layer: Linear) -> Any:
         if self.integers:
             assert layer.weight_scale is not None
-            assert layer.input_scale is not None
             tensors = (layer.weight, layer.bias, layer.weight_scale, layer.input_scale)
-            packed = NativeLinear.pack(LinearTensors(*(t.numpy() for t in tensors), zero_point=layer.zero_point))
+            values = (None if each is None else each.numpy() for each in tensors)
+            packed = NativeLinear.pack(LinearTensors[Any](*values, zero_point=layer.zero_point))
             self.kept.append(packed)
             return packed.view
         out, columns = layer.weight.shape
@@ -174,8 +177,11 @@ class NativeBuilder:
         for name, scale in scales.items():
             if scale is not None:
                 setattr(view, f"{name}_inverse", float(scale.reciprocal()))
-        if scales["query"] is not None and scales["key"] is not None:
-            view.score_scale = score_factor(self.spec.head_size, scales["query"], scales["key"])
+        if self.integers:
+            one = torch.ones(1)
+            view.score_scale = score_factor(
+                self.spec.head_size, *(one if s is None else s for s in (scales["query"], scales["key"]))
+            )
         if scales["value"] is not None:
             view.value_scale = float(scales["value"])
         return view

@@ -34,8 +34,13 @@ def quantize(x: Array, scale: float, zero_point: int | None) -> Array:
 
 def linear(layer: Linear, x: Array) -> Array:
     """y, or its integers where the output is requantized."""
-    if layer.weight_scale is None or layer.input_scale is None:
+    if layer.weight_scale is None:
         return x @ layer.weight.double().numpy().T + layer.bias.double().numpy()
+    if layer.input_scale is None:  # each row has its own
+        largest = np.abs(x).max(-1, keepdims=True)
+        scales = np.where(largest > 0, largest, 127.0) / 127
+        sums = np.clip(np.rint(x / scales), -127, 127).astype(np.int64) @ layer.weight.numpy().astype(np.int64).T
+        return sums * layer.weight_scale.double().numpy() * scales + layer.bias.double().numpy()
     x_q = quantize(x, float(layer.input_scale), layer.zero_point)
     sums = x_q @ layer.weight.numpy().astype(np.int64).T + layer.bias.numpy().astype(np.int64)
     y = sums * (float(layer.input_scale) * layer.weight_scale.double().numpy())

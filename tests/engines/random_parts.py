@@ -26,7 +26,7 @@ class Head:
 
 @dataclass(frozen=True)
 class Linear:
-    """A static int8 layer, or a float32 one: then there are no scales."""
+    """A static int8 layer; a dynamic one, without a scale of its input; or a float32 one, without any scale."""
 
     weight: Tensor
     bias: Tensor
@@ -66,10 +66,15 @@ class Parts:
 
 @dataclass
 class Making:
-    """Makes parts. `integers`: int8 layers, else float32; `products`: the attention's values are integers too."""
+    """Makes parts.
+
+    `integers`: int8 layers, else float32; `products`: the attention's values are integers too; `dynamic`: the layers
+    (`LINEARS`, projection, dense, head) whose inputs have a scale for each token.
+    """
 
     integers: bool
     products: bool
+    dynamic: frozenset[str] = frozenset()
     generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
 
     def normal(self, *shape: int, std: float = WEIGHT_STD) -> Tensor:
@@ -78,15 +83,19 @@ class Making:
     def uniform(self, low: float, high: float, *shape: int) -> Tensor:
         return torch.rand(shape, generator=self.generator) * (high - low) + low
 
-    def linear(self, out: int, columns: int, *, requantized: bool = False, signed: bool = False) -> Linear:
+    def linear(self, name: str, out: int, columns: int, *, requantized: bool = False) -> Linear:
         if not self.integers:
             return Linear(self.normal(out, columns), self.normal(out, std=0.2))
+        if name in self.dynamic:
+            weight = torch.randint(-127, 128, (out, columns), dtype=torch.int8, generator=self.generator)
+            scale = self.uniform(0.8, 1.2, out) * (WEIGHT_STD * 3**0.5 / 127)
+            return Linear(weight, self.normal(out, std=0.2), scale)
         return Linear(
             torch.randint(-127, 128, (out, columns), dtype=torch.int8, generator=self.generator),
             torch.randint(-2000, 2000, (out,), dtype=torch.int32, generator=self.generator),
             self.uniform(0.8, 1.2, out) * (WEIGHT_STD * 3**0.5 / 127),
             self.uniform(8 / 255, 9 / 255, 1),
-            None if signed else 2 * int(torch.randint(55, 75, (1,), generator=self.generator)),
+            None if name == "output" else 2 * int(torch.randint(55, 75, (1,), generator=self.generator)),
             self.uniform(3 / 127, 4 / 127, 1) if requantized else None,
         )
 
@@ -103,10 +112,7 @@ class Making:
         h, f = spec.hidden, spec.inner
         sizes = dict.fromkeys(LINEARS, (h, h)) | {"inner": (f, h), "outer": (h, f)}
         requantized = ("query", "key", "value") if self.products else ("query", "key")
-        return {
-            name: self.linear(*sizes[name], requantized=name in requantized, signed=name == "output")
-            for name in LINEARS
-        }
+        return {name: self.linear(name, *sizes[name], requantized=name in requantized) for name in LINEARS}
 
     def parts(self, spec: EncoderSpec, head: Head) -> Parts:
         h, columns = spec.hidden, spec.table_columns
@@ -117,14 +123,25 @@ class Making:
             positions=self.table(spec.positions, columns, narrow=True),
             types=self.table(spec.token_types, columns, narrow=False) if spec.token_types else None,
             embedding_norm=self.norm(columns),
-            projection=self.linear(h, columns) if spec.embedding else None,
+            projection=self.linear("projection", h, columns) if spec.embedding else None,
             relative_bias=self.normal(spec.heads, 2 * spec.positions - 1, std=1.0) if spec.relative_buckets else None,
             layers=tuple(self.layer(spec) for _ in range(spec.layers)),
             norms=tuple((self.norm(h), self.norm(h)) for _ in range(spec.layers)),
-            dense=self.linear(h, h) if head.dense else None,
-            output=self.linear(head.outputs, h),
+            dense=self.linear("dense", h, h) if head.dense else None,
+            output=self.linear("head", head.outputs, h),
         )
 
 
-def random_parts(spec: EncoderSpec, head: Head, *, integers: bool, products: bool = False) -> Parts:
-    return Making(integers, products).parts(spec, head)
+DYNAMIC_LAYERS = {
+    "int8 dynamic": frozenset({*LINEARS, "projection", "dense", "head"}),
+    # Queries and keys as integers; each pass with another kind of layer on either side.
+    "int8 mixed": frozenset({"value", "output", "outer", "dense"}),
+    # Queries and keys as floats, from static layers next to dynamic ones.
+    "int8 mixed, float scores": frozenset({"query", "key", "inner", "projection", "head"}),
+}
+KINDS = ("float", "int8", "int8 attention", *DYNAMIC_LAYERS)
+
+
+def random_parts(spec: EncoderSpec, head: Head, kind: str) -> Parts:
+    """Parts of one of `KINDS`."""
+    return Making(kind != "float", kind == "int8 attention", DYNAMIC_LAYERS.get(kind, frozenset())).parts(spec, head)

@@ -11,9 +11,9 @@ import pytest
 from q8core.engines import TokenBatch
 from q8core.engines.engine import EncoderEngine
 from q8core.model import HeadSpec
-from tests.engines.agreement import KINDS, SIZES, assert_engines_agree, assert_part_matters, spec_of
+from tests.engines.agreement import SIZES, assert_engines_agree, assert_part_matters, spec_of
 from tests.engines.built import TorchBuilder, random_batch
-from tests.engines.random_parts import Head, random_parts
+from tests.engines.random_parts import KINDS, Head, random_parts
 
 EACH_HEAD = pytest.mark.parametrize("head", [Head("first", "tanh"), Head("every", None)])
 
@@ -27,13 +27,13 @@ def test_without_token_types_nothing_is_added(kind: str, size: Any, head: Head) 
 
 
 def test_token_types_matter_where_there_are_some() -> None:
-    parts = random_parts(spec_of(*SIZES[1]), Head(), integers=False)
+    parts = random_parts(spec_of(*SIZES[1]), Head(), "float")
     assert_part_matters(parts, replace(parts, types=None), random_batch((5, 9), 50, 2))
 
 
 def test_a_model_without_token_types_reads_none() -> None:
     """A tokenizer made for BERT gives the second text of a pair type 1."""
-    parts = random_parts(spec_of(*SIZES[1], token_types=0), Head(), integers=False)
+    parts = random_parts(spec_of(*SIZES[1], token_types=0), Head(), "float")
     engine = EncoderEngine(HeadSpec("first", 3), "fp32", "onednn", TorchBuilder(parts, "float").model())
     ids = np.array([3, 1])
     found = [engine.infer(TokenBatch(ids, types, (2,))) for types in (np.zeros_like(ids), np.array([0, 1]))]

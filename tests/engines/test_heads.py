@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from q8core.native import variants
-from tests.engines.agreement import KINDS, SIZES, assert_engines_agree, spec_of
+from tests.engines.agreement import SIZES, assert_engines_agree, spec_of
 from tests.engines.built import native_logits, random_batch
-from tests.engines.random_parts import Head, random_parts
+from tests.engines.random_parts import KINDS, Head, random_parts
 
 READS = ("first", "every")
 DENSE = (None, "none", "tanh", "relu", "gelu")
@@ -41,7 +41,7 @@ def test_one_layer_is_the_first_and_the_last(kind: str) -> None:
 @pytest.mark.parametrize("reads", READS)
 @pytest.mark.parametrize("dense", [None, "gelu"])
 def test_the_number_of_threads_does_not_matter(kind: str, reads: Any, dense: Any) -> None:
-    parts = random_parts(spec_of(*SIZES[0]), Head(reads, dense), integers=kind != "float")
+    parts = random_parts(spec_of(*SIZES[0]), Head(reads, dense), kind)
     batch = random_batch((40, 7, 33, 1), 50, 2)
     one, three = (native_logits(parts, batch, next(iter(variants())), threads) for threads in (1, 3))
     assert torch.equal(one, three)

@@ -39,7 +39,7 @@ from tests.engines.conftest import (
 from tests.engines.reachable import reachable_tensors
 from tests.quant.test_asymmetric import symmetric
 
-NATIVE_SCHEMES = ("symmetric", "q8bert", "q8bert-paper", "q8bert-attention", "static", "static-attention")
+NATIVE_SCHEMES = ("symmetric", "q8bert", "q8bert-paper", "q8bert-attention", "static", "static-attention", "dynamic")
 LENGTHS = [5, 12, 12, 1, 90, 3]
 ODD_SITES: dict[str, Any] = {
     "layers.0.query": {"output": None},

@@ -23,7 +23,7 @@ from q8core.errors import EngineError, InputError
 from q8core.native import compile, library, structs, variants
 from q8core.quant import Plan, preset
 from tests.arrays import batch_of, infer
-from tests.engines.conftest import DYNAMIC, TASKS, Simulated, plan_for, simulate
+from tests.engines.conftest import TASKS, Simulated, plan_for, simulate
 
 EACH_VARIANT = pytest.mark.parametrize("variant", ["amx", "avx512_vnni", "avx2", "portable"])
 
@@ -71,7 +71,7 @@ SIZES = [(128, 2, 512), (64, 2, 96), (160, 2, 320), (40, 2, 72), (52, 4, 100)]
 
 @EACH_VARIANT
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("scheme", ["q8bert", "q8bert-attention"])
+@pytest.mark.parametrize("scheme", ["q8bert", "q8bert-attention", "dynamic"])
 @pytest.mark.parametrize(("hidden", "heads", "inner"), SIZES)
 def test_every_variant_and_torch_agree(
     variant: str, task: Any, scheme: str, hidden: int, heads: int, inner: int
@@ -131,9 +131,8 @@ def test_the_number_of_threads_does_not_matter(answerer: Simulated, threads: int
 @pytest.mark.parametrize(
     ("overrides", "reason"),
     [
-        ({"layers.1.ffn_out": {"input": DYNAMIC}}, r"static int8 layers; layers\.1\.ffn_out is dynamic"),
-        ({"head.output": "float"}, r"static int8 layers; head\.output is float"),
-        ({"layers.0.key": {"output": None}}, r"quantized queries and keys; the output of layers\.0\.key is in float"),
+        ({"head.output": "float"}, r"int8 layers; head\.output is float"),
+        ({"layers.0.key": {"output": None}}, r"both or neither .*; only the output of layers\.0\.key is in float"),
     ],
 )
 def test_other_schemes_are_refused_and_auto_takes_another_kernel(overrides: Any, reason: str) -> None:

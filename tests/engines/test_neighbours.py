@@ -14,7 +14,6 @@ from q8core.engines.engine import EncoderEngine
 from q8core.quant import preset
 from tests.engines.conftest import (
     KERNELS,
-    TORCH_KERNELS,
     engine_logits,
     float_model,
     largest_difference,
@@ -31,7 +30,7 @@ def engines() -> dict[str, EncoderEngine]:
         built[f"{task} fp32"] = build_engine(made.plan, made.tensors)
         for scheme in ("q8bert", "q8bert-attention", "dynamic"):
             simulated = simulate(task, preset(scheme))
-            for kernel in TORCH_KERNELS if scheme == "dynamic" else KERNELS:
+            for kernel in KERNELS:
                 built[f"{task} {scheme} {kernel}"] = build_engine(simulated.plan, simulated.tensors, kernel)
     return built
 

@@ -13,10 +13,10 @@ from q8core.engines.layers.attention import FloatProducts, QuantizedProducts, pa
 from q8core.engines.loaders.native_float import float_variants
 from q8core.model import EncoderSpec
 from q8core.native import variants
-from tests.engines.agreement import KINDS, SIZES, assert_engines_agree, assert_part_matters, spec_of
+from tests.engines.agreement import SIZES, assert_engines_agree, assert_part_matters, spec_of
 from tests.engines.built import native_logits, random_batch
 from tests.engines.family_reference import batch_logits
-from tests.engines.random_parts import Head, Parts, random_parts
+from tests.engines.random_parts import KINDS, Head, Parts, random_parts
 from tests.engines.test_attention import FACTOR, HEADS, LENGTHS, SCALE, SIZE, packed
 
 POSITIONS = max(LENGTHS)
@@ -24,7 +24,7 @@ TABLE = torch.randn(HEADS, 2 * POSITIONS - 1, generator=torch.Generator().manual
 
 
 def biased(kind: str, spec: EncoderSpec) -> Parts:
-    return random_parts(spec, Head("every", None), integers=kind != "float", products=kind == "int8 attention")
+    return random_parts(spec, Head("every", None), kind)
 
 
 @pytest.mark.parametrize("kind", KINDS)

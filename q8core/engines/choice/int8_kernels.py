@@ -78,7 +78,7 @@ class Native:
         return {"exactness": "exact", "isa": self.variant}
 
     def refused(self, plan: Plan) -> str | None:
-        """Return None for static schemes with quantized queries and keys; for others, why they are refused."""
+        """Return None if all layers are int8 and queries and keys alike; for other schemes, why they are refused."""
         return refused(plan)
 
     def load(self, plan: Plan, source: TensorSource) -> Forward:

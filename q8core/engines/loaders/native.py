@@ -36,14 +36,15 @@ _ROUND = 1.5 * 2**23
 
 @dataclass(frozen=True)
 class NativeLinear:
-    """A static int8 layer in the library's layout.
+    """An int8 layer in the library's layout.
 
     Attributes:
         weight: uint8 (out rounded up to 32, in rounded up to 64).
         comp: int32 (2, rows of `weight`): removes the activations' zero point from the sums; the second row does so
             where the library subtracts 128 from all activations.
-        r, bias: float32, one value for each row of `weight`.
+        r, bias: float32, one value for each row of `weight`; `r` lacks the scales of a dynamic layer's tokens.
         inverse: float32, 1 / step of each input, zeros in the padding; one vector longer than `weight` has columns.
+            None in a dynamic layer.
         view: the structure with pointers to them.
     """
 
@@ -51,7 +52,7 @@ class NativeLinear:
     comp: NDArray[np.int32]
     r: NDArray[np.float32]
     bias: NDArray[np.float32]
-    inverse: NDArray[np.float32]
+    inverse: NDArray[np.float32] | None
     view: structs.Linear
 
     @classmethod
@@ -59,10 +60,10 @@ class NativeLinear:
         """Copy a layer into the library's layout.
 
         Raises:
-            EngineError: if the layer is not static int8.
+            EngineError: if the layer is in float.
         """
-        if tensors.weight_scale is None or tensors.input_scale is None:
-            raise EngineError(f"the native kernel computes static int8 layers; found a {tensors.kind} one")
+        if tensors.weight_scale is None:
+            raise EngineError(f"the native kernel computes int8 layers; found a {tensors.kind} one")
         out, columns = tensors.weight.shape
         rows, depth = _up(out, _PANEL), _up(columns, _DEPTH)
         weight, comp = zeros((rows, depth), np.uint8), zeros((2, rows), np.int32)
@@ -71,12 +72,17 @@ class NativeLinear:
         load_library().q8_pack(
             address(source), out, columns, zero_point, address(weight), address(comp[0]), address(comp[1])
         )
-        r = padded(rescale_factor(tensors.input_scale, tensors.weight_scale), rows, out)
-        bias = padded(dequantize_bias(tensors.bias, tensors.input_scale, tensors.weight_scale), rows)
-        inverse = padded(reciprocal(tensors.input_steps), depth + _LANES, columns)
+        if tensors.input_scale is None:
+            factors, biases, inverse = tensors.weight_scale, tensors.bias, None
+        else:
+            factors = rescale_factor(tensors.input_scale, tensors.weight_scale)
+            biases = dequantize_bias(tensors.bias, tensors.input_scale, tensors.weight_scale)
+            inverse = padded(reciprocal(tensors.input_steps), depth + _LANES, columns)
+        r, bias = padded(factors, rows, out), padded(biases, rows)
+        grid = None if inverse is None else address(inverse)
         view = structs.Linear(
             *(address(each) for each in (weight, comp[0], comp[1], r, bias)),
-            structs.Grid(address(inverse), *integer_limits(tensors.zero_point), _ROUND + zero_point),
+            structs.Grid(grid, *integer_limits(tensors.zero_point), _ROUND + zero_point),
             out,
             rows,
             depth // _DEPTH,
@@ -204,10 +210,16 @@ def refused(plan: Plan) -> str | None:
     for path, site in plan.sites.items():
         if site.site.kind != "linear":
             continue
-        if site.kind != "static":
-            return f"the native kernel computes static int8 layers; {path} is {site.kind}"
-        if site.site.slot in ("query", "key") and site.output is None:
-            return f"the native kernel computes quantized queries and keys; the output of {path} is in float"
+        if site.kind == "float":
+            return f"the native kernel computes int8 layers; {path} is {site.kind}"
+    for number in range(plan.spec.layers):
+        query, key = (plan.of_layer(number, slot) for slot in ("query", "key"))
+        if (query.output is None) != (key.output is None):
+            plain = query if query.output is None else key
+            return (
+                "the native kernel computes queries and keys of which both or neither are quantized; "
+                f"only the output of {plain.path} is in float"
+            )
     return None
 
 
@@ -261,7 +273,7 @@ class Loader:
             if tensors.output_scale is not None:
                 scales[slot] = tensors.output_scale.item()
                 setattr(layer, f"{slot}_inverse", reciprocal(tensors.output_scale).item())
-        layer.score_scale = score_factor(self.plan.spec.head_size, scales["query"], scales["key"])
+        layer.score_scale = score_factor(self.plan.spec.head_size, scales.get("query", 1.0), scales.get("key", 1.0))
         if self.plan.of_layer(number, PRODUCTS).arithmetic != "float":
             layer.value_scale = scales["value"]
         layer.output = self.linear(layer_path(number, "attention_output"))
@@ -278,10 +290,11 @@ class Loader:
         """
         packed = NativeLinear.pack(tensors)
         view, known = packed.view, {} if inverses is None else inverses
-        content = packed.inverse.tobytes()
-        if content not in known:
-            known[content] = self.keep(packed.inverse)
-        view.input.inverse = known[content]
+        if packed.inverse is not None:
+            content = packed.inverse.tobytes()
+            if content not in known:
+                known[content] = self.keep(packed.inverse)
+            view.input.inverse = known[content]
         view.w, view.comp = self.keep(packed.weight), self.keep(packed.comp)
         view.signed_comp = view.comp + packed.comp[0].nbytes
         view.r, view.bias = self.keep(packed.r), self.keep(packed.bias)

@@ -124,6 +124,8 @@ struct Attending {
   const Layer& layer;
   const AttentionScratch& scratch;
   const Target& output;
+  float* floats;            // where the context goes if the output layer's input has a scale for each row
+  int64_t columns;          // from row to row of these
   int64_t pitch, kb;        // keys rounded up to 32, and in blocks of 64
 
   // soften the scores of a query, which is row m of those from `row` on.
@@ -136,15 +138,21 @@ struct Attending {
       soften(scores, span.length, scale, use);
   }
 
-  // Write 16 columns of a row's context, quantized for the output layer.
+  // Write 16 columns of a row's context, quantized for the output layer or still in float.
   void put(int64_t row, int64_t column, Floats context) const {
     const int64_t place = head * heads.size + column;
+    if (output.grid.per_row()) {
+      float* to = floats + row * columns + place;
+      std::memcpy(to, &context, lesser(16, heads.size - column) * sizeof(float));
+      return;
+    }
     if (heads.size % 16 == 0) {
       quantize(output, row, place, context);
       return;
     }
     const Bytes bytes = to_bytes(context * load(output.grid.inverse + place), output.grid);
-    for (int64_t j = 0; j < lesser(16, heads.size - column); j++) output.to[at(row, place + j, output.kb)] = bytes[j];
+    uint8_t* to = output.to.bytes;
+    for (int64_t j = 0; j < lesser(16, heads.size - column); j++) to[at(row, place + j, output.kb)] = bytes[j];
   }
 };
 
@@ -264,7 +272,7 @@ inline void attend_all(const Attending& a, int64_t begin, int64_t end) {
 // To be called by all threads of a team, which share the work and do not wait for each other at the end.
 inline void attention(const Layer& layer, const RelativeBias& bias, const Heads& heads, int64_t count,
                       const Span* spans, int64_t sequences, int64_t longest, const AttentionScratch& scratch,
-                      const Target& output) {
+                      const Target& output, float* floats, int64_t columns) {
   const int64_t queries = queries_of_task(sequences * count, longest), parts = (longest + queries - 1) / queries;
   const float scale = layer.score_scale * kPerLn2;
 #pragma omp for schedule(dynamic) nowait
@@ -273,8 +281,8 @@ inline void attention(const Layer& layer, const RelativeBias& bias, const Heads&
     const int64_t begin = task % parts * queries, end = lesser(span.queries, begin + queries);
     if (begin >= end) continue;
     const int64_t head = task / parts % count;
-    const Attending a{heads,   head,   span,   scale,  bias.same_position(head), layer,
-                      scratch, output, up(span.length, kPanel), up(span.length, kDepth) / kDepth};
+    const Attending a{heads,   head,   span,   scale,   bias.same_position(head), layer,
+                      scratch, output, floats, columns, up(span.length, kPanel),  up(span.length, kDepth) / kDepth};
     pack_keys(heads, a.head, span, scratch.keys, scratch.comp);
     if (layer.value_inverse > 0.f) pack_values(a);
     if (a.bias)

@@ -3,57 +3,10 @@
 
 #include <cmath>
 
-#include "attention.h"
 #include "team.h"
+#include "workspace.h"
 
 namespace {
-
-// Everything that a forward pass writes, apart from the logits. What is never needed at the same time shares its place:
-// the projections' inputs are read when attention begins, queries, keys and values when the next linear layer does.
-struct Workspace {
-  float *hidden, *first_hidden;     // hidden state of all tokens; of the first tokens, in the last layer
-  uint8_t *input[3], *first_input;  // quantized for query, key and value; for the last layer's queries
-  uint8_t *attended, *context;      // in the place of the first two inputs
-  uint8_t* inner;                   // in the place of the heads
-  float* embedded;                  // where there is a projection: what it is of, also in the place of the heads
-  uint8_t* projected;               // and its quantized input
-  Heads heads;
-  Span* spans;
-  char* scratch;
-  int64_t scratch_bytes, bytes;
-
-  Workspace(const Model& model, int64_t tokens, int64_t sequences, int64_t longest, int threads, char* base) {
-    Arena arena{base};
-    // Whole blocks of rows are read, and prefetched a little further.
-    const int64_t rows = up(tokens, kRows) + 2 * kRows, first_rows = up(sequences, kRows) + 2 * kRows;
-    const int64_t pitch = up(model.hidden, 16), depth = up(model.hidden, kDepth);
-    hidden = arena.take<float>(rows * pitch);
-    first_hidden = arena.take<float>(first_rows * pitch);
-    for (auto& each : input) each = arena.take<uint8_t>(rows * depth);
-    first_input = arena.take<uint8_t>(first_rows * depth);
-    attended = input[0];
-    context = input[1];
-    Arena instead = arena, before = arena;
-    inner = instead.take<uint8_t>(rows * up(model.inner, kDepth));
-    embedded = model.projection.w ? before.take<float>(rows * up(model.embedding, 16)) : nullptr;
-    projected = model.projection.w ? before.take<uint8_t>(rows * up(model.embedding, kDepth)) : nullptr;
-    heads.size = model.hidden / model.heads;
-    heads.kb = up(heads.size, kDepth) / kDepth;
-    heads.pitch = up(heads.size, 16);
-    heads.q_rows = heads.rows = rows + kPanel;
-    heads.q = arena.take<uint8_t>(model.heads * heads.kb * heads.rows * kDepth);
-    heads.k = arena.take<uint8_t>(model.heads * heads.kb * heads.rows * kDepth);
-    heads.v = arena.take<float>(model.heads * heads.rows * heads.pitch);
-    arena.used = arena.used > instead.used ? arena.used : instead.used;
-    arena.used = arena.used > before.used ? arena.used : before.used;
-    spans = arena.take<Span>(2 * sequences);
-    Arena counted{nullptr};
-    AttentionScratch(counted, longest, heads);
-    scratch_bytes = counted.used;
-    scratch = arena.take<char>(threads * scratch_bytes);
-    bytes = arena.used;
-  }
-};
 
 inline int64_t longest_of(const Batch& batch) {
   int64_t longest = 0;
@@ -100,8 +53,11 @@ inline void normalize(float* x, int64_t columns, const Norm& norm, float epsilon
   for (int64_t i = 0; i < columns; i += 16) {
     const Floats y = fma((load(x + i) - mean) * inverse, load(norm.weight + i), load(norm.bias + i));
     store(x + i, y);
-    for (int t = 0; t < count; t++) quantize(targets[t], row, i, y);
+    for (int t = 0; t < count; t++)
+      if (!targets[t].grid.per_row()) quantize(targets[t], row, i, y);
   }
+  for (int t = 0; t < count; t++)
+    if (targets[t].grid.per_row()) quantize_row(targets[t], row, x, columns);
 }
 
 // The functions below are called by all threads of a team. They share the work and do not wait for each other at its
@@ -119,12 +75,12 @@ inline bool same(const Grid& a, const Grid& b) { return a.inverse == b.inverse &
 // The quantized inputs of a layer's projections: one if they share their grid, as the default scheme has it.
 struct Inputs {
   Target targets[3];
-  const uint8_t *query, *key, *value;
+  Activations query, key, value;
   int count;
 
   Inputs(const Layer& layer, const Workspace& space) {
     const Linear* readers[3] = {&layer.query, &layer.key, &layer.value};
-    const uint8_t* read[3];
+    Activations read[3];
     count = 0;
     for (int i = 0; i < 3; i++) {
       int t = 0;
@@ -159,43 +115,101 @@ inline void embed(const Model& model, const Batch& batch, const Workspace& space
   const Target projection{space.projected, model.projection.input, model.projection.kb};
   embed_rows(model, batch, space.spans, space.embedded, model.embedding, &projection, 1);
   team.wait();
-  linear_quantized(model.projection, space.projected, batch.tokens, space.hidden, up(model.hidden, 16), inputs.targets,
-                   inputs.count);
+  const int64_t pitch = up(model.hidden, 16);
+  linear_quantized(model.projection, space.projected, batch.tokens, space.hidden, pitch, inputs.targets, inputs.count);
+  for (int t = 0; t < inputs.count; t++)
+    if (inputs.targets[t].grid.per_row()) {
+      team.wait();  // for whole rows
+      quantize_rows(inputs.targets[t], 0, space.hidden, pitch, batch.tokens, model.hidden);
+    }
 }
 
 // Copy the first token of every sequence: the residual, and the input of its query.
-inline void gather_first(const Model& model, const Batch& batch, const Workspace& space, const uint8_t* input) {
+inline void gather_first(const Model& model, const Batch& batch, const Workspace& space, const Activations& input) {
   const int64_t pitch = up(model.hidden, 16), kb = up(model.hidden, kDepth) / kDepth;
 #pragma omp for schedule(static) nowait
   for (int64_t s = 0; s < batch.sequences; s++) {
     const int64_t token = space.spans[s].first;
     std::memcpy(space.first_hidden + s * pitch, space.hidden + token * pitch, pitch * sizeof(float));
+    space.first_input.scales[s] = input.scales[token];
     for (int64_t i = 0; i < kb * kDepth; i += kDepth)
-      std::memcpy(space.first_input + at(s, i, kb), input + at(token, i, kb), kDepth);
+      std::memcpy(space.first_input.bytes + at(s, i, kb), input.bytes + at(token, i, kb), kDepth);
   }
 }
 
-// One layer, from quantized inputs to the normalized hidden state x of `rows` rows, quantized for `targets`.
-inline void encode(const Model& model, const Layer& layer, const Workspace& space, const Inputs& inputs,
-                   const uint8_t* query_input, const Batch& batch, const Span* spans, int64_t longest, float* x,
-                   int64_t rows, const Target* targets, int count, Team& team) {
-  const int64_t pitch = up(model.hidden, 16);
+// Attention on integer queries and keys: the context, quantized for the output layer.
+inline void attend_integers(const Model& model, const Layer& layer, const Workspace& space, const Inputs& inputs,
+                            const Activations& query_input, const Batch& batch, const Span* spans, int64_t longest,
+                            int64_t rows, const Target& output, Team& team) {
   project_queries(layer, query_input, rows, space.heads);
   project_keys(layer, inputs.key, batch.tokens, space.heads);
   project_values(layer, inputs.value, batch.tokens, space.heads);
   team.wait();
   Arena own{space.scratch + omp_get_thread_num() * space.scratch_bytes};
   const AttentionScratch scratch(own, longest, space.heads);
-  attention(layer, model.relative_bias, space.heads, model.heads, spans, batch.sequences, longest, scratch,
-            {space.context, layer.output.input, layer.output.kb});
+  const Rows& context = space.float_heads.context;
+  attention(layer, model.relative_bias, space.heads, model.heads, spans, batch.sequences, longest, scratch, output,
+            context.at, context.pitch);
   team.wait();
+  if (!output.grid.per_row()) return;
+  quantize_rows(output, 0, context.at, context.pitch, rows, model.hidden);
+  team.wait();
+}
+
+// The same on queries and keys in float.
+inline void attend_floats(const Model& model, const Layer& layer, const Workspace& space, const Inputs& inputs,
+                          const Activations& query_input, const Batch& batch, const Span* spans, int64_t longest,
+                          int64_t rows, const Target& output, Team& team) {
+  const FloatHeads& heads = space.float_heads;
+  const auto project = [](const Linear& projection, const Activations& a, int64_t count, const Rows& to) {
+    linear_rows(projection, a, count, to.at, to.pitch, [](const Block&, int64_t, Floats y) { return y; });
+  };
+  project(layer.query, query_input, rows, heads.query);
+  project(layer.key, inputs.key, batch.tokens, heads.key);
+  project(layer.value, inputs.value, batch.tokens, heads.value);
+  team.wait();
+  char* own = space.scratch + omp_get_thread_num() * space.scratch_bytes;
+  const FloatScratch scratch(reinterpret_cast<float*>(own), longest, heads.size);
+  attention(heads, spans, batch.sequences, longest, layer.score_scale, model.relative_bias, scratch);
+  team.wait();
+  quantize_rows(output, 0, heads.context.at, heads.context.pitch, rows, model.hidden);
+  team.wait();
+}
+
+// The inner state, quantized for the outer layer.
+inline void activate_inner(const Model& model, const Layer& layer, const Workspace& space, int64_t rows, Team& team) {
+  const Target outer{space.inner, layer.outer.input, layer.outer.kb};
+  if (!outer.grid.per_row()) {
+    linear_gelu(layer.inner, space.attended, rows, space.inner.bytes, layer.outer);
+    team.wait();
+    return;
+  }
+  const int64_t pitch = up(model.inner, 16);
+  for (int64_t row = 0, turn = 0; row < rows; row += space.inner_rows, turn = !turn) {
+    float* floats = space.inner_floats[turn];  // the others may still read the other one
+    const int64_t count = lesser(space.inner_rows, rows - row);
+    linear_rows(layer.inner, space.attended.from(row, layer.inner.kb), count, floats, pitch,
+                [](const Block&, int64_t, Floats y) { return gelu(y, all(1.f)); });
+    team.wait();
+    quantize_rows(outer, row, floats, pitch, count, model.inner);
+  }
+  team.wait();
+}
+
+// One layer, from quantized inputs to the normalized hidden state x of `rows` rows, quantized for `targets`.
+inline void encode(const Model& model, const Layer& layer, const Workspace& space, const Inputs& inputs,
+                   const Activations& query_input, const Batch& batch, const Span* spans, int64_t longest, float* x,
+                   int64_t rows, const Target* targets, int count, Team& team) {
+  const int64_t pitch = up(model.hidden, 16);
+  const Target output{space.context, layer.output.input, layer.output.kb};
+  const auto attend = layer.float_scores() ? attend_floats : attend_integers;
+  attend(model, layer, space, inputs, query_input, batch, spans, longest, rows, output, team);
   linear_add(layer.output, space.context, rows, x, pitch);
   team.wait();
   const Target inner{space.attended, layer.inner.input, layer.inner.kb};
   normalize_rows(x, rows, model.hidden, layer.output_norm, model.epsilon, &inner, 1);
   team.wait();
-  linear_gelu(layer.inner, space.attended, rows, space.inner, layer.outer);
-  team.wait();
+  activate_inner(model, layer, space, rows, team);
   linear_add(layer.outer, space.inner, rows, x, pitch);
   team.wait();
   normalize_rows(x, rows, model.hidden, layer.final_norm, model.epsilon, targets, count);
@@ -220,16 +234,18 @@ inline const Linear& first_of_head(const Model& model) { return model.head_dense
 
 // The head on `rows` rows, whose inputs are in space.attended. x is overwritten.
 inline void answer(const Model& model, const Workspace& space, float* x, int64_t rows, float* logits, Team& team) {
-  const uint8_t* input = space.attended;
+  Activations input = space.attended;
   if (model.head_dense.w) {
     const int64_t pitch = up(model.hidden, 16);
     linear_floats(model.head_dense, input, rows, x, pitch);
     team.wait();
     const Target head{space.context, model.head.input, model.head.kb};
 #pragma omp for schedule(static) nowait
-    for (int64_t row = 0; row < rows; row++)
-      for (int64_t i = 0; i < model.hidden; i += 16)
-        quantize(head, row, i, activate(load(x + row * pitch + i), model.head_activation));
+    for (int64_t row = 0; row < rows; row++) {
+      float* place = x + row * pitch;
+      for (int64_t i = 0; i < model.hidden; i += 16) store(place + i, activate(load(place + i), model.head_activation));
+      quantize_row(head, row, place, model.hidden);
+    }
     team.wait();
     input = space.context;
   }

@@ -24,14 +24,16 @@ struct FloorBuffers {
 };
 
 // to = quantize(y), as activations: the least that can be done with an output.
-inline void linear_bytes(const Linear& layer, const uint8_t* a, int64_t rows, float inverse, uint8_t* to) {
+inline void linear_bytes(const Linear& layer, uint8_t* a, int64_t rows, float inverse, uint8_t* to) {
   const int64_t kb = up(layer.n, kDepth) / kDepth;
-  linear(layer, a, rows, [=, &layer](const Block& block) {
+  linear(layer, {a, nullptr}, rows, [=, &layer](const Block& block) {
     if (block.column >= kb * kDepth) return;
     uint8_t* place = to + at(block.row, block.column, kb);
     block.outputs(layer, [=](int64_t m, Floats y) { store(place + m * kDepth, to_bytes(y * inverse)); });
   });
 }
+
+inline float first_inverse(const Grid& grid) { return grid.per_row() ? 1.f : *grid.inverse; }
 
 // Each product reads what the one before wrote, values standing in for the attention's result. Where the head reads first
 // tokens only, the last layer goes on with the first rows, as many as there are sequences.
@@ -47,13 +49,13 @@ inline void products(const Model& model, const Batch& batch, char* memory, int t
       const int64_t rows = n + 1 == model.layers && model.head_reads_first ? batch.sequences : batch.tokens;
       linear_bytes(layer.query, buffers.hidden, rows, layer.query_inverse, buffers.projected[0]);
       linear_bytes(layer.key, buffers.hidden, batch.tokens, layer.key_inverse, buffers.projected[1]);
-      linear_bytes(layer.value, buffers.hidden, batch.tokens, *layer.output.input.inverse, buffers.projected[2]);
+      linear_bytes(layer.value, buffers.hidden, batch.tokens, first_inverse(layer.output.input), buffers.projected[2]);
       team.wait();
-      linear_bytes(layer.output, buffers.projected[2], rows, *layer.inner.input.inverse, buffers.attended);
+      linear_bytes(layer.output, buffers.projected[2], rows, first_inverse(layer.inner.input), buffers.attended);
       team.wait();
-      linear_bytes(layer.inner, buffers.attended, rows, *layer.outer.input.inverse, buffers.inner);
+      linear_bytes(layer.inner, buffers.attended, rows, first_inverse(layer.outer.input), buffers.inner);
       team.wait();
-      linear_bytes(layer.outer, buffers.inner, rows, *layer.query.input.inverse, buffers.hidden);
+      linear_bytes(layer.outer, buffers.inner, rows, first_inverse(layer.query.input), buffers.hidden);
       team.wait();
     }
   }

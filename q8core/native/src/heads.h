@@ -45,7 +45,7 @@ inline void by_head(const Linear& layer, const Block& block, int64_t size, Many 
 
 inline uint8_t to_byte(float x) { return to_bytes(all(x))[0]; }
 
-inline void project_queries(const Layer& layer, const uint8_t* a, int64_t rows, const Heads& heads) {
+inline void project_queries(const Layer& layer, const Activations& a, int64_t rows, const Heads& heads) {
   const float inverse = layer.query_inverse;
   linear(layer.query, a, rows, [=, &layer, &heads](const Block& block) {
     by_head(
@@ -59,7 +59,7 @@ inline void project_queries(const Layer& layer, const uint8_t* a, int64_t rows, 
   });
 }
 
-inline void project_keys(const Layer& layer, const uint8_t* a, int64_t rows, const Heads& heads) {
+inline void project_keys(const Layer& layer, const Activations& a, int64_t rows, const Heads& heads) {
   const float inverse = layer.key_inverse;
   linear(layer.key, a, rows, [=, &layer, &heads](const Block& block) {
     by_head(
@@ -73,7 +73,7 @@ inline void project_keys(const Layer& layer, const uint8_t* a, int64_t rows, con
   });
 }
 
-inline void project_values(const Layer& layer, const uint8_t* a, int64_t rows, const Heads& heads) {
+inline void project_values(const Layer& layer, const Activations& a, int64_t rows, const Heads& heads) {
   linear(layer.value, a, rows, [&](const Block& block) {
     by_head(
         layer.value, block, heads.size,

@@ -7,16 +7,29 @@
 
 namespace {
 
+// Activations of a layer, and the scale of each row if rows have their own.
+struct Activations {
+  uint8_t* bytes;
+  float* scales;
+
+  // Those from row `row` on, a multiple of 16.
+  Activations from(int64_t row, int64_t kb) const { return {bytes + at(row, 0, kb), scales + row}; }
+};
+
 // A block of up to 16 rows, whole ones but for the last, and 16 columns of a layer's outputs on their way out.
 struct Block {
   int64_t row, count, column;
-  const int32_t* sums;  // kPanel numbers from row to row
+  const int32_t* sums;   // kPanel numbers from row to row
+  const float* scales;   // of the rows; null if they have none of their own
 
   // Call use(m, y) for row + m; y is scaled, then the bias is added, as training computes it.
   template <class Use>
   void outputs(const Linear& layer, Use use) const {
     const Floats r = load(layer.r + column), bias = load(layer.bias + column);
-    for (int64_t m = 0; m < count; m++) use(m, to_floats(load(sums + m * kPanel)) * r + bias);
+    if (scales)
+      for (int64_t m = 0; m < count; m++) use(m, to_floats(load(sums + m * kPanel)) * r * scales[m] + bias);
+    else
+      for (int64_t m = 0; m < count; m++) use(m, to_floats(load(sums + m * kPanel)) * r + bias);
   }
 };
 
@@ -42,7 +55,8 @@ inline int64_t chunk_rows(const Linear& layer, int64_t rows) {
 // To be called by all threads of a team; they share the work and do not wait for each other at the end. The same holds
 // for the functions below.
 template <class Finish>
-inline void linear(const Linear& layer, const uint8_t* a, int64_t rows, Finish finish) {
+inline void linear(const Linear& layer, const Activations& a, int64_t rows, Finish finish) {
+  const float* scales = layer.input.per_row() ? a.scales : nullptr;
   const int64_t kb = layer.kb, chunk = chunk_rows(layer, rows);
   const int64_t panels = layer.np / kPanel, chunks = (rows + chunk - 1) / chunk;
 #pragma omp for schedule(dynamic) nowait
@@ -52,20 +66,22 @@ inline void linear(const Linear& layer, const uint8_t* a, int64_t rows, Finish f
     const uint8_t* weights[2] = {layer.w + column * kb * kDepth, layer.w + (column + 16) * kb * kDepth};
     const int64_t begin = task / panels * chunk;
     for (int64_t row = begin; row < end; row += 2 * kRows) {
-      const uint8_t* blocks[2] = {a + at(row, 0, kb), a + at(row + kRows, 0, kb)};
+      const uint8_t* blocks[2] = {a.bytes + at(row, 0, kb), a.bytes + at(row + kRows, 0, kb)};
       if (end - row > kRows)
         multiply<2, 0>(blocks, kBlock, weights, kb, starts(layer) + column, sums[0], kPanel, row == begin);
       else
         multiply<1, 0>(blocks, kBlock, weights, kb, starts(layer) + column, sums[0], kPanel, row == begin);
-      for (int64_t m = 0; m < 2 * kRows && row + m < end; m += kRows)
+      for (int64_t m = 0; m < 2 * kRows && row + m < end; m += kRows) {
+        const float* own = scales ? scales + row + m : nullptr;
         for (int n = 0; n < kPanel; n += 16)
-          finish(Block{row + m, lesser(kRows, end - row - m), column + n, sums[m] + n});
+          finish(Block{row + m, lesser(kRows, end - row - m), column + n, sums[m] + n, own});
+      }
     }
   }
 }
 
 // to (rows, pitch) += y
-inline void linear_add(const Linear& layer, const uint8_t* a, int64_t rows, float* to, int64_t pitch) {
+inline void linear_add(const Linear& layer, const Activations& a, int64_t rows, float* to, int64_t pitch) {
   linear(layer, a, rows, [=, &layer](const Block& block) {
     if (block.column >= pitch) return;
     float* place = to + block.row * pitch + block.column;
@@ -75,8 +91,8 @@ inline void linear_add(const Linear& layer, const uint8_t* a, int64_t rows, floa
 
 inline Bytes to_bytes(Floats x, const Grid& grid) { return to_bytes(x, grid.low, grid.high, grid.shift); }
 
-// to = quantize(gelu(y)), as activations of the next layer
-inline void linear_gelu(const Linear& layer, const uint8_t* a, int64_t rows, uint8_t* to, const Linear& next) {
+// to = quantize(gelu(y)), as activations of the next layer, whose grid is fixed
+inline void linear_gelu(const Linear& layer, const Activations& a, int64_t rows, uint8_t* to, const Linear& next) {
   const int64_t kb = next.kb;
   const Grid grid = next.input;
   linear(layer, a, rows, [=, &layer](const Block& block) {
@@ -88,7 +104,7 @@ inline void linear_gelu(const Linear& layer, const uint8_t* a, int64_t rows, uin
 }
 
 // to (rows, pitch) = y
-inline void linear_floats(const Linear& layer, const uint8_t* a, int64_t rows, float* to, int64_t pitch) {
+inline void linear_floats(const Linear& layer, const Activations& a, int64_t rows, float* to, int64_t pitch) {
   linear(layer, a, rows, [=, &layer](const Block& block) {
     const int64_t columns = lesser(16, layer.n - block.column);
     float* place = to + block.row * pitch + block.column;
@@ -100,25 +116,68 @@ inline void linear_floats(const Linear& layer, const uint8_t* a, int64_t rows, f
 
 // A layer that reads what is about to be quantized, and where it wants it.
 struct Target {
-  uint8_t* to;
+  Activations to;
   Grid grid;
   int64_t kb;
 };
 
+// Onto a fixed grid.
 inline void quantize(const Target& target, int64_t row, int64_t column, Floats x) {
-  store(target.to + at(row, column, target.kb), to_bytes(x * load(target.grid.inverse + column), target.grid));
+  store(target.to.bytes + at(row, column, target.kb), to_bytes(x * load(target.grid.inverse + column), target.grid));
 }
 
-// to (rows, pitch) = y, zeros in the padding; also quantized for each target
-inline void linear_quantized(const Linear& layer, const uint8_t* a, int64_t rows, float* to, int64_t pitch,
-                             const Target* targets, int count) {
+// The scale of a row from its largest magnitude: 1 for one of zeros, or if the reciprocal would not be finite.
+inline float row_scale(float magnitude) {
+  const float scale = magnitude / 127.f;
+  return scale < 0x1p-126f ? 1.f : scale;
+}
+
+// A row of `columns` numbers, onto a fixed grid or one of its own; no others are read.
+inline void quantize_row(const Target& target, int64_t row, const float* x, int64_t columns) {
+  const int64_t whole = columns / 16 * 16, rest = columns - whole;
+  const Floats last = load(x + whole, rest);
+  if (!target.grid.per_row()) {
+    for (int64_t i = 0; i < whole; i += 16) quantize(target, row, i, load(x + i));
+    if (rest) quantize(target, row, whole, last);
+    return;
+  }
+  // As integers the bits of magnitudes are in order, NaN's after infinity's: NaN makes the scale NaN.
+  Ints top = reinterpret_cast<Ints>(magnitude(last));
+  for (int64_t i = 0; i < whole; i += 16) top = greatest(reinterpret_cast<Ints>(magnitude(load(x + i))), top);
+  const int32_t bits = maximum(top);
+  float most;
+  std::memcpy(&most, &bits, sizeof most);
+  const float scale = row_scale(most), inverse = 1.f / scale;
+  target.to.scales[row] = scale;
+  for (int64_t i = 0; i < whole; i += 16)
+    store(target.to.bytes + at(row, i, target.kb), to_bytes(load(x + i) * inverse, target.grid));
+  if (rest) store(target.to.bytes + at(row, whole, target.kb), to_bytes(last * inverse, target.grid));
+}
+
+// `count` rows of x, `pitch` numbers from one to the next, as the target's rows from `first` on.
+inline void quantize_rows(const Target& target, int64_t first, const float* x, int64_t pitch, int64_t count,
+                          int64_t columns) {
+#pragma omp for schedule(dynamic, 8) nowait
+  for (int64_t row = 0; row < count; row++) quantize_row(target, first + row, x + row * pitch, columns);
+}
+
+// to (rows, pitch) = use(y), zeros in the padding
+template <class Use>
+inline void linear_rows(const Linear& layer, const Activations& a, int64_t rows, float* to, int64_t pitch, Use use) {
   linear(layer, a, rows, [=, &layer](const Block& block) {
     if (block.column >= pitch) return;
     float* place = to + block.row * pitch + block.column;
-    block.outputs(layer, [=, &block](int64_t m, Floats y) {
-      store(place + m * pitch, y);
-      for (int t = 0; t < count; t++) quantize(targets[t], block.row + m, block.column, y);
-    });
+    block.outputs(layer, [=, &block](int64_t m, Floats y) { store(place + m * pitch, use(block, m, y)); });
+  });
+}
+
+// to (rows, pitch) = y, zeros in the padding; also quantized for each target with a fixed grid
+inline void linear_quantized(const Linear& layer, const Activations& a, int64_t rows, float* to, int64_t pitch,
+                             const Target* targets, int count) {
+  linear_rows(layer, a, rows, to, pitch, [=](const Block& block, int64_t m, Floats y) {
+    for (int t = 0; t < count; t++)
+      if (!targets[t].grid.per_row()) quantize(targets[t], block.row + m, block.column, y);
+    return y;
   });
 }
 

@@ -6,17 +6,22 @@
 
 // How floats become u8 activations: clamp(round_half_even(x * inverse), low, high) + zero point.
 struct Grid {
-  const float* inverse;  // 1 / scale of each column, zeros in the padding: whole vectors are read from any column on
+  // 1 / scale of each column, zeros in the padding: whole vectors are read from any column on. Null where each row has
+  // its own scale, max |x| / 127, which is known when all of the row is.
+  const float* inverse;
   float low, high;       // -127 and 127 with zero point 128, else minus the zero point and 255 more
   float shift;           // 1.5 * 2^23 + zero point, which is even
+
+  bool per_row() const { return !inverse; }
 };
 
-// An int8 linear layer (k -> n): y = float(sum_k (a - zero point) * w) * r + bias, a being u8.
+// An int8 linear layer (k -> n): y = float(sum_k (a - zero point) * w) * r + bias, a being u8; where each row of a has
+// its own scale, y = float(sum) * r * scale + bias.
 struct Linear {
   const uint8_t* w;            // packed, see gemm.h
   const int32_t* comp;         // (np): -zero point * sum_k w, takes the zero point out of the sums
   const int32_t* signed_comp;  // (np): (128 - zero point) * sum_k w, the same where 128 is taken off all activations
-  const float* r;              // (np): input scale * weight scale, 0 in the padding
+  const float* r;              // (np): input scale (1 if each row has its own) * weight scale, 0 in the padding
   const float* bias;           // (np), 0 in the padding
   Grid input;
   int32_t n, np, kb;           // outputs, outputs rounded up to 32, blocks of 64 inputs
@@ -50,10 +55,12 @@ struct RelativeBias {
 
 struct Layer {
   Linear query, key, value, output, inner, outer;
-  float query_inverse, key_inverse;  // 1 / output scale: queries and keys are requantized
-  float score_scale;                 // of the integer products of queries and keys
+  float query_inverse, key_inverse;  // 1 / output scale: queries and keys are requantized; 0 where both stay floats
+  float score_scale;                 // of the products of queries and keys
   float value_inverse, value_scale;  // 0 where the products of probabilities and values are those of floats
   Norm output_norm, final_norm;
+
+  bool float_scores() const { return query_inverse == 0.f; }
 };
 
 // What follows the dense layer of a head.
