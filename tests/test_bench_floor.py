@@ -124,3 +124,11 @@ def test_without_the_native_library_onednns_floor_is_left(
 
     monkeypatch.setattr(floor, "load_named_engine", refuse)
     assert tuple(load_floors(checkpoint, 1, int8=True)) == ("floor-int8-onednn",)
+
+
+def test_the_native_floor_runs_for_scales_of_each_token() -> None:
+    """Their layers have no fixed step that the floor could read."""
+    plan = plan_for("classify", "dynamic", **TINY)
+    for name in variants():
+        model = load_native(plan, TensorSource(RandomInt8(plan)), name)
+        assert NativeFloor(model).bind(random_batch((3, 40), 100))() is not None

@@ -39,7 +39,6 @@ from tests.engines.conftest import (
 from tests.engines.reachable import reachable_tensors
 from tests.quant.test_asymmetric import symmetric
 
-NATIVE_SCHEMES = ("symmetric", "q8bert", "q8bert-paper", "q8bert-attention", "static", "static-attention", "dynamic")
 LENGTHS = [5, 12, 12, 1, 90, 3]
 ODD_SITES: dict[str, Any] = {
     "layers.0.query": {"output": None},
@@ -69,7 +68,7 @@ def test_logits_equal_the_simulation(task: str, scheme: str) -> None:
     sequences = random_sequences(LENGTHS)
     expected = [reference_logits(task, simulated.model, [sequence])[0] for sequence in sequences]
     assert max(float(logits.abs().max()) for logits in expected) > 0.1
-    for kernel in KERNELS if scheme in NATIVE_SCHEMES else TORCH_KERNELS:
+    for kernel in TORCH_KERNELS if scheme == "odd" else KERNELS:
         engine = build_engine(simulated.plan, simulated.tensors, kernel)
         assert engine.kernel == kernel
         assert_same_integers(engine_logits(engine, sequences), expected)

@@ -81,7 +81,7 @@ def test_a_dynamic_linear_in_a_static_scheme_is_refused(classifier: Simulated, k
             build_engine(classifier.plan, without(classifier.tensors, f"{path}.{leaf}"), kernel)
 
 
-@pytest.mark.parametrize("kernel", TORCH_KERNELS)
+@EACH_KERNEL
 @pytest.mark.parametrize("path", LINEARS)
 def test_a_static_linear_in_a_dynamic_scheme_is_refused(classifier: Simulated, kernel: str, path: str) -> None:
     simulated = simulate("classify", preset("dynamic"))
