@@ -4,6 +4,21 @@
 # Runs with a read-only root file system (/tmp writable), without any capability, as user 10001. A volume at
 # /var/cache/q8bert keeps packed weights and measured kernel times; without one they are made again at each start.
 
+FROM python:3.11-slim-bookworm AS wheel
+
+ENV PIP_NO_CACHE_DIR=1 \
+    PIP_DISABLE_PIP_VERSION_CHECK=1
+# For the native kernel, which is compiled into the wheel; no other stage has a compiler.
+RUN apt-get update \
+ && apt-get install --yes --no-install-recommends g++ \
+ && rm -rf /var/lib/apt/lists/*
+WORKDIR /build
+COPY pyproject.toml README.md LICENSE ./
+COPY q8core q8core
+COPY service service
+RUN pip wheel --no-deps --wheel-dir /wheels .
+
+
 FROM python:3.11-slim-bookworm AS builder
 
 # PyPI's Linux wheel of torch brings gigabytes of CUDA; PyTorch's own index has it for CPUs only.
@@ -13,11 +28,7 @@ ARG TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
 ENV PIP_NO_CACHE_DIR=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_ROOT_USER_ACTION=ignore
-# For the native kernel, which the package's build compiles; the final image has no compiler.
-RUN apt-get update \
- && apt-get install --yes --no-install-recommends g++ \
- && rm -rf /var/lib/apt/lists/* \
- && python -m venv /venv
+RUN python -m venv /venv
 ENV PATH=/venv/bin:$PATH
 WORKDIR /build
 
@@ -27,13 +38,11 @@ COPY docker/requirements.txt docker/
 RUN pip install --no-deps ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} "$(grep '^torch==' docker/requirements.txt)" \
  && pip install -r docker/requirements.txt
 
-COPY pyproject.toml README.md LICENSE ./
-COPY q8core q8core
-COPY service service
-# `pip check` refuses an image whose pins do not satisfy pyproject.toml. Afterwards nothing is installed any
-# more, and torch's C++ headers and test programs (190 MB) serve only compilers.
-RUN pip install --no-deps . \
- && test -s /venv/lib/python3.11/site-packages/q8core/native/libq8bert.so \
+# A wheel for any machine would have no native kernel. `pip check` refuses an image whose pins do not satisfy
+# pyproject.toml. Afterwards nothing is installed any more, and torch's C++ headers and test programs (190 MB)
+# serve only compilers.
+COPY --from=wheel /wheels /wheels
+RUN pip install --no-deps /wheels/q8bert-*-manylinux_*.whl \
  && pip check \
  && pip uninstall --yes pip \
  && cd /venv/lib/python3.11/site-packages/torch \

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import platform
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ class NativeKernel(BuildHookInterface[Any]):
         """Compile the library, next to the sources for an editable install, else into the wheel."""
         if self.target_name != "wheel":
             return
-        compiling, package = _compiling(), Path(__file__).parent
+        compiling, package = _beside("compile"), Path(__file__).parent
         try:
             if version == "editable":
                 compiling.compile_library(package)
@@ -33,7 +32,8 @@ class NativeKernel(BuildHookInterface[Any]):
             return
         build_data["force_include"][str(library)] = f"q8core/native/{library.name}"
         build_data["pure_python"] = False
-        build_data["tag"] = f"py3-none-linux_{platform.machine()}"
+        # Any Python 3 loads it through ctypes: it uses nothing of CPython's ABI.
+        build_data["tag"] = f"py3-none-{_beside('wheel_tag').platform_tag(library)}"
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
         """Remove the temporary folder of the library."""
@@ -41,9 +41,9 @@ class NativeKernel(BuildHookInterface[Any]):
             self._folder.cleanup()
 
 
-def _compiling() -> Any:
-    """Import `compile.py` by its path: the package itself cannot be imported before torch is installed."""
-    spec = importlib.util.spec_from_file_location("q8bert_compile", Path(__file__).with_name("compile.py"))
+def _beside(name: str) -> Any:
+    """Import a file of this folder by its path: the package itself cannot be imported before torch is installed."""
+    spec = importlib.util.spec_from_file_location(f"q8bert_{name}", Path(__file__).with_name(f"{name}.py"))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -59,8 +59,8 @@ def load_library() -> Any:
     path = Path(__file__).with_name(LIBRARY)
     if not path.exists():
         raise EngineError(
-            "the native kernel was not built: installing q8bert on Linux with g++ at hand builds it (Debian: apt "
-            "install g++, then pip install again)"
+            "the native kernel was not built: q8bert's wheel has it, and installing from the sources with g++ at hand "
+            "builds it (Debian: apt install g++, then pip install again)"
         )
     load_openmp()  # must be there first: the library is not linked with one
     try:

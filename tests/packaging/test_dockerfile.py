@@ -33,17 +33,23 @@ def last(stage: list[Instruction], word: str) -> str:
     return [rest for name, rest in stage if name == word][-1]
 
 
-def test_two_stages_on_one_base(stages: list[list[Instruction]]) -> None:
-    builder, final = stages
-    assert last(builder, "FROM") == "python:3.11-slim-bookworm AS builder"
-    assert last(final, "FROM") == "python:3.11-slim-bookworm"
-    assert all("apt" not in rest and "pip" not in rest for word, rest in final if word == "RUN")
+def test_stages_on_one_base(stages: list[list[Instruction]]) -> None:
+    bases = [last(stage, "FROM") for stage in stages]
+    assert bases == [f"python:3.11-slim-bookworm{name}" for name in (" AS wheel", " AS builder", "")]
+    assert all("apt" not in rest and "pip" not in rest for word, rest in stages[-1] if word == "RUN")
+
+
+def test_only_the_stage_of_the_wheel_has_a_compiler(stages: list[list[Instruction]]) -> None:
+    compiled, *others = [" ".join(rest for word, rest in stage if word == "RUN") for stage in stages]
+    assert "g++" in compiled
+    assert all("apt-get" not in commands and "g++" not in commands for commands in others)
+    assert re.search(r"pip install --no-deps /wheels/q8bert-\S*-manylinux_\S*\.whl", others[0])
 
 
 def test_builds_without_any_other_registry_image(root: Path, stages: list[list[Instruction]]) -> None:
     assert not (root / "Dockerfile").read_text().lower().startswith("# syntax")
     sources = {m for stage in stages for _, rest in stage for m in re.findall(r"--from=(\S+)", rest)}
-    assert sources == {"builder"}
+    assert sources == {"wheel", "builder"}
 
 
 def test_runs_as_a_fixed_user(stages: list[list[Instruction]]) -> None:
@@ -64,7 +70,7 @@ def test_one_health_check_in_image_and_compose(stages: list[list[Instruction]], 
 
 
 def test_torch_comes_from_the_cpu_index_unless_told_otherwise(stages: list[list[Instruction]]) -> None:
-    assert last(stages[0], "ARG").partition("=")[::2] == ("TORCH_INDEX_URL", "https://download.pytorch.org/whl/cpu")
+    assert last(stages[1], "ARG").partition("=")[::2] == ("TORCH_INDEX_URL", "https://download.pytorch.org/whl/cpu")
 
 
 def test_the_build_context_has_what_is_copied(root: Path, stages: list[list[Instruction]]) -> None:
