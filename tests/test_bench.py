@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 
 from q8core.bench import models, speed, workloads
 from q8core.bench.comparison import FLOOR, FP32_PEER, INT8_PEER, with_references
-from q8core.bench.contenders import CONTENDERS, STOCK, load_contender
+from q8core.bench.contender import CONTENDERS, STOCK
+from q8core.bench.contenders import load_contender
 from q8core.bench.environment import environment, usable_cpus
 from q8core.bench.floor import FLOORS
 from q8core.bench.folder import random_folder
@@ -99,14 +100,15 @@ def test_latencies_are_percentiles_of_batches_and_the_time_is_their_sum() -> Non
 
 def test_the_references_are_the_fastest_peers_and_the_floor_of_the_same_precision() -> None:
     times = {"transformers": 9.0, "a-fp32": 4.0, "b-fp32": 3.0, "a-int8": 2.0}
-    times |= {"floor-fp32": 2.0, "floor-int8-onednn": 0.75, "floor-int8-native": 0.5}
+    times |= {"a-int4": 1.0, "floor-fp32": 2.0, "floor-int8-onednn": 0.75, "floor-int8-native": 0.5}
     timings = [Timing("m", "w", name, 2, 1, (value,)) for name, value in {**times, "int8-native": 1.0}.items()]
-    found = {t.engine: t for t in with_references(timings, ("a-fp32", "b-fp32", "a-int8"))}
+    found = {t.engine: t for t in with_references(timings, ("a-fp32", "b-fp32", "a-int8", "a-int4"))}
     named = {key: name for key, (name, _) in found["int8-native"].references.items()}
     assert named == {STOCK: "transformers", FLOOR: "floor-int8-native", FP32_PEER: "b-fp32", INT8_PEER: "a-int8"}
     assert found["b-fp32"].over(FLOOR) == (1.5, 1.5, 1.5)
     assert found["int8-native"].faster_than(FP32_PEER) == (3.0, 3.0, 3.0)
     assert found["floor-int8-onednn"].over(FLOOR) == (1.5, 1.5, 1.5)
+    assert found["a-int4"].over(FLOOR) == (2.0, 2.0, 2.0)
     assert FLOOR not in with_references(timings[3:4], ())[0].references
 
 
@@ -198,7 +200,7 @@ def test_padding_masks_what_is_not_there() -> None:
     batch = random_batch((2, 4), 50)
     padded = pad(batch)
     assert padded.attention_mask.tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
-    assert np.array_equal(padded.input_ids[padded.attention_mask.bool()], batch.input_ids)
+    assert np.array_equal(padded.input_ids[padded.attention_mask == 1], batch.input_ids)
     assert padded.input_ids.shape == padded.token_type_ids.shape == (2, 4)
 
 
@@ -367,6 +369,11 @@ def test_memory_of_each_engine_in_its_own_process(tmp_path: Path, monkeypatch: p
     weights = 13e6  # 11.7 MB of word embeddings and 1.8 MB of a layer
     assert rows["int8-native"]["reported"] > weights
     assert rows["int8-native"]["second_loaded_uss"] < 0.15 * weights  # shared
+    for row in rows.values():
+        assert row["process_rss"] > row["loaded_rss"]
+        assert row["first_answer_seconds"] > 0
+    without_torch = rows["transformers"]["process_rss"] - rows["int8-native"]["process_rss"]
+    assert without_torch > 50e6, "the process of our engine imports what it does not need"
 
 
 def test_what_fails_in_another_process_is_told(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,12 @@ from transformers import BertConfig, BertModel
 from typer.testing import CliRunner
 
 from q8core.bench import contenders, models
-from q8core.bench.contenders import CONTENDERS, stock_class
+from q8core.bench.choice import choose_contenders
+from q8core.bench.contender import CONTENDERS
 from q8core.bench.padding import pad
 from q8core.bench.peers import registry
-from q8core.bench.peers.registry import PEER_NAMES, check_packages, choose_contenders, load_peer, prepare_peer
+from q8core.bench.peers.registry import PEER_NAMES, check_packages, load_peer, prepare_peer
+from q8core.bench.stock import stock_class, stock_inputs
 from q8core.bench.workloads import random_batch
 from q8core.cli import app
 from q8core.errors import EngineError, InputError
@@ -27,6 +31,8 @@ TINY: dict[str, Any] = {
 BATCH = random_batch((3, 9, 5), 100)
 LEAST_CORRELATION = 0.97
 """Of int8 results with float ones: 8 bits leave about three digits, and a missing mask or layer leaves far less."""
+
+LEAST_CORRELATION_INT4 = 0.8
 
 
 @pytest.fixture(scope="module", params=["qa", "classify"])
@@ -46,7 +52,7 @@ def folder(task: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def expected(task: str, folder: Path) -> torch.Tensor:
     with torch.inference_mode():
-        return logits(stock_class(task).from_pretrained(folder).eval()(**pad(BATCH)._asdict()).to_tuple(), task)
+        return logits(stock_class(task).from_pretrained(folder).eval()(**stock_inputs(BATCH)).to_tuple(), task)
 
 
 def logits(outputs: Any, task: str) -> torch.Tensor:
@@ -54,7 +60,7 @@ def logits(outputs: Any, task: str) -> torch.Tensor:
     tensors = [torch.as_tensor(np.asarray(each)) for each in outputs]
     if task == "classify":
         return tensors[0]
-    return torch.stack(tensors, -1)[pad(BATCH).attention_mask.bool()]
+    return torch.stack(tensors, -1)[torch.from_numpy(pad(BATCH).attention_mask == 1)]
 
 
 def run_peer(name: str, folder: Path, task: str) -> Any:
@@ -76,13 +82,14 @@ def test_float_peers_give_the_logits_of_transformers(
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["onnxruntime-int8", "openvino-int8", "torch-int8-dynamic"])
-def test_int8_peers_give_about_the_logits_of_transformers(
+@pytest.mark.parametrize("name", ["onnxruntime-int8", "openvino-int8", "openvino-int4", "torch-int8-dynamic"])
+def test_quantized_peers_give_about_the_logits_of_transformers(
     name: str, folder: Path, task: str, expected: torch.Tensor
 ) -> None:
     out = run_peer(name, folder, task)
     outputs = out.to_tuple() if hasattr(out, "to_tuple") else out.values() if hasattr(out, "values") else out
-    assert correlation(logits(outputs, task), expected) > LEAST_CORRELATION
+    least = LEAST_CORRELATION_INT4 if "int4" in name else LEAST_CORRELATION
+    assert correlation(logits(outputs, task), expected) > least
 
 
 def test_ctranslate_gives_about_the_hidden_states_of_transformers(folder: Path, task: str) -> None:
@@ -90,8 +97,8 @@ def test_ctranslate_gives_about_the_hidden_states_of_transformers(folder: Path, 
         pytest.skip("it has no head: the task changes nothing")
     out = run_peer("ctranslate2-int8", folder, task)
     with torch.inference_mode():
-        hidden = BertModel.from_pretrained(folder).eval()(**pad(BATCH)._asdict()).last_hidden_state
-    mask = pad(BATCH).attention_mask.bool()
+        hidden = BertModel.from_pretrained(folder).eval()(**stock_inputs(BATCH)).last_hidden_state
+    mask = torch.from_numpy(pad(BATCH).attention_mask == 1)
     assert correlation(torch.as_tensor(np.array(out.last_hidden_state))[mask], hidden[mask]) > LEAST_CORRELATION
 
 
@@ -127,6 +134,17 @@ def test_missing_packages_are_named_with_the_way_to_install_them(monkeypatch: py
 def test_what_goes_wrong_in_the_other_process_is_told(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"preparing onnxruntime-fp32 failed: ValueError"):
         prepare_peer("onnxruntime-fp32", tmp_path, "qa")
+
+
+@pytest.mark.parametrize("name", [name for name in PEER_NAMES if not name.startswith("torch")])
+def test_loading_a_peer_imports_no_torch(name: str) -> None:
+    """Its process is measured with what it needs, and no more."""
+    peer = registry._PEERS[name]
+    code = f"import sys, q8core.bench.first_answer_process, q8core.bench.peers.{peer.module}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    imported = set(done.stdout.split())
+    assert f"q8core.bench.peers.{peer.module}" in imported
+    assert not imported & {"torch", "transformers", "tokenizers", "q8core.engines"}
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import transformers
 from typer.testing import CliRunner
 
 from q8core.bench import models, plot
-from q8core.bench.contenders import CONTENDERS, STOCK
+from q8core.bench.contender import CONTENDERS, STOCK
 from q8core.bench.environment import environment
 from q8core.bench.floor import FLOORS
 from q8core.bench.panels import panel_rows

@@ -11,7 +11,7 @@ import torch
 from transformers import BertForSequenceClassification
 
 from q8core.bench import models, training
-from q8core.bench.contenders import STOCK
+from q8core.bench.contender import STOCK
 from q8core.bench.folder import random_folder
 from q8core.bench.timing import Timing, take_turns
 from q8core.bench.training import with_stock

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from q8core.arrays import Array, address, empty
-from q8core.bench.contenders import Contender, load_named_engine
+from q8core.bench.contender import Contender
+from q8core.bench.contenders import load_named_engine
 from q8core.checkpoint import Checkpoint
 from q8core.engines import TokenBatch
 from q8core.engines.kernels.onednn import ZERO_POINT, OnednnKernel, OnednnLinear

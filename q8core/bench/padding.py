@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
+import numpy as np
+from numpy.typing import NDArray
 
-from q8core.engines import TokenBatch
+if TYPE_CHECKING:
+    from q8core.engines import TokenBatch
 
 
 class Padded(NamedTuple):
     """A padded batch, each int64 (B, longest); the mask is 1 on real tokens."""
 
-    input_ids: Tensor
-    token_type_ids: Tensor
-    attention_mask: Tensor
+    input_ids: NDArray[np.int64]
+    token_type_ids: NDArray[np.int64]
+    attention_mask: NDArray[np.int64]
 
 
 def pad(batch: TokenBatch) -> Padded:
     """Return a batch with each sequence padded to the longest."""
-    ids, types = (
-        pad_sequence(list(torch.from_numpy(each).split(batch.lengths)), batch_first=True)
-        for each in (batch.input_ids, batch.token_type_ids)
-    )
-    lengths = torch.tensor(batch.lengths)
-    mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
-    return Padded(ids, types, mask)
+    real = np.arange(max(batch.lengths)) < np.array(batch.lengths)[:, None]
+    ids, types = np.zeros(real.shape, np.int64), np.zeros(real.shape, np.int64)
+    ids[real], types[real] = batch.input_ids, batch.token_type_ids
+    return Padded(ids, types, real.astype(np.int64))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from q8core.bench.comparison import is_int8
-from q8core.bench.contenders import ENGINES, STOCK
+from q8core.bench.contender import ENGINES, STOCK
 from q8core.bench.floor import FLOORS
 from q8core.bench.threads import threads_text
 from q8core.bench.timing import Ratio, Timing

@@ -1,4 +1,7 @@
-"""How much memory an engine adds to a process: each in a fresh process, measured by the operating system's counters."""
+"""How much memory an engine adds to a process, how large the whole process is, and how soon it answers.
+
+Each is measured in fresh processes, by the operating system's counters.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,8 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from q8core.bench.contenders import STOCK
+from q8core.bench.contender import STOCK
+from q8core.bench.first_answer import measure_first_answer
 from q8core.bench.folder import random_folder
 from q8core.bench.peers.registry import PEER_NAMES, prepare_peer
 from q8core.checkpoint.manifest import FLOAT_FILE, INT8_FILE
@@ -22,7 +26,7 @@ _TINY = {"vocab_size": 100, "num_hidden_layers": 1, "hidden_size": 48, "intermed
 
 @dataclass(frozen=True)
 class Resident:
-    """Bytes that one engine added to a fresh process, without those of imports and libraries' code.
+    """Bytes that one engine added to a fresh process, without those of imports and libraries' code, unless said.
 
     A second process, with the same engine of the same checkpoint, is measured while the first one runs: it adds its
     unique set, the pages that it shares with no other process.
@@ -38,6 +42,8 @@ class Resident:
         second_loaded_uss: unique set of the second process after loading.
         second_used_uss: the same after some batches.
         second_load_seconds: time to verify and load in the second process, which finds the first one's cache.
+        first_answer_seconds: from the start of a process that imports only what the engine needs to its first logits.
+        process_rss: resident set of that whole process after some batches, imports and libraries' code included.
     """
 
     engine: str
@@ -51,6 +57,8 @@ class Resident:
     second_loaded_uss: int
     second_used_uss: int
     second_load_seconds: float
+    first_answer_seconds: float
+    process_rss: int
 
     def to_dict(self) -> dict[str, object]:
         """Return plain JSON values, with the peak divided by the resident size."""
@@ -78,10 +86,12 @@ def measure_resident(engine: str, folder: Path, task: TaskKind, threads: int) ->
         request = {"engine": engine, "folder": str(folder), "tiny": str(tiny), "task": task, "threads": threads}
         command.append(json.dumps({**request, "second": False}))
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise EngineError(f"measuring the memory of {engine} failed: {last}")
-    return Resident(engine, **json.loads(done.stdout.splitlines()[-1]))
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise EngineError(f"measuring the memory of {engine} failed: {last}")
+        whole = measure_first_answer(engine, folder, task, threads)  # finds what was prepared and cached above
+    added = json.loads(done.stdout.splitlines()[-1])
+    return Resident(engine, **added, first_answer_seconds=whole.seconds, process_rss=whole.process_rss)
 
 
 def measurable(engines: tuple[str, ...], folder: Path) -> tuple[str, ...]:

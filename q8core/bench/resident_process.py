@@ -17,16 +17,10 @@ import psutil
 import torch
 from transformers import BertConfig
 
-from q8core.bench.contenders import (
-    CONTENDERS,
-    STOCK,
-    Contender,
-    OurEngine,
-    load_contender,
-    load_named_engine,
-    load_stock,
-)
+from q8core.bench.contender import CONTENDERS, STOCK, Contender
+from q8core.bench.contenders import OurEngine, load_contender, load_named_engine
 from q8core.bench.peers.registry import PEER_NAMES, load_peer
+from q8core.bench.stock import load_stock
 from q8core.bench.workloads import Shape
 from q8core.checkpoint import Checkpoint
 from q8core.engines.engine import EncoderEngine

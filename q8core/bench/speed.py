@@ -11,7 +11,8 @@ import torch
 from transformers.utils import logging
 
 from q8core.bench.comparison import is_int8, with_references
-from q8core.bench.contenders import Contender, load_contender
+from q8core.bench.contender import Contender
+from q8core.bench.contenders import load_contender
 from q8core.bench.floor import load_floors
 from q8core.bench.folder import random_folder
 from q8core.bench.models import bench_config

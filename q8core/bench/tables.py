@@ -10,7 +10,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from q8core.bench.comparison import FLOOR, FP32_PEER, INT8_PEER
-from q8core.bench.contenders import STOCK
+from q8core.bench.contender import STOCK
 from q8core.bench.resident import Resident
 from q8core.bench.threads import threads_text
 from q8core.bench.timing import PERCENTILES, Timing
@@ -95,21 +95,21 @@ def training_tables(timings: Sequence[Timing], title: str) -> list[Table]:
 
 
 def memory_table(found: Sequence[Resident], title: str) -> Table:
-    """Return a table of the MiB that each engine added to a fresh process, and to a second one."""
+    """Return a table of the MiB that each engine added to a fresh process and to a second one, and of a whole one."""
     table = _table(title, ("engine",))
     for column in (
-        "loaded\nRSS", "in use\nRSS", "peak of\nloading", "peak /\nloaded", "own\naccount", "load\ns",
-        "2nd\nloaded", "2nd\nin use",
+        "loaded\nRSS", "in use\nRSS", "peak of\nloading", "own\naccount", "load\ns", "2nd\nloaded", "2nd\nin use",
+        "whole\nprocess", "first\nanswer s",
     ):  # fmt: skip
         table.add_column(column, justify="right", no_wrap=True)
     for row in found:
         table.add_row(
             row.engine,
             *(f"{size / 2**20:.1f}" for size in (row.loaded_rss, row.used_rss, row.peak_rss)),
-            f"{row.peak_rss / max(row.loaded_rss, 1):.2f}",
             f"{row.reported / 2**20:.1f}" if row.reported else "",
             f"{row.load_seconds:.2f}",
-            *(f"{size / 2**20:.1f}" for size in (row.second_loaded_uss, row.second_used_uss)),
+            *(f"{size / 2**20:.1f}" for size in (row.second_loaded_uss, row.second_used_uss, row.process_rss)),
+            f"{row.first_answer_seconds:.2f}",
         )
     return table
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from statistics import median, quantiles
 from typing import NamedTuple
 
-from q8core.bench.contenders import STOCK, Contender
+from q8core.bench.contender import STOCK, Contender
 from q8core.bench.workloads import Workload
 
 PERCENTILES = (50, 95, 99)

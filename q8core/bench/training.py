@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from transformers.utils import logging
 
-from q8core.bench.contenders import STOCK, Contender
+from q8core.bench.contender import STOCK, Contender
 from q8core.bench.folder import random_folder
 from q8core.bench.models import bench_config
 from q8core.bench.threads import threads_text

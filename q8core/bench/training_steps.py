@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from q8core.bench.contenders import STOCK, Contender, stock_class
-from q8core.bench.padding import pad
+from q8core.bench.contender import STOCK, Contender
+from q8core.bench.stock import stock_class, stock_inputs
 from q8core.engines import TokenBatch
 from q8core.engines.choice.random_weights import LABELS
 from q8core.quant import preset
@@ -72,7 +72,7 @@ def labelled(batch: TokenBatch) -> dict[str, Tensor]:
     """Return a batch padded, with random labels, the same each time: keyword arguments of Hugging Face's classifier."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(LABELS, (len(batch.lengths),), generator=generator)
-    return {**pad(batch)._asdict(), "labels": labels}
+    return {**stock_inputs(batch), "labels": labels}
 
 
 def load_step(name: str, folder: Path) -> Contender:

@@ -10,11 +10,12 @@ from typing import cast
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from q8core.bench.choice import choose_contenders
 from q8core.bench.contenders import missing_engines
 from q8core.bench.environment import environment
 from q8core.bench.folder import random_folder
 from q8core.bench.models import bench_config
-from q8core.bench.peers.registry import PEER_NAMES, about, choose_contenders, peer_versions
+from q8core.bench.peers.registry import PEER_NAMES, about, peer_versions
 from q8core.bench.plot import check_plot, plot_run, subtitle_of
 from q8core.bench.resident import Resident, measurable, measure_resident
 from q8core.bench.speed import Measured, SpeedRun, measure_speed
@@ -157,7 +158,8 @@ def _measure_each(
 
 def _show_memory(console: Console, report: dict[str, object], model: str, found: Sequence[Resident]) -> None:
     if found:
-        console.print(memory_table(found, f"{model}: MiB added to a fresh process, and to a 2nd one beside it"))
+        title = f"{model}: MiB added to a fresh process, and to a 2nd one beside it; MiB of a whole process"
+        console.print(memory_table(found, title))
     memory = cast("dict[str, object]", report.setdefault("memory", {}))
     memory[model] = [row.to_dict() for row in found]
 

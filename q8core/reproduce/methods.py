@@ -9,8 +9,8 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
-from q8core.bench.contenders import stock_class, stock_logits
 from q8core.bench.peers.torch_dynamic import quantize_linears
+from q8core.bench.stock import stock_class, stock_logits
 from q8core.engines import build_engine
 from q8core.evaluate import evaluate_engine
 from q8core.quant import Scheme, preset

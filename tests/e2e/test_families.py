@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from q8core.bench.contenders import stock_class
+from q8core.bench.stock import stock_class
 from q8core.checkpoint import Checkpoint, write_checkpoint
 from q8core.engines import TokenBatch, build_engine, load_engine
 from q8core.errors import InputError

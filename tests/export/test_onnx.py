@@ -41,7 +41,7 @@ def sequences(checkpoint: Checkpoint) -> list[tuple[list[int], list[int]]]:
 
 
 def inputs_of(batch: TokenBatch) -> dict[str, Any]:
-    return {name: tensor.numpy() for name, tensor in pad(batch)._asdict().items()}
+    return pad(batch)._asdict()
 
 
 def class_logits(checkpoint: Checkpoint, batch: TokenBatch) -> Any:

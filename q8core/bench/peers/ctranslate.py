@@ -6,15 +6,16 @@ import importlib
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from transformers import BertConfig, BertModel
 
-from q8core.bench.contenders import Contender
+from q8core.bench.contender import Contender
 from q8core.bench.padding import pad
-from q8core.engines import TokenBatch
-from q8core.model.head import TaskKind
+
+if TYPE_CHECKING:
+    from q8core.engines import TokenBatch
+    from q8core.model.head import TaskKind
 
 _FOLDER = "ctranslate2.int8"
 
@@ -30,13 +31,15 @@ class CTranslate:
 
     def bind(self, batch: TokenBatch) -> Callable[[], object]:
         """Pad the batch."""
-        ids = self._library.StorageView.from_array(pad(batch).input_ids.numpy().astype(np.int32))
+        ids = self._library.StorageView.from_array(pad(batch).input_ids.astype(np.int32))
         lengths = self._library.StorageView.from_array(np.array(batch.lengths, dtype=np.int32))
         return lambda: self._encoder.forward_batch(ids, lengths)
 
 
 def prepare(folder: Path, task: TaskKind) -> None:
     """Convert the float encoder with CTranslate2's own loader, which needs a tokenizer only for its vocabulary."""
+    from transformers import BertConfig, BertModel
+
     converters = importlib.import_module("ctranslate2.converters.transformers")
     config: Any = BertConfig.from_pretrained(folder)
     config.position_embedding_type = "absolute"  # no longer set by transformers 5

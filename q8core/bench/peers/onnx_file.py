@@ -6,12 +6,10 @@ from pathlib import Path
 
 import torch
 
-from q8core.bench.contenders import stock_class
-from q8core.bench.padding import pad
+from q8core.bench.peers import ONNX_FILE
+from q8core.bench.stock import stock_class, stock_inputs
 from q8core.bench.workloads import random_batch
 from q8core.model.head import TaskKind
-
-ONNX_FILE = "model.onnx"
 
 
 def export_onnx(folder: Path, task: TaskKind) -> Path:
@@ -24,7 +22,7 @@ def export_onnx(folder: Path, task: TaskKind) -> Path:
         return file
     # The exporter fails on the masks of transformers' SDPA attention.
     model = stock_class(task).from_pretrained(folder, attn_implementation="eager").eval()
-    example = pad(random_batch((7, 11, 5), int(model.config.vocab_size)))._asdict()
+    example = stock_inputs(random_batch((7, 11, 5), int(model.config.vocab_size)))
     any_size = torch.export.Dim.DYNAMIC
     with torch.inference_mode():
         torch.onnx.export(

@@ -5,13 +5,15 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from q8core.bench.contenders import Contender
+from q8core.bench.contender import Contender
 from q8core.bench.padding import pad
-from q8core.bench.peers.onnx_file import export_onnx
-from q8core.engines import TokenBatch
-from q8core.model.head import TaskKind
+from q8core.bench.peers import ONNX_FILE
+
+if TYPE_CHECKING:
+    from q8core.engines import TokenBatch
+    from q8core.model.head import TaskKind
 
 _INT8_FILE = "onnxruntime.int8.onnx"
 
@@ -27,17 +29,21 @@ class OnnxRuntime:
 
     def bind(self, batch: TokenBatch) -> Callable[[], object]:
         """Pad the batch into NumPy arrays."""
-        inputs = {name: tensor.numpy() for name, tensor in pad(batch)._asdict().items()}
+        inputs = pad(batch)._asdict()
         return lambda: self._session.run(None, inputs)
 
 
 def prepare_fp32(folder: Path, task: TaskKind) -> None:
     """Export the model."""
+    from q8core.bench.peers.onnx_file import export_onnx
+
     export_onnx(folder, task)
 
 
 def prepare_int8(folder: Path, task: TaskKind) -> None:
     """Export the model and quantize its weights."""
+    from q8core.bench.peers.onnx_file import export_onnx
+
     onnx: Any = importlib.import_module("onnx")
     tools: Any = importlib.import_module("onnxruntime.quantization")
     model: Any = onnx.load(export_onnx(folder, task))
@@ -47,7 +53,7 @@ def prepare_int8(folder: Path, task: TaskKind) -> None:
 
 def load_fp32(folder: Path, task: TaskKind, threads: int) -> Contender:
     """Open the exported model."""
-    return OnnxRuntime(export_onnx(folder, task), threads)
+    return OnnxRuntime(folder / ONNX_FILE, threads)
 
 
 def load_int8(folder: Path, task: TaskKind, threads: int) -> Contender:

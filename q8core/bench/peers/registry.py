@@ -12,11 +12,13 @@ from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from q8core.bench.contenders import CONTENDERS, Contender, missing_engines
+from q8core.bench.contender import Contender
 from q8core.errors import EngineError, InputError
-from q8core.model.head import TaskKind
+
+if TYPE_CHECKING:
+    from q8core.model.head import TaskKind
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ _PEERS = {
     "onnxruntime-int8": Peer("onnx_runtime", "_int8", "onnxruntime", _ONNX, "dynamic, per channel"),
     "ctranslate2-int8": Peer("ctranslate", "", "ctranslate2", (), "encoder and pooler only, no head"),
     "openvino-int8": Peer("openvino_runtime", "_int8", "openvino", (*_ONNX, "nncf"), "static, calibrated by NNCF"),
+    "openvino-int4": Peer("openvino_runtime", "_int4", "openvino", (*_ONNX, "nncf"), "weights of 4 bits by NNCF"),
 }
 PEER_NAMES = tuple(_PEERS)
 
@@ -62,27 +65,6 @@ def about(name: str) -> str:
 def peer_versions(names: Sequence[str]) -> dict[str, str]:
     """Return package -> version of the runtimes of the peers among `names`."""
     return {package: version(package) for package in dict.fromkeys(_PEERS[n].runtime for n in names if n in _PEERS)}
-
-
-def choose_contenders(names: tuple[str, ...], *, peers: bool) -> tuple[str, ...]:
-    """Return the contenders of a run, in a fixed order.
-
-    Args:
-        names: contenders or peers; if empty, all of `CONTENDERS` that this installation has a kernel for.
-        peers: whether to add all peers.
-
-    Raises:
-        InputError: for an unknown name, or a peer whose packages are not installed.
-    """
-    known = (*CONTENDERS, *PEER_NAMES)
-    for name in names:
-        if name not in known:
-            raise InputError(f"engine is {name!r}; allowed: {', '.join(known)}")
-    ours = names or tuple(name for name in CONTENDERS if name not in missing_engines())
-    wanted = {*ours, *(PEER_NAMES if peers else ())}
-    chosen = tuple(name for name in known if name in wanted)
-    check_packages(tuple(name for name in chosen if name in _PEERS))
-    return chosen
 
 
 def check_packages(names: Sequence[str]) -> None:

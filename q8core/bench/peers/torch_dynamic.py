@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from q8core.bench.contenders import Contender, StockTransformers, stock_class
+from q8core.bench.contender import Contender
+from q8core.bench.stock import StockTransformers, stock_class
 from q8core.model.head import TaskKind
 
 
