@@ -26,11 +26,12 @@ inline uint64_t at(uint64_t row, uint64_t column, uint64_t kb) {
 // Add up 16 * Tiles rows x 32 columns into sums[row][column], `pitch` numbers from row to row.
 // `rows`: the first block of each 16 rows; `step`: bytes to the same rows' next block of depth;
 // `columns`: the first weight block of each 16 columns, the others follow; `comp` (32): where the sums begin.
-// `cold`: the weights are not in a near cache yet. ZeroPoint: 128, or 0 with `comp` as from
+// `ahead`: 0, or the weights are not in a near cache yet, and those that many bytes on are what this thread will
+// probably multiply next: the CPU's own prefetcher starts anew at every panel. ZeroPoint: 128, or 0 with `comp` as from
 // start_without_zero_point or `starts`.
 template <int Tiles, int ZeroPoint = 128>
 inline void multiply(const uint8_t* const* rows, int64_t step, const uint8_t* const* columns, int64_t kb,
-                     const int32_t* comp, int32_t* sums, int64_t pitch, bool cold = false);
+                     const int32_t* comp, int32_t* sums, int64_t pitch, int64_t ahead = 0);
 
 // With activations whose zero point is 0, where the sums of 16 columns begin; `total`: the sums of their weights.
 // AVX2 without VNNI takes 128 off all activations.
@@ -64,7 +65,7 @@ constexpr int kAhead = 4 * kBlock;  // far enough for the second level cache, ne
 
 template <int Tiles, int ZeroPoint>
 inline void multiply(const uint8_t* const* rows, int64_t step, const uint8_t* const* columns, int64_t kb,
-                     const int32_t* comp, int32_t* sums, int64_t pitch, bool cold) {
+                     const int32_t* comp, int32_t* sums, int64_t pitch, int64_t ahead) {
   const uint8_t *a0 = rows[0], *a1 = rows[Tiles - 1], *b0 = columns[0], *b1 = columns[1];
   written();
   _tile_loadd(0, comp, 0);  // stride 0: the same line for every row
@@ -78,7 +79,7 @@ inline void multiply(const uint8_t* const* rows, int64_t step, const uint8_t* co
       _mm_prefetch(reinterpret_cast<const char*>(a0 + kAhead + line), _MM_HINT_T0);
       if (Tiles == 2) _mm_prefetch(reinterpret_cast<const char*>(a1 + kAhead + line), _MM_HINT_T0);
     }
-    if (cold)
+    if (ahead)
       for (int line = 0; line < kBlock; line += 64) {
         _mm_prefetch(reinterpret_cast<const char*>(b0 + kAhead + line), _MM_HINT_T0);
         _mm_prefetch(reinterpret_cast<const char*>(b1 + kAhead + line), _MM_HINT_T0);
@@ -107,18 +108,22 @@ inline void multiply(const uint8_t* const* rows, int64_t step, const uint8_t* co
 
 struct TileConfig {};
 
-// Rows x 32 columns of one block of 16 rows.
-template <int Rows, int ZeroPoint>
+// Rows x 32 columns of one block of 16 rows. Cold: meanwhile bring the weights `ahead` nearer.
+template <int Rows, int ZeroPoint, bool Cold>
 inline void multiply_rows(const uint8_t* a, int64_t step, const uint8_t* const* columns, int64_t kb,
-                          const int32_t* comp, int32_t* sums, int64_t pitch) {
+                          const int32_t* comp, int32_t* sums, int64_t pitch, int64_t ahead) {
 #if defined(__AVX512VNNI__)
   __m512i sum[2][Rows];
   for (int n = 0; n < 2; n++)
     for (int m = 0; m < Rows; m++) sum[n][m] = _mm512_loadu_si512(comp + 16 * n);
   for (int64_t k = 0; k < kb; k++, a += step)
     for (int line = 0; line < 16; line++) {
-      const __m512i b0 = _mm512_loadu_si512(columns[0] + k * kBlock + line * 64);
-      const __m512i b1 = _mm512_loadu_si512(columns[1] + k * kBlock + line * 64);
+      const uint8_t *w0 = columns[0] + k * kBlock + line * 64, *w1 = columns[1] + k * kBlock + line * 64;
+      const __m512i b0 = _mm512_loadu_si512(w0), b1 = _mm512_loadu_si512(w1);
+      if constexpr (Cold) {
+        _mm_prefetch(reinterpret_cast<const char*>(w0 + ahead), _MM_HINT_T1);
+        _mm_prefetch(reinterpret_cast<const char*>(w1 + ahead), _MM_HINT_T1);
+      }
 #pragma GCC unroll 16
       for (int m = 0; m < Rows; m++) {
         int32_t four;
@@ -177,16 +182,23 @@ inline void multiply_rows(const uint8_t* a, int64_t step, const uint8_t* const* 
 
 template <int Tiles, int ZeroPoint>
 inline void multiply(const uint8_t* const* rows, int64_t step, const uint8_t* const* columns, int64_t kb,
-                     const int32_t* comp, int32_t* sums, int64_t pitch, bool) {
+                     const int32_t* comp, int32_t* sums, int64_t pitch, int64_t ahead) {
 #if defined(__AVX512VNNI__)
   constexpr int kGroup = 8;
+  constexpr bool kFetches = true;
 #else
   constexpr int kGroup = 4;
+  constexpr bool kFetches = false;  // arithmetic takes longer than the weights' way from memory
 #endif
   for (int tile = 0; tile < Tiles; tile++)
-    for (int m = 0; m < kRows; m += kGroup)
-      multiply_rows<kGroup, ZeroPoint>(rows[tile] + m * kDepth, step, columns, kb, comp,
-                                       sums + (tile * kRows + m) * pitch, pitch);
+    for (int m = 0; m < kRows; m += kGroup) {
+      const uint8_t* a = rows[tile] + m * kDepth;
+      int32_t* to = sums + (tile * kRows + m) * pitch;
+      if (kFetches && ahead && !tile && !m)
+        multiply_rows<kGroup, ZeroPoint, true>(a, step, columns, kb, comp, to, pitch, ahead);
+      else
+        multiply_rows<kGroup, ZeroPoint, false>(a, step, columns, kb, comp, to, pitch, 0);
+    }
 }
 
 #endif

@@ -59,6 +59,7 @@ inline void linear(const Linear& layer, const Activations& a, int64_t rows, Fini
   const float* scales = layer.input.per_row() ? a.scales : nullptr;
   const int64_t kb = layer.kb, chunk = chunk_rows(layer, rows);
   const int64_t panels = layer.np / kPanel, chunks = (rows + chunk - 1) / chunk;
+  const int64_t next = omp_get_num_threads() * kPanel * kb * kDepth;  // from a thread's panel to its next one, in bytes
 #pragma omp for schedule(dynamic) nowait
   for (int64_t task = 0; task < panels * chunks; task++) {
     alignas(64) int32_t sums[2 * kRows][kPanel];
@@ -67,10 +68,11 @@ inline void linear(const Linear& layer, const Activations& a, int64_t rows, Fini
     const int64_t begin = task / panels * chunk;
     for (int64_t row = begin; row < end; row += 2 * kRows) {
       const uint8_t* blocks[2] = {a.bytes + at(row, 0, kb), a.bytes + at(row + kRows, 0, kb)};
+      const int64_t ahead = row == begin ? next : 0;
       if (end - row > kRows)
-        multiply<2, 0>(blocks, kBlock, weights, kb, starts(layer) + column, sums[0], kPanel, row == begin);
+        multiply<2, 0>(blocks, kBlock, weights, kb, starts(layer) + column, sums[0], kPanel, ahead);
       else
-        multiply<1, 0>(blocks, kBlock, weights, kb, starts(layer) + column, sums[0], kPanel, row == begin);
+        multiply<1, 0>(blocks, kBlock, weights, kb, starts(layer) + column, sums[0], kPanel, ahead);
       for (int64_t m = 0; m < 2 * kRows && row + m < end; m += kRows) {
         const float* own = scales ? scales + row + m : nullptr;
         for (int n = 0; n < kPanel; n += 16)
