@@ -20,7 +20,7 @@ from starlette.middleware.cors import CORSMiddleware
 import service as package
 from q8core.errors import InputError
 from service.core import Service
-from service.errors import ServiceError, describe_error
+from service.errors import ServiceError
 from service.http.auth import AuthMiddleware
 from service.http.cors import CrossOrigin
 from service.http.head import HeadMiddleware
@@ -40,6 +40,7 @@ from service.http.routes import (
     tei,
     vllm,
 )
+from service.http.routes.direct import DirectRoutes, answer_error
 from service.models.registry import ModelRegistry
 from service.operations.keys import Keys, load_keys
 from service.operations.model_admin import ModelAdmin
@@ -50,7 +51,6 @@ from service.telemetry.metrics import COMPARE
 from service.telemetry.otlp import NO_TELEMETRY_LOGS, Tracing, create_tracing
 from service.telemetry.recorder import Observer, RequestRecorder
 from service.telemetry.request_log import log_request
-from service.telemetry.trace import RequestTrace
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ def application(service: Service) -> FastAPI:
     observers += [tracing.observe] if tracing is not None else []
     recorder = RequestRecorder(TASK_PATHS, service.metrics, observers)
     cross_origin = CrossOrigin(settings.cors_allow_origin) if settings.cors_allow_origin else None
-    _add_middleware(app, settings, keys, recorder, cross_origin)
+    _add_middleware(app, service, keys, recorder, cross_origin)
     limit = settings.max_queue_requests + BEING_SERVED
     app.state.overload = Overload(limit, TASK_PATHS, service.queue, recorder, cross_origin)
     return app
@@ -151,9 +151,12 @@ def _add_routes(app: FastAPI, keys: Keys) -> None:
 
 
 def _add_middleware(
-    app: FastAPI, settings: Settings, keys: Keys, recorder: RequestRecorder, cross_origin: CrossOrigin | None
+    app: FastAPI, service: Service, keys: Keys, recorder: RequestRecorder, cross_origin: CrossOrigin | None
 ) -> None:
     """Put the middleware around the routes; the last one added is the outermost."""
+    settings = service.settings
+    direct = [route for module in (classify, qa, compare) for route in module.router.routes]
+    app.add_middleware(DirectRoutes, routes=direct, service=service)
     app.add_middleware(HeadMiddleware)
     app.add_middleware(BodyMiddleware, limit=settings.payload_limit, timeout_s=settings.body_timeout_s)
     if keys.api or keys.admin:
@@ -173,7 +176,4 @@ def _without_docs(**options: Any) -> FastAPI:
 
 
 async def _answer_error(request: Request, error: Exception) -> JSONResponse:
-    trace: RequestTrace = request.state.trace
-    answer = describe_error(error)
-    trace.error_type = answer.kind.error_type
-    return JSONResponse(answer.body(trace.request_id), answer.kind.status, headers=dict(answer.headers))
+    return answer_error(request.state.trace, error)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from service.http.routes.dependencies import INFERENCE_ERRORS, BackendHeader, ServiceDep, TraceDep, error_responses
-from service.http.routes.direct import DirectRoute
 from service.tasks.schemas import ClassifyRequest, ClassifyResponse
 
-router = APIRouter(tags=["inference"], route_class=DirectRoute)
+router = APIRouter(tags=["inference"])
 
 
 @router.post("/classify", responses=error_responses(*INFERENCE_ERRORS), summary="Classify texts or pairs of texts")

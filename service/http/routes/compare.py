@@ -5,10 +5,9 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from service.http.routes.dependencies import INFERENCE_ERRORS, ServiceDep, TraceDep, error_responses
-from service.http.routes.direct import DirectRoute
 from service.tasks.schemas import CompareRequest, CompareResponse
 
-router = APIRouter(tags=["inference"], route_class=DirectRoute)
+router = APIRouter(tags=["inference"])
 
 
 @router.post("/compare", responses=error_responses(*INFERENCE_ERRORS), summary="Ask fp32 and int8 the same")
