@@ -28,6 +28,7 @@ ServiceError
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -224,6 +225,10 @@ class ErrorAnswer:
             body["details"] = list(self.details)
         return body
 
+    def content(self, request_id: str) -> bytes:
+        """Return the body's bytes."""
+        return json.dumps(self.body(request_id), ensure_ascii=False, separators=(",", ":")).encode()
+
 
 def describe_error(error: Exception) -> ErrorAnswer:
     """Return the answer to an exception; one that the table does not have is an internal error without details."""
@@ -254,7 +259,7 @@ def _describe_http(error: HTTPException) -> ErrorAnswer:
         kind = ErrorKind(error.status_code, "http_error", "refused by the HTTP layer")
     headers = {name.lower(): value for name, value in (error.headers or {}).items()}
     if headers.get("allow") == "GET":
-        headers["allow"] = "GET, HEAD"  # see `service.http.head`
+        headers["allow"] = "GET, HEAD"  # see `service.http.exchange`
     message = {
         400: "the body cannot be read as JSON (wrong encoding, nested too deep, or a number too long)",
         404: "no such path; GET /docs lists them, unless it is switched off",

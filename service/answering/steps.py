@@ -103,15 +103,19 @@ class Steps:
         self._queue.put(ticket)
         loop = asyncio.get_running_loop()
         overdue = DeadlineExceeded(f"no answer within {self._timeout_s:g} s (--request-timeout-s)")
+
+        def leave(_: asyncio.Future[None]) -> None:
+            self._queue.abandon(ticket, ClientClosed("the client left"))
+
         timer = loop.call_later(max(0.0, deadline - time.monotonic()), self._queue.abandon, ticket, overdue)
         if trace.left is not None:
-            trace.left.add_done_callback(
-                lambda left: None if left.cancelled() else self._queue.abandon(ticket, ClientClosed("the client left"))
-            )
+            trace.left.add_done_callback(leave)
         try:
             return await asyncio.wrap_future(ticket.future)
         finally:
             timer.cancel()
+            if trace.left is not None:
+                trace.left.remove_done_callback(leave)
             self._queue.abandon(ticket, ClientClosed("the request was cancelled"))
             done = time.monotonic()
             started = ticket.started or done

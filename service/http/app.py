@@ -10,21 +10,20 @@ from typing import Any
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
 
 import service as package
 from q8core.errors import InputError
 from service.core import Service
-from service.errors import ServiceError
-from service.http.auth import AuthMiddleware
+from service.errors import ServiceError, describe_error
+from service.http.auth import KeyCheck
 from service.http.cors import CrossOrigin
-from service.http.head import HeadMiddleware
-from service.http.middleware import BodyMiddleware, RequestMiddleware
+from service.http.front import Front
 from service.http.overload import BEING_SERVED, Overload
 from service.http.routes import admin as admin_routes
 from service.http.routes import (
@@ -40,7 +39,7 @@ from service.http.routes import (
     tei,
     vllm,
 )
-from service.http.routes.direct import DirectRoutes, answer_error
+from service.http.routes.direct import DirectRoutes
 from service.models.registry import ModelRegistry
 from service.operations.keys import Keys, load_keys
 from service.operations.model_admin import ModelAdmin
@@ -106,7 +105,7 @@ def application(service: Service) -> FastAPI:
     observers += [tracing.observe] if tracing is not None else []
     recorder = RequestRecorder(TASK_PATHS, service.metrics, observers)
     cross_origin = CrossOrigin(settings.cors_allow_origin) if settings.cors_allow_origin else None
-    _add_middleware(app, service, keys, recorder, cross_origin)
+    _add_middleware(app, service, keys, recorder, cross_origin, tracing)
     limit = settings.max_queue_requests + BEING_SERVED
     app.state.overload = Overload(limit, TASK_PATHS, service.queue, recorder, cross_origin)
     return app
@@ -151,23 +150,30 @@ def _add_routes(app: FastAPI, keys: Keys) -> None:
 
 
 def _add_middleware(
-    app: FastAPI, service: Service, keys: Keys, recorder: RequestRecorder, cross_origin: CrossOrigin | None
+    app: FastAPI,
+    service: Service,
+    keys: Keys,
+    recorder: RequestRecorder,
+    cross_origin: CrossOrigin | None,
+    tracing: Tracing | None,
 ) -> None:
     """Put the middleware around the routes; the last one added is the outermost."""
     settings = service.settings
-    direct = [route for module in (classify, qa, compare) for route in module.router.routes]
-    app.add_middleware(DirectRoutes, routes=direct, service=service)
-    app.add_middleware(HeadMiddleware)
-    app.add_middleware(BodyMiddleware, limit=settings.payload_limit, timeout_s=settings.body_timeout_s)
-    if keys.api or keys.admin:
-        app.add_middleware(AuthMiddleware, keys=keys, protect_metrics=settings.protect_metrics)
-    app.add_middleware(RequestMiddleware, recorder=recorder)
+    inference = [route for module in (classify, qa, compare) for route in module.router.routes]
+    app.add_middleware(
+        Front,
+        recorder=recorder,
+        keys=KeyCheck(keys, protect_metrics=settings.protect_metrics),
+        routes=DirectRoutes(inference, service, tracing.note_route if tracing is not None else None),
+        body_limit=settings.payload_limit,
+        body_timeout_s=settings.body_timeout_s,
+    )
     if cross_origin is not None:
         app.add_middleware(CORSMiddleware, **cross_origin.middleware())
 
 
 def _shows_lock(scheme: str) -> list[Any]:
-    """Let /docs ask for the key and send it; `AuthMiddleware` checks it."""
+    """Let /docs ask for the key and send it; `KeyCheck` checks it."""
     return [Depends(HTTPBearer(auto_error=False, scheme_name=scheme))]
 
 
@@ -175,5 +181,8 @@ def _without_docs(**options: Any) -> FastAPI:
     return FastAPI(docs_url=None, openapi_url=None, **options)
 
 
-async def _answer_error(request: Request, error: Exception) -> JSONResponse:
-    return answer_error(request.state.trace, error)
+async def _answer_error(request: Request, error: Exception) -> Response:
+    answer, trace = describe_error(error), request.state.trace
+    trace.error_type = answer.kind.error_type
+    content = answer.content(trace.request_id)
+    return Response(content, answer.kind.status, dict(answer.headers), media_type="application/json")

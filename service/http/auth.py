@@ -1,13 +1,12 @@
-"""The middleware that checks requests for their keys."""
+"""Which requests need a key, and whether they show one."""
 
 from __future__ import annotations
 
 import re
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Scope
 
 from service.errors import Unauthorized
-from service.http.middleware import send_error
 from service.operations.keys import KeyRing, Keys
 
 ADMIN_PATH = "/admin"
@@ -27,37 +26,34 @@ _METRICS_PATH = "/metrics"
 _BEARER = re.compile(rb"bearer +(\S+) *", re.IGNORECASE)
 
 
-class AuthMiddleware:
-    """Requires ``Authorization: Bearer KEY``, before a request's body is read.
+class KeyCheck:
+    """Requires ``Authorization: Bearer KEY``.
 
     Args:
-        app: the application inside.
         keys: the valid keys.
         protect_metrics: whether /metrics needs an API key, too.
     """
 
-    def __init__(self, app: ASGIApp, *, keys: Keys, protect_metrics: bool) -> None:
-        self._app = app
+    def __init__(self, keys: Keys, *, protect_metrics: bool) -> None:
         self._keys = keys
         self._open = _OPEN_PATHS if protect_metrics else _OPEN_PATHS | {_METRICS_PATH}
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection scope."""
-        ring = self._needed(scope)
-        if ring is not None:
-            shown = _shown_key(scope)
-            if shown is None or not ring.accepts(shown):
-                what = "no key is shown" if shown is None else "the key is not valid here"
-                error = Unauthorized(f"{what}; send the header Authorization: Bearer KEY")
-                await send_error(error, scope["state"]["trace"], send)
-                return
-        await self._app(scope, receive, send)
+    def check(self, scope: Scope) -> None:
+        """Check a request, whose body need not have been read.
 
-    def _needed(self, scope: Scope) -> KeyRing | None:
-        """Return the keys of which the request must have one, None if it needs none."""
-        if scope["type"] != "http":
-            return None
-        path: str = scope["path"]
+        Raises:
+            Unauthorized: it shows no key, or none that is valid for its path.
+        """
+        ring = self._needed(scope["path"])
+        if ring is None:
+            return
+        shown = _shown_key(scope)
+        if shown is None or not ring.accepts(shown):
+            what = "no key is shown" if shown is None else "the key is not valid here"
+            raise Unauthorized(f"{what}; send the header Authorization: Bearer KEY")
+
+    def _needed(self, path: str) -> KeyRing | None:
+        """Return the keys of which a request for this path must have one, None if it needs none."""
         if self._keys.admin and (path == ADMIN_PATH or path.startswith(f"{ADMIN_PATH}/")):
             return self._keys.admin
         if not self._keys.api or path in self._open or path.startswith(_OPEN_FOLDERS):

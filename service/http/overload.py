@@ -7,7 +7,6 @@ number of requests in flight, further ones are refused by the connection's proto
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 
@@ -66,7 +65,7 @@ class Overload:
         path, task = self._tasks[target.partition(b"?")[0]]
         answer = self._current()
         trace = RequestTrace(request_id(headers), task=task, error_type=answer.kind.error_type)
-        body = json.dumps(answer.body(trace.request_id)).encode()
+        body = answer.content(trace.request_id)
         named = {"content-type": "application/json", "content-length": str(len(body)), **answer.headers}
         if self._cross_origin is not None:
             origin = dict(headers).get(b"origin")

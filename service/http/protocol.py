@@ -7,8 +7,8 @@ uvicorn promises nothing about the internals of its protocol class, so `pyprojec
 checked, and a test compares this list with the installed one. Of `HttpToolsProtocol` this file uses
 
 - the attributes ``parser``, ``cycle`` (with ``response_started`` and ``response_complete``), ``tasks``, ``transport``,
-  ``loop``, ``url``, ``headers``, ``expect_100_continue``, ``timeout_keep_alive_task``, and ``server_state`` (with
-  ``default_headers``);
+  ``loop``, ``url``, ``headers``, ``scope``, ``expect_100_continue``, ``timeout_keep_alive_task``, and ``server_state``
+  (with ``default_headers``);
 - the callbacks ``on_message_begin``, ``on_header``, ``on_headers_complete``, ``on_body``, ``on_message_complete``,
   ``on_response_complete`` and ``send_400_response``, besides those of asyncio's protocols.
 """
@@ -27,12 +27,13 @@ from http import HTTPStatus
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from service.http.exchange import CLIENT_LEFT
 from service.http.overload import Overload
 from service.http.request_parser import RequestParser
 
 log = logging.getLogger(__name__)
 
-# BodyMiddleware has the body's own time-out, and can answer; this one closes connections answered without reading.
+# `Exchange` has the body's own time-out, and can answer; this one closes connections answered without reading.
 _BODY_GRACE_S = 1.0
 _TOO_MANY_REQUESTS = b"HTTP/1.1 429 Too Many Requests\r\n"
 
@@ -88,12 +89,14 @@ class GuardedProtocol(HttpToolsProtocol):
         """Start waiting for a request."""
         super().connection_made(transport)
         self.parser = RequestParser(self)  # type: ignore[assignment]
+        self._client_left: asyncio.Future[None] = self.loop.create_future()
         self._time_the_rest()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Cancel the timers."""
+        """Cancel the timers, and tell the requests under way."""
         self._disarm()
         self.resume_writing()
+        self._client_left.set_result(None)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -110,6 +113,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Start counting the bytes of the headers, and their time."""
         super().on_message_begin()
+        self.scope["extensions"] = {CLIENT_LEFT: self._client_left}  # type: ignore[typeddict-item]
         self._part, self._timed, self._header_bytes = _Part.HEADERS, None, 0
 
     def on_header(self, name: bytes, value: bytes) -> None:

@@ -48,6 +48,12 @@ class Tracing:
             "exclude": _excluded,
         }
 
+    def note_route(self, path: str) -> None:
+        """Name the span of a request that does not reach FastAPI's routing, as that would."""
+        span = otel.get_current_span()
+        span.update_name(f"POST {path}")
+        span.set_attribute("http.route", path)
+
     def observe(self, trace: RequestTrace, status: int, seconds: float) -> None:
         """Add a child span for each stage of a finished request."""
         parent = otel.get_current_span()

@@ -37,7 +37,7 @@ class RequestTrace:
     windows: int | None = None
     truncated: int | None = None
     left: asyncio.Future[None] | None = None
-    """Done when the client has left; None before the body was read."""
+    """Done when the client has left; None if the server cannot tell."""
     error_type: str | None = None
     """The error_type of an error answer, None for a successful one."""
     answered_by: str | None = None
@@ -70,7 +70,7 @@ class RequestTrace:
     @property
     def client_left(self) -> bool:
         """Whether the client has disconnected."""
-        return self.left is not None and self.left.done() and not self.left.cancelled()
+        return self.left is not None and self.left.done()
 
     @contextmanager
     def stage(self, name: str) -> Generator[None]:

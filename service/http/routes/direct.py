@@ -8,71 +8,60 @@ FastAPI's own.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from inspect import signature
 from typing import Any
 
-from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, TypeAdapter
 from starlette.routing import BaseRoute
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Scope
 
-from q8core.errors import InputError
 from service.core import Service
-from service.errors import ServiceError, describe_error
-from service.telemetry.trace import RequestTrace
 
 BACKEND_HEADER = "x-q8bert-backend"
 _BACKEND = BACKEND_HEADER.encode()
 
 
 class DirectRoutes:
-    """Innermost: calls the endpoint of an inference route for a valid body, and the application for all else.
+    """Calls the endpoint of an inference route for a valid body.
 
     Args:
-        app: the application inside.
         routes: routes whose endpoints have the parameters body, service, trace and, unless both backends answer,
             backend.
         service: given to the endpoints.
+        note_route: called with the path of each request that is answered here, before its answer.
     """
 
-    def __init__(self, app: ASGIApp, *, routes: Iterable[BaseRoute], service: Service) -> None:
-        self._app = app
+    def __init__(
+        self, routes: Iterable[BaseRoute], service: Service, note_route: Callable[[str], None] | None = None
+    ) -> None:
         self._routes = {route.path: _Direct(route) for route in routes if isinstance(route, APIRoute)}
         self._service = service
-        # FastAPI names the span of a request when it has matched its route
-        self._off = service.settings.otlp_endpoint is not None
+        self._note_route = note_route
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection scope."""
-        route = None if self._off or scope["type"] != "http" else self._routes.get(scope["path"])
+    async def answer(self, scope: Scope, content: bytes) -> bytes | None:
+        """Return the JSON that answers a request with this body; None if FastAPI has to answer it.
+
+        Raises:
+            ServiceError, InputError: the endpoint refuses the request.
+        """
+        route = self._routes.get(scope["path"])
         if route is None or scope["method"] != "POST":
-            await self._app(scope, receive, send)
-            return
+            return None
         headers = dict(reversed(scope["headers"]))  # of several, the first one
         if headers.get(b"content-type") != b"application/json":
-            await self._app(scope, receive, send)
-            return
-        message = await receive()  # the whole body: see `BodyMiddleware`
-        body = _parse(route.model, message.get("body", b""))
+            return None
+        body = _parse(route.model, content)
         if body is None:
-            await self._app(scope, _again(message, receive), send)
-            return
-        trace: RequestTrace = scope["state"]["trace"]
-        options: dict[str, Any] = {"body": body, "service": self._service, "trace": trace}
+            return None
+        if self._note_route is not None:
+            self._note_route(scope["path"])
+        options: dict[str, Any] = {"body": body, "service": self._service, "trace": scope["state"]["trace"]}
         if route.chooses_backend:
             given = headers.get(_BACKEND)
             options["backend"] = None if given is None else given.decode("latin-1")
-        try:
-            content = route.answers.dump_json(await route.endpoint(**options), by_alias=True)
-        except (ServiceError, InputError) as error:
-            await answer_error(trace, error)(scope, receive, send)
-            return
-        length = str(len(content)).encode()
-        raw = [(b"content-length", length), (b"content-type", b"application/json")]
-        await send({"type": "http.response.start", "status": 200, "headers": raw})
-        await send({"type": "http.response.body", "body": content})
+        return route.answers.dump_json(await route.endpoint(**options), by_alias=True)
 
 
 class _Direct:
@@ -84,23 +73,6 @@ class _Direct:
         self.model: type[BaseModel] = route.body_field.field_info.annotation  # type: ignore[assignment]
         self.answers: TypeAdapter[Any] = TypeAdapter(route.response_model)
         self.chooses_backend = "backend" in signature(route.endpoint).parameters
-
-
-def answer_error(trace: RequestTrace, error: Exception) -> JSONResponse:
-    """Return the answer to an error of a route, and note its type in the trace."""
-    answer = describe_error(error)
-    trace.error_type = answer.kind.error_type
-    return JSONResponse(answer.body(trace.request_id), answer.kind.status, headers=dict(answer.headers))
-
-
-def _again(message: Message, receive: Receive) -> Receive:
-    """Return a `receive` that starts with this message."""
-    waiting = [message]
-
-    async def replay() -> Message:
-        return waiting.pop() if waiting else await receive()
-
-    return replay
 
 
 def _parse(model: type[BaseModel], content: bytes) -> BaseModel | None:

@@ -93,6 +93,7 @@ def test_a_request_is_a_span_and_each_stage_one_below_it(
 
     (request,) = [span for span in collector.spans if span.parent_span_id.hex() == PARENT]
     assert (request.trace_id.hex(), request.name, request.kind) == (TRACE, "POST /classify", Span.SPAN_KIND_SERVER)
+    assert attributes(request)["http.route"] == "/classify"
     stages = [span for span in collector.spans if span.parent_span_id == request.span_id]
     assert [span.name for span in stages] == ["tokenize", "queue", "infer", "postprocess"]
     for before, after in itertools.pairwise(stages):
