@@ -13,8 +13,8 @@ from functools import partial
 from typing import Any, TypeVar
 
 from q8core.arrays import Logits
+from service.answering.deliveries import Deliveries
 from service.answering.text_threads import TextThreads
-from service.answering.turns import Turns
 from service.errors import ClientClosed, DeadlineExceeded
 from service.queueing.batcher import BatchQueue, Lane, Reserved, Ticket, WorkItem
 from service.queueing.token_bounds import most_proven
@@ -47,7 +47,7 @@ class Steps:
         self._encoding = 0
         self._encoding_tokens = 0
         self._threads = TextThreads()
-        self._turns = Turns()
+        self._deliveries = Deliveries[list[Logits]]()
 
     def close(self) -> None:
         """Stop the text threads."""
@@ -83,7 +83,6 @@ class Steps:
 
     async def finish(self, trace: RequestTrace, work: Work[T], logits: list[Logits]) -> T:
         """Turn the logits into the answer."""
-        await self._turns.wait()  # a batch completes many requests at once
         with trace.stage("postprocess"):
             return await self.in_threads(trace, work, partial(work.finish, logits))
 
@@ -102,21 +101,25 @@ class Steps:
         ticket = Ticket(lane, items, deadline)
         self._queue.put(ticket)
         loop = asyncio.get_running_loop()
-        overdue = DeadlineExceeded(f"no answer within {self._timeout_s:g} s (--request-timeout-s)")
+
+        def overdue() -> None:
+            error = DeadlineExceeded(f"no answer within {self._timeout_s:g} s (--request-timeout-s)")
+            self._queue.abandon(ticket, error)
 
         def leave(_: asyncio.Future[None]) -> None:
             self._queue.abandon(ticket, ClientClosed("the client left"))
 
-        timer = loop.call_later(max(0.0, deadline - time.monotonic()), self._queue.abandon, ticket, overdue)
+        timer = loop.call_at(deadline, overdue)  # the loop's clock is the monotonic one
         if trace.left is not None:
             trace.left.add_done_callback(leave)
         try:
-            return await asyncio.wrap_future(ticket.future)
+            return await self._deliveries.wait(ticket.future)
         finally:
             timer.cancel()
             if trace.left is not None:
                 trace.left.remove_done_callback(leave)
-            self._queue.abandon(ticket, ClientClosed("the request was cancelled"))
+            if not ticket.future.done():
+                self._queue.abandon(ticket, ClientClosed("the request was cancelled"))
             done = time.monotonic()
             started = ticket.started or done
             trace.begun |= {"queue": ticket.submitted, "infer": started}

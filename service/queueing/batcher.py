@@ -239,19 +239,24 @@ class BatchQueue:
                     f"{limits.max_queue_tokens} at once; send it in parts"
                 )
             waiting = reserved.tokens + sum(queue.tokens for queue in self._lanes.values())
-            drain = self.drain_seconds()
             requests = len(self._keys) + reserved.requests
             if requests >= limits.max_queue_requests:
-                raise QueueFull(f"{requests} requests are waiting already; try later", retry_after_s=drain)
+                retry = self.drain_seconds()
+                raise QueueFull(f"{requests} requests are waiting already; try later", retry_after_s=retry)
             # if nothing else waits, a long request may fill the queue: it could never enter otherwise
             if waiting + tokens > (limits.long_queue_tokens if long and waiting else limits.max_queue_tokens):
                 raise QueueFull(
-                    f"{waiting} tokens are waiting, no room for {tokens} more; try later", retry_after_s=drain
+                    f"{waiting} tokens are waiting, no room for {tokens} more; try later",
+                    retry_after_s=self.drain_seconds(),
                 )
-            if not long:
-                drain = self._drain_seconds({name: queue.tokens_before_short for name, queue in self._lanes.items()})
-            if waiting and drain is not None and self._clock() + drain > deadline:
-                raise QueueFull("the work ahead would outlast the request's time limit; try later", retry_after_s=drain)
+            if not waiting:
+                return
+            if long:
+                ahead = self.drain_seconds()
+            else:
+                ahead = self._drain_seconds({name: queue.tokens_before_short for name, queue in self._lanes.items()})
+            if ahead is not None and self._clock() + ahead > deadline:
+                raise QueueFull("the work ahead would outlast the request's time limit; try later", retry_after_s=ahead)
 
     def drain_seconds(self) -> float | None:
         """Estimate the time until everything waiting is computed; None if a speed is not known yet."""
