@@ -47,7 +47,7 @@ from service.operations.watcher import watching
 from service.settings import Settings
 from service.telemetry.exchange import Place
 from service.telemetry.metrics import COMPARE
-from service.telemetry.otlp import NO_TELEMETRY_LOGS, Tracing, create_tracing
+from service.telemetry.otlp import NO_TELEMETRY, Tracing, create_tracing
 from service.telemetry.recorder import Observer, RequestRecorder
 from service.telemetry.request_log import log_request
 
@@ -96,7 +96,7 @@ def application(service: Service) -> FastAPI:
         lifespan=_lifespan(service, admin, tracing),
         redirect_slashes=False,
         redoc_url=None,
-        telemetry=tracing.telemetry() if tracing is not None else NO_TELEMETRY_LOGS,
+        telemetry=tracing.telemetry() if tracing is not None else NO_TELEMETRY,
     )
     app.state.service = service
     app.state.admin = admin

@@ -6,9 +6,9 @@ could take any time, and headers could have any size. An answer that the client 
 uvicorn promises nothing about the internals of its protocol class, so `pyproject.toml` allows only releases that were
 checked, and a test compares this list with the installed one. Of `HttpToolsProtocol` this file uses
 
-- the attributes ``parser``, ``cycle`` (with ``response_started`` and ``response_complete``), ``tasks``, ``transport``,
-  ``loop``, ``url``, ``headers``, ``scope``, ``expect_100_continue``, ``timeout_keep_alive_task``, and ``server_state``
-  (with ``default_headers``);
+- the attributes ``parser``, ``cycle`` (with ``transport``, ``response_started`` and ``response_complete``), ``tasks``,
+  ``transport``, ``loop``, ``url``, ``headers``, ``scope``, ``expect_100_continue``, ``timeout_keep_alive_task``, and
+  ``server_state`` (with ``default_headers``);
 - the callbacks ``on_message_begin``, ``on_header``, ``on_headers_complete``, ``on_body``, ``on_message_complete``,
   ``on_response_complete`` and ``send_400_response``, besides those of asyncio's protocols.
 """
@@ -28,6 +28,7 @@ from http import HTTPStatus
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.http.exchange import CLIENT_LEFT
+from service.http.one_write import OneWrite
 from service.http.overload import Overload
 from service.http.request_parser import RequestParser
 
@@ -145,6 +146,8 @@ class GuardedProtocol(HttpToolsProtocol):
         )
         if not self._refusing:
             super().on_headers_complete()
+            if self.scope["method"] != "HEAD":  # for its answer uvicorn writes no body, not even an empty one
+                self.cycle.transport = OneWrite(self.transport)  # type: ignore[assignment]
         self._part = _Part.BODY
 
     def on_chunk_header(self) -> None:

@@ -23,7 +23,9 @@ _TRACES_PATH = "/v1/traces"
 _FLUSH_MS = 2000
 
 # Validation messages and stack traces may contain a client's text: FastAPI must not send them to a global provider.
-NO_TELEMETRY_LOGS: TelemetryConfig = {"logs": False}
+_NO_LOGS: TelemetryConfig = {"logs": False}
+NO_TELEMETRY: TelemetryConfig = {**_NO_LOGS, "tracing": False, "metrics": False}
+"""Without an endpoint FastAPI need not look for providers on each request."""
 
 
 class Tracing:
@@ -40,7 +42,7 @@ class Tracing:
     def telemetry(self) -> TelemetryConfig:
         """The value of FastAPI's argument ``telemetry``."""
         return {
-            **NO_TELEMETRY_LOGS,
+            **_NO_LOGS,
             "tracer_provider": self._provider,
             "metrics": False,  # Prometheus has them
             "operation_spans": False,  # the spans of the stages say more

@@ -14,7 +14,7 @@ from uvicorn.server import ServerState
 
 from service.http import protocol
 
-OF_THE_CYCLE = {"response_started", "response_complete"}
+OF_THE_CYCLE = {"transport", "response_started", "response_complete"}
 OF_THE_STATE = {"default_headers"}
 OTHERS = {"limits", "overload", "request_arrives", "on_chunk_header", "on_chunk_complete", "resume_writing"}
 """Our own names, those of httptools, and of asyncio."""
