@@ -108,6 +108,22 @@ inline void multiply(const uint8_t* const* rows, int64_t step, const uint8_t* co
 
 struct TileConfig {};
 
+#if defined(__AVX2__) && !defined(__AVX512VNNI__)
+
+// Add the products of four activations and their weights: those of 8 columns in b0, those of the next 8 in b1.
+inline void add_products(int32_t four, __m256i b0, __m256i b1, __m256i& sum0, __m256i& sum1) {
+  // vpmaddubsw adds two products in 16 bits. With |a| <= 128 and the sign moved to the weight they fit:
+  // 2 * 128 * 127 = 32512; with u8 activations they would saturate.
+  const __m256i flip = _mm256_set1_epi8(-128), ones = _mm256_set1_epi16(1);
+  const __m256i value = _mm256_xor_si256(_mm256_set1_epi32(four), flip), size = _mm256_abs_epi8(value);
+  const __m256i pairs0 = _mm256_maddubs_epi16(size, _mm256_sign_epi8(b0, value));
+  const __m256i pairs1 = _mm256_maddubs_epi16(size, _mm256_sign_epi8(b1, value));
+  sum0 = _mm256_add_epi32(sum0, _mm256_madd_epi16(pairs0, ones));
+  sum1 = _mm256_add_epi32(sum1, _mm256_madd_epi16(pairs1, ones));
+}
+
+#endif
+
 // Rows x 32 columns of one block of 16 rows. Cold: meanwhile bring the weights `ahead` nearer.
 template <int Rows, int ZeroPoint, bool Cold>
 inline void multiply_rows(const uint8_t* a, int64_t step, const uint8_t* const* columns, int64_t kb,
@@ -136,9 +152,6 @@ inline void multiply_rows(const uint8_t* a, int64_t step, const uint8_t* const* 
   for (int n = 0; n < 2; n++)
     for (int m = 0; m < Rows; m++) _mm512_storeu_si512(sums + m * pitch + n * 16, sum[n][m]);
 #elif defined(__AVX2__)
-  // vpmaddubsw adds two products in 16 bits. With |a| <= 128 and the sign moved to the weight they fit:
-  // 2 * 128 * 127 = 32512; with u8 activations they would saturate.
-  const __m256i flip = _mm256_set1_epi8(-128), ones = _mm256_set1_epi16(1);
   for (int n = 0; n < 2; n++) {
     __m256i sum[2][Rows];
     for (int half = 0; half < 2; half++)
@@ -155,11 +168,7 @@ inline void multiply_rows(const uint8_t* a, int64_t step, const uint8_t* const* 
         for (int m = 0; m < Rows; m++) {
           int32_t four;
           std::memcpy(&four, x + m * kDepth + line * 4, 4);
-          const __m256i value = _mm256_xor_si256(_mm256_set1_epi32(four), flip), size = _mm256_abs_epi8(value);
-          const __m256i pairs0 = _mm256_maddubs_epi16(size, _mm256_sign_epi8(b0, value));
-          const __m256i pairs1 = _mm256_maddubs_epi16(size, _mm256_sign_epi8(b1, value));
-          sum[0][m] = _mm256_add_epi32(sum[0][m], _mm256_madd_epi16(pairs0, ones));
-          sum[1][m] = _mm256_add_epi32(sum[1][m], _mm256_madd_epi16(pairs1, ones));
+          add_products(four, b0, b1, sum[0][m], sum[1][m]);
         }
       }
     for (int half = 0; half < 2; half++)
