@@ -33,15 +33,15 @@ template <int Tiles, int ZeroPoint = 128>
 inline void multiply(const uint8_t* const* rows, int64_t step, const uint8_t* const* columns, int64_t kb,
                      const int32_t* comp, int32_t* sums, int64_t pitch, int64_t ahead = 0);
 
-// With activations whose zero point is 0, where the sums of 16 columns begin; `total`: the sums of their weights.
 // AVX2 without VNNI takes 128 off all activations.
-inline Ints start_without_zero_point(Ints total) {
 #if defined(__AVX2__) && !defined(__AVX512VNNI__)
-  return total * 128;
+constexpr bool kSigned = true;
 #else
-  return total * 0;
+constexpr bool kSigned = false;
 #endif
-}
+
+// With activations whose zero point is 0, where the sums of 16 columns begin; `total`: the sums of their weights.
+inline Ints start_without_zero_point(Ints total) { return total * (kSigned ? 128 : 0); }
 
 #if defined(__AMX_INT8__)
 

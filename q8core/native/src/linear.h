@@ -34,13 +34,7 @@ struct Block {
 };
 
 // Where the sums of a layer's outputs begin, for `multiply` with activations whose zero point is the layer's own.
-inline const int32_t* starts(const Linear& layer) {
-#if defined(__AVX2__) && !defined(__AVX512VNNI__)
-  return layer.signed_comp;
-#else
-  return layer.comp;
-#endif
-}
+inline const int32_t* starts(const Linear& layer) { return kSigned ? layer.signed_comp : layer.comp; }
 
 // Rows that one task takes, a multiple of 32: they share its weights, and stay in the second level cache from task to
 // task. Fewer where threads would have too little to choose from.
