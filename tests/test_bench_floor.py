@@ -77,7 +77,7 @@ def unpack(memory: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
     return plain[:, :columns].long() - 128, memory[size:]
 
 
-@pytest.mark.parametrize("variant", ["amx", "avx512_vnni", "avx2", "portable"])
+@pytest.mark.parametrize("variant", ["amx", "avx512_vnni", "avx_vnni", "avx2", "portable"])
 @pytest.mark.parametrize("task", ["qa", "classify"])
 @pytest.mark.parametrize(("hidden", "inner"), [(32, 64), (52, 200)])
 def test_the_native_floor_computes_every_product(variant: str, task: Any, hidden: int, inner: int) -> None:

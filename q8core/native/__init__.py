@@ -1,4 +1,4 @@
-"""The native kernel: the int8 forward pass in C++, for AMX, AVX-512 VNNI, AVX2 and any other CPU.
+"""The native kernel: the int8 forward pass in C++, for AMX, AVX-512 VNNI, AVX-VNNI, AVX2 and any other CPU.
 
 Compiled when the package is installed (``build_hook.py``); the engines work without it, on torch's own kernels.
 """

@@ -17,10 +17,12 @@ _SOURCES = Path(__file__).with_name("src")
 
 _AVX512 = ("f", "bw", "vl", "dq", "vnni")
 _AVX512_FLAGS = (*(f"-mavx512{part}" for part in _AVX512), "-mfma", "-mprefer-vector-width=512")
+_AVX2_FLAGS = ("-mavx2", "-mfma")
 VARIANTS: dict[str, tuple[str, ...]] = {
     "amx": (*_AVX512_FLAGS, "-mamx-tile", "-mamx-int8"),
     "avx512_vnni": _AVX512_FLAGS,
-    "avx2": ("-mavx2", "-mfma"),
+    "avx_vnni": (*_AVX2_FLAGS, "-mavxvnni"),
+    "avx2": _AVX2_FLAGS,
     "portable": (),
 }
 """Variant -> compiler flags; the best variant first."""

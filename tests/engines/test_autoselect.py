@@ -198,8 +198,9 @@ def test_how_it_was_chosen_is_told(monkeypatch: pytest.MonkeyPatch, plan: Plan) 
     [
         ("native", "amx", {"amx_int8", "avx512_vnni"}, None),
         ("native", "avx512_vnni", {"avx512_vnni"}, None),
-        ("native", "avx2", {"avx2"}, "no AVX-512 VNNI on this CPU: the native kernel runs its AVX2 variant"),
-        ("native", "avx2", {"avx2", "avx_vnni"}, "AVX2 variant"),
+        ("native", "avx_vnni", {"avx2", "avx_vnni"}, None),
+        ("native", "avx2", {"avx2"}, "the native kernel runs its AVX2 variant, without VNNI"),
+        ("native", "avx2", {"avx2", "avx_vnni"}, "the native kernel runs its AVX2 variant, without VNNI"),
         ("native", "portable", set[str](), "plain C"),
         ("onednn", "AVX2", {"avx2"}, "torch's onednn kernel runs without"),
         ("onednn", "AVX2", {"avx2", "avx_vnni"}, None),

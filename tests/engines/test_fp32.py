@@ -210,6 +210,14 @@ def test_the_number_of_threads_does_not_matter() -> None:
     assert torch.equal(found[0], found[2])
 
 
+@pytest.mark.parametrize(
+    ("variant", "isa"), [("amx", "avx512"), ("avx512_vnni", "avx512"), ("avx_vnni", "avx2"), ("avx2", "avx2")]
+)
+def test_the_instruction_set_is_that_of_floats(variant: str, isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("q8core.engines.choice.fp32_kernels.float_variants", lambda: {variant: 1})
+    assert choose_fp32_kernel("auto").isa == isa
+
+
 def test_without_the_library_onednn_runs_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing() -> dict[str, int]:
         raise EngineError("the native kernel was not built")

@@ -25,7 +25,7 @@ from q8core.quant import Plan, preset
 from tests.arrays import batch_of, infer
 from tests.engines.conftest import TASKS, Simulated, plan_for, simulate
 
-EACH_VARIANT = pytest.mark.parametrize("variant", ["amx", "avx512_vnni", "avx2", "portable"])
+EACH_VARIANT = pytest.mark.parametrize("variant", ["amx", "avx512_vnni", "avx_vnni", "avx2", "portable"])
 
 
 @pytest.fixture(autouse=True)
@@ -100,7 +100,7 @@ def test_every_variant_and_torch_agree(
 
 def test_a_user_can_restrict_the_variants(monkeypatch: pytest.MonkeyPatch) -> None:
     everything = list(variants())
-    for limit in ("amx", "avx512_vnni", "avx2", "portable"):
+    for limit in ("amx", "avx512_vnni", "avx_vnni", "avx2", "portable"):
         monkeypatch.setenv("Q8BERT_MAX_ISA", limit)
         if limit in everything:
             assert list(variants()) == everything[everything.index(limit) :]
@@ -116,7 +116,7 @@ def test_an_unknown_restriction_is_refused(monkeypatch: pytest.MonkeyPatch, kern
     monkeypatch.setenv("Q8BERT_MAX_ISA", "avx512")
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
     plan = plan_for("qa", vocab_size=50, **sizes)
-    message = "Q8BERT_MAX_ISA is 'avx512'; allowed: amx, avx512_vnni, avx2, portable"
+    message = "Q8BERT_MAX_ISA is 'avx512'; allowed: amx, avx512_vnni, avx_vnni, avx2, portable"
     with pytest.raises(InputError, match=message):
         build_engine(plan, RandomInt8(plan), kernel)
 

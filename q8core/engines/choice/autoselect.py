@@ -1,9 +1,9 @@
 """Chooses the int8 kernel: the native one where this CPU has a vector variant for the model, else the fastest as timed.
 
 A vector variant of the native kernel is taken without timing, so that torch is not imported: wherever it was measured
-(AVX2, AVX-512 VNNI, AMX) it was the fastest on short and medium batches. Elsewhere the kernels are timed on a layer of
-the model's own sizes. The times are cached under a key of everything that they depend on, unless other processes
-disturbed them.
+(AVX2, AVX-512 VNNI, AMX) it was the fastest on short and medium batches; AVX-VNNI's variant was not measured, and is
+AVX2's with fewer instructions. Elsewhere the kernels are timed on a layer of the model's own sizes. The times are
+cached under a key of everything that they depend on, unless other processes disturbed them.
 """
 
 from __future__ import annotations

@@ -67,7 +67,8 @@ def choose_fp32_kernel(name: str) -> Fp32Choice:
         return Fp32Choice("onednn", _torchs_isa())
     try:
         variant = next(iter(float_variants()))
-        return Fp32Choice("native", "avx2" if variant == "avx2" else "avx512", variant=variant)  # AMX has no float32
+        vectors = "avx512" if variant in ("amx", "avx512_vnni") else "avx2"  # AMX and VNNI have no float32
+        return Fp32Choice("native", vectors, variant=variant)
     except EngineError as error:
         if name == "native":
             raise

@@ -18,9 +18,9 @@ def speed_note(kernel: str, isa: str, flags: Set[str]) -> str | None:
     """
     advice = "answers are as exact, but slower than the README's figures: `q8bert bench` measures them here"
     if kernel == "native" and isa == "avx2":
-        return f"no AVX-512 VNNI on this CPU: the native kernel runs its AVX2 variant; {advice}"
+        return f"the native kernel runs its AVX2 variant, without VNNI; {advice}"
     if kernel == "native" and isa == "portable":
-        return f"neither AVX-512 VNNI nor AVX2 on this CPU: the native kernel runs plain C++; {advice}"
+        return f"the native kernel runs plain C++, without VNNI or AVX2; {advice}"
     if kernel != "native" and flags and not flags & _DOT_PRODUCTS:
         return f"no VNNI or other 8-bit dot products on this CPU: torch's {kernel} kernel runs without; {advice}"
     return None

@@ -171,7 +171,7 @@ def load_native(plan: Plan, source: TensorSource, variant: str | None = None) ->
     Args:
         plan: the model's plan.
         source: the model's tensors.
-        variant: amx, avx512_vnni, avx2 or portable; None for the best that this CPU runs.
+        variant: amx, avx512_vnni, avx_vnni, avx2 or portable; None for the best that this CPU runs.
 
     Raises:
         CheckpointError: if a tensor is missing, or is not what the plan says.

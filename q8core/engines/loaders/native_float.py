@@ -51,7 +51,7 @@ def load_native_float(plan: Plan, source: TensorSource, variant: str | None = No
     Args:
         plan: the model's plan, all in float.
         source: the model's tensors.
-        variant: amx, avx512_vnni or avx2; None for the best that this CPU runs.
+        variant: amx, avx512_vnni, avx_vnni or avx2; None for the best that this CPU runs.
 
     Raises:
         CheckpointError: if a tensor is missing or does not fit.

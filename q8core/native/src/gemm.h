@@ -2,7 +2,7 @@
 //
 // Activations are u8 with a zero point, in blocks of 16 rows x 64 columns, 1 KiB each. Weights are s8 in blocks of
 // 64 inputs x 16 outputs: 16 lines of 16 outputs x 4 neighbouring inputs, which is what the dot product instructions
-// of AVX-512 VNNI and AMX read. Padding in weights is zero, so whatever activations meet it add nothing.
+// of VNNI and AMX read. Padding in weights is zero, so whatever activations meet it add nothing.
 #pragma once
 
 #include "model.h"
@@ -34,7 +34,7 @@ inline void multiply(const uint8_t* const* rows, int64_t step, const uint8_t* co
                      const int32_t* comp, int32_t* sums, int64_t pitch, int64_t ahead = 0);
 
 // AVX2 without VNNI takes 128 off all activations.
-#if defined(__AVX2__) && !defined(__AVX512VNNI__)
+#if defined(__AVX2__) && !defined(__AVX512VNNI__) && !defined(__AVXVNNI__)
 constexpr bool kSigned = true;
 #else
 constexpr bool kSigned = false;
@@ -112,6 +112,11 @@ struct TileConfig {};
 
 // Add the products of four activations and their weights: those of 8 columns in b0, those of the next 8 in b1.
 inline void add_products(int32_t four, __m256i b0, __m256i b1, __m256i& sum0, __m256i& sum1) {
+#if defined(__AVXVNNI__)
+  const __m256i value = _mm256_set1_epi32(four);
+  sum0 = _mm256_dpbusd_avx_epi32(sum0, value, b0);
+  sum1 = _mm256_dpbusd_avx_epi32(sum1, value, b1);
+#else
   // vpmaddubsw adds two products in 16 bits. With |a| <= 128 and the sign moved to the weight they fit:
   // 2 * 128 * 127 = 32512; with u8 activations they would saturate.
   const __m256i flip = _mm256_set1_epi8(-128), ones = _mm256_set1_epi16(1);
@@ -120,14 +125,20 @@ inline void add_products(int32_t four, __m256i b0, __m256i b1, __m256i& sum0, __
   const __m256i pairs1 = _mm256_maddubs_epi16(size, _mm256_sign_epi8(b1, value));
   sum0 = _mm256_add_epi32(sum0, _mm256_madd_epi16(pairs0, ones));
   sum1 = _mm256_add_epi32(sum1, _mm256_madd_epi16(pairs1, ones));
+#endif
 }
 
 #endif
 
 // Rows x 32 columns of one block of 16 rows. Cold: meanwhile bring the weights `ahead` nearer.
 template <int Rows, int ZeroPoint, bool Cold>
-inline void multiply_rows(const uint8_t* a, int64_t step, const uint8_t* const* columns, int64_t kb,
-                          const int32_t* comp, int32_t* sums, int64_t pitch, int64_t ahead) {
+#if defined(__AVXVNNI__)
+__attribute__((noinline))  // inlined, it would keep some of its sums in memory
+#else
+inline
+#endif
+void multiply_rows(const uint8_t* a, int64_t step, const uint8_t* const* columns, int64_t kb, const int32_t* comp,
+                   int32_t* sums, int64_t pitch, [[maybe_unused]] int64_t ahead) {
 #if defined(__AVX512VNNI__)
   __m512i sum[2][Rows];
   for (int n = 0; n < 2; n++)
@@ -156,15 +167,16 @@ inline void multiply_rows(const uint8_t* a, int64_t step, const uint8_t* const* 
     __m256i sum[2][Rows];
     for (int half = 0; half < 2; half++)
       for (auto& each : sum[half])  // signed activations need no correction for a zero point
-        each = ZeroPoint ? _mm256_setzero_si256()
-                         : _mm256_loadu_si256(reinterpret_cast<const __m256i*>(comp + n * 16 + half * 8));
+        each = kSigned && ZeroPoint ? _mm256_setzero_si256()
+                                    : _mm256_loadu_si256(reinterpret_cast<const __m256i*>(comp + n * 16 + half * 8));
     const uint8_t* x = a;
     for (int64_t k = 0; k < kb; k++, x += step)
       for (int line = 0; line < 16; line++) {
         const uint8_t* w = columns[n] + k * kBlock + line * 64;
         const __m256i b0 = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w));
         const __m256i b1 = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w + 32));
-#pragma GCC unroll 4
+        if constexpr (Cold) _mm_prefetch(reinterpret_cast<const char*>(w + ahead), _MM_HINT_T1);
+#pragma GCC unroll 6
         for (int m = 0; m < Rows; m++) {
           int32_t four;
           std::memcpy(&four, x + m * kDepth + line * 4, 4);
@@ -195,12 +207,16 @@ inline void multiply(const uint8_t* const* rows, int64_t step, const uint8_t* co
 #if defined(__AVX512VNNI__)
   constexpr int kGroup = 8;
   constexpr bool kFetches = true;
+#elif defined(__AVXVNNI__)
+  constexpr int kGroup = 6;  // 12 sums in 16 registers: with fewer, each would wait for its last product
+  constexpr bool kFetches = true;
 #else
   constexpr int kGroup = 4;
   constexpr bool kFetches = false;  // arithmetic takes longer than the weights' way from memory
 #endif
-  for (int tile = 0; tile < Tiles; tile++)
-    for (int m = 0; m < kRows; m += kGroup) {
+  constexpr int kLast = kRows % kGroup;
+  for (int tile = 0; tile < Tiles; tile++) {
+    for (int m = 0; m < kRows - kLast; m += kGroup) {
       const uint8_t* a = rows[tile] + m * kDepth;
       int32_t* to = sums + (tile * kRows + m) * pitch;
       if (kFetches && ahead && !tile && !m)
@@ -208,6 +224,10 @@ inline void multiply(const uint8_t* const* rows, int64_t step, const uint8_t* co
       else
         multiply_rows<kGroup, ZeroPoint, false>(a, step, columns, kb, comp, to, pitch, 0);
     }
+    if constexpr (kLast > 0)
+      multiply_rows<kLast, ZeroPoint, false>(rows[tile] + (kRows - kLast) * kDepth, step, columns, kb, comp,
+                                             sums + ((tile + 1) * kRows - kLast) * pitch, pitch, 0);
+  }
 }
 
 #endif

@@ -12,7 +12,7 @@
 
 extern const Variant variant_portable;
 #if defined(__x86_64__)
-extern const Variant variant_amx, variant_avx512_vnni, variant_avx2;
+extern const Variant variant_amx, variant_avx512_vnni, variant_avx_vnni, variant_avx2;
 #endif
 
 namespace {
@@ -32,6 +32,8 @@ bool has_avx512_vnni() {
   return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 }
+
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 #endif
 
 }  // namespace
@@ -57,18 +59,19 @@ Q8_EXPORT int64_t q8_sizeof(const char* name) {
 
 // The variants that this CPU can run, the best first; null after the last.
 Q8_EXPORT const Variant* q8_variant(int place) {
-  static const Variant* usable[5] = {};
+  static const Variant* usable[6] = {};
   static const bool found = [] {
     int count = 0;
 #if defined(__x86_64__)
     if (has_avx512_vnni() && __builtin_cpu_supports("amx-int8") && amx_granted()) usable[count++] = &variant_amx;
     if (has_avx512_vnni()) usable[count++] = &variant_avx512_vnni;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) usable[count++] = &variant_avx2;
+    if (has_avx2() && __builtin_cpu_supports("avxvnni")) usable[count++] = &variant_avx_vnni;
+    if (has_avx2()) usable[count++] = &variant_avx2;
 #endif
     usable[count] = &variant_portable;
     return true;
   }();
-  return found && place >= 0 && place < 4 ? usable[place] : nullptr;
+  return found && place >= 0 && place < 5 ? usable[place] : nullptr;
 }
 
 Q8_EXPORT const char* q8_variant_name(const Variant* variant) { return variant->name; }
