@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -159,12 +160,12 @@ def encode_plain(tokenizer: Tokenizer, text: str) -> Encoding:
     return tokenizer.encode_batch([text], add_special_tokens=False)[0]
 
 
-def first_ids(tokenizer: Tokenizer, text: str, enough: int) -> list[int]:
-    """Return a text's token ids without special ones; of a long text perhaps only the first, but more than `enough`.
+def first_ids(tokenizer: Tokenizer, texts: Sequence[str], enough: int) -> list[list[int]]:
+    """Return texts' token ids without special ones; of a long text perhaps only the first, but more than `enough`.
 
     Text that will be cut off anyway is not tokenized, which would take seconds and hundreds of bytes per token.
     """
-    return _ids_of_part(tokenizer, text, _first_words(tokenizer, text, enough + 1), enough)
+    return _ids_of_parts(tokenizer, texts, [_first_words(tokenizer, text, enough + 1) for text in texts], enough)
 
 
 def _first_words(tokenizer: Tokenizer, text: str, count: int) -> str:
@@ -180,15 +181,18 @@ def _with_space(word: re.Match[str]) -> int:
     return max(0, word.start() - 1)
 
 
-def last_ids(tokenizer: Tokenizer, text: str, enough: int) -> list[int]:
-    """Return a text's token ids without special ones; of a long text perhaps only the last, but more than `enough`."""
-    return _ids_of_part(tokenizer, text, _last_words(tokenizer, text, enough + 1), enough)
+def last_ids(tokenizer: Tokenizer, texts: Sequence[str], enough: int) -> list[list[int]]:
+    """Return texts' token ids without special ones; of a long text perhaps only the last, but more than `enough`."""
+    return _ids_of_parts(tokenizer, texts, [_last_words(tokenizer, text, enough + 1) for text in texts], enough)
 
 
-def _ids_of_part(tokenizer: Tokenizer, text: str, part: str, enough: int) -> list[int]:
-    """Return the ids of a part that most likely has more than `enough`; if it does not, those of the whole text."""
-    ids = encode_plain(tokenizer, part).ids
-    return ids if len(ids) > enough or len(part) == len(text) else encode_plain(tokenizer, text).ids
+def _ids_of_parts(tokenizer: Tokenizer, texts: Sequence[str], parts: list[str], enough: int) -> list[list[int]]:
+    """Return the ids of parts that most likely have more than `enough`; where one does not, those of the whole text."""
+    found = [encoding.ids for encoding in tokenizer.encode_batch(parts, add_special_tokens=False)]
+    return [
+        ids if len(ids) > enough or len(part) == len(text) else encode_plain(tokenizer, text).ids
+        for text, part, ids in zip(texts, parts, found, strict=True)
+    ]
 
 
 def _last_words(tokenizer: Tokenizer, text: str, count: int) -> str:

@@ -138,7 +138,7 @@ def test_words_are_tokens_of_their_own(kind: str, text: str) -> None:
 @given(text=st.lists(st.sampled_from(PIECES), min_size=30, max_size=120).map("".join), enough=st.integers(1, 4))
 def test_the_first_and_last_ids_are_those_of_the_whole_text(kind: str, text: str, enough: int) -> None:
     tokenizer, whole = SPLIT[kind], ids_of(SPLIT[kind], text)
-    first, last = first_ids(tokenizer, text, enough), last_ids(tokenizer, text, enough)
+    first, last = first_ids(tokenizer, [text], enough)[0], last_ids(tokenizer, [text], enough)[0]
     assert first == whole[: len(first)]
     assert last == whole[len(whole) - len(last) :]
     for few in (first, last):
@@ -148,8 +148,8 @@ def test_the_first_and_last_ids_are_those_of_the_whole_text(kind: str, text: str
 @pytest.mark.parametrize("kind", SPLIT)
 def test_a_long_text_is_not_tokenized_to_the_end(kind: str) -> None:
     text = "a good film " * 1000
-    assert 9 <= len(first_ids(SPLIT[kind], text, 8)) < 100
-    assert 9 <= len(last_ids(SPLIT[kind], text, 8)) < 100
+    assert 9 <= len(first_ids(SPLIT[kind], [text], 8)[0]) < 100
+    assert 9 <= len(last_ids(SPLIT[kind], [text], 8)[0]) < 100
 
 
 # for each of the others a text that shows why
@@ -173,4 +173,4 @@ def test_of_others_the_whole_text_is_tokenized(kind: str, text: str | None) -> N
     assert not splits_at_words(tokenizer)
     assert text is None or not cut_alike(tokenizer, text)
     assert least_tokens(tokenizer, long, ANY) == 0
-    assert first_ids(tokenizer, long, 3) == last_ids(tokenizer, long, 3) == ids_of(tokenizer, long)
+    assert first_ids(tokenizer, [long], 3)[0] == last_ids(tokenizer, [long], 3)[0] == ids_of(tokenizer, long)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from q8core.errors import InputError
-from q8core.special_tokens import sequence_template
+from q8core.special_tokens import Layout, sequence_template
 from q8core.tokenizer import first_ids, last_ids
 
 FunctionToApply = Literal["softmax", "sigmoid", "none"]
@@ -28,9 +28,9 @@ class Encoded:
     truncated: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class LabelScore:
-    """One label with its score after ``function_to_apply``."""
+    """One label with its score; a model that predicts a number has LABEL_0 with the number as its score."""
 
     label: str
     score: float
@@ -39,25 +39,49 @@ class LabelScore:
 def encode_text(
     tokenizer: Tokenizer, text: str, text_pair: str | None, max_length: int, side: Side = "right"
 ) -> Encoded:
-    """Encode one text or a pair with the tokenizer's special tokens, cut to ``max_length`` tokens.
+    """Encode one text or a pair; see `encode_texts`."""
+    return encode_texts(tokenizer, [(text, text_pair)], max_length, side)[0]
+
+
+def encode_texts(
+    tokenizer: Tokenizer, items: Sequence[tuple[str, str | None]], max_length: int, side: Side = "right"
+) -> list[Encoded]:
+    """Encode texts and pairs with the tokenizer's special tokens, each cut to ``max_length`` tokens.
 
     A pair loses tokens one by one from the longer text, as in BERT's original pre-processing, and both texts on the
     same side.
 
+    Args:
+        tokenizer: the model's.
+        items: ``(text, text_pair or None)`` each.
+        max_length: tokens of an input, special ones included.
+        side: the side on which tokens are removed.
+
     Raises:
         InputError: ``max_length`` leaves no room for text, or the tokenizer makes no pairs.
     """
-    layout = sequence_template(tokenizer).layout(pair=text_pair is not None)
-    texts = [text] if text_pair is None else [text, text_pair]
-    room = max_length - layout.specials
-    if room < len(texts):
+    template = sequence_template(tokenizer)
+    layouts = [template.layout(pair=pair is not None) for _, pair in items]
+    for layout, (_, pair) in zip(layouts, items, strict=True):
+        _check_room(layout, 1 if pair is None else 2, max_length)
+    texts = [text for item in items for text in item if text is not None]
+    ids = iter((first_ids if side == "right" else last_ids)(tokenizer, texts, max_length))
+    return [
+        _join(layout, [next(ids)] if pair is None else [next(ids), next(ids)], max_length, side)
+        for layout, (_, pair) in zip(layouts, items, strict=True)
+    ]
+
+
+def _check_room(layout: Layout, texts: int, max_length: int) -> None:
+    if max_length - layout.specials < texts:
         raise InputError(
-            f"max_length {max_length} leaves no room for text; at least {layout.specials + len(texts)} are needed: "
+            f"max_length {max_length} leaves no room for text; at least {layout.specials + texts} are needed: "
             f"{layout.specials} special tokens, and one for each text"
         )
-    ids_of = first_ids if side == "right" else last_ids
-    ids = [ids_of(tokenizer, one, max_length) for one in texts]
-    lengths = [len(one) for one in ids]
+
+
+def _join(layout: Layout, ids: list[list[int]], max_length: int, side: Side) -> Encoded:
+    room, lengths = max_length - layout.specials, [len(one) for one in ids]
     kept = _share(lengths[0], lengths[1], room) if len(lengths) == 2 else [min(lengths[0], room)]
     joined, types = layout.join(*(_cut(one, keep, side) for one, keep in zip(ids, kept, strict=True)))
     return Encoded(joined, types, truncated=sum(kept) < sum(lengths))
@@ -97,9 +121,6 @@ def postprocess(
     elif function_to_apply != "none":
         raise InputError(f"function_to_apply {function_to_apply!r} is not one of softmax, sigmoid, none")
     order = np.argsort(-scores, kind="stable")[:, :top_k]
+    rows: list[list[float]] = scores.tolist()
     places: list[list[int]] = order.tolist()
-    best: list[list[float]] = np.take_along_axis(scores, order, -1).tolist()
-    return [
-        [LabelScore(labels[place], score) for place, score in zip(*one, strict=True)]
-        for one in zip(places, best, strict=True)
-    ]
+    return [[LabelScore(labels[n], row[n]) for n in best] for row, best in zip(rows, places, strict=True)]

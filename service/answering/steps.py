@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any, TypeVar
 
 from q8core.arrays import Logits
@@ -41,7 +41,8 @@ class Steps:
     def __init__(self, queue: BatchQueue, metrics: RequestMetrics, *, timeout_s: float, most_tokens: int) -> None:
         self.in_flight = InFlight()
         self._queue = queue
-        self._metrics = metrics
+        self._input_tokens = cache(metrics.input_tokens.labels)
+        self._qa_windows = cache(metrics.qa_windows.labels)
         self._timeout_s = timeout_s
         self._most_tokens = most_tokens
         self._encoding = 0
@@ -76,9 +77,9 @@ class Steps:
 
     async def compute(self, trace: RequestTrace, encoded: EncodedRequest, lane: Lane, deadline: float) -> list[Logits]:
         """Queue the encoded request for one backend and wait for the logits."""
-        self._metrics.input_tokens.labels(lane.backend).observe(encoded.tokens)
+        self._input_tokens(lane.backend).observe(encoded.tokens)
         if encoded.windows is not None:
-            self._metrics.qa_windows.labels(lane.backend).observe(encoded.windows)
+            self._qa_windows(lane.backend).observe(encoded.windows)
         return await self.infer(lane, encoded.items, deadline, trace)
 
     async def finish(self, trace: RequestTrace, work: Work[T], logits: list[Logits]) -> T:

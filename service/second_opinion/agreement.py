@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -123,7 +123,7 @@ def compare_request(
 
 def _show(verdict: Verdict, with_texts: bool) -> list[dict[str, Any]] | dict[str, Any]:
     if isinstance(verdict, LabelVerdict):
-        return [entry.model_dump() for entry in verdict.scores[:_LABELS_SHOWN]]
+        return [asdict(entry) for entry in verdict.scores[:_LABELS_SHOWN]]
     return verdict.spans[0].model_dump(exclude=None if with_texts else {"answer"})
 
 

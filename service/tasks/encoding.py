@@ -14,7 +14,7 @@ import numpy as np
 from q8core.arrays import Logits
 from q8core.errors import InputError
 from q8core.special_tokens import sequence_template
-from q8core.tasks.classify import Encoded, FunctionToApply, Side, encode_text, postprocess
+from q8core.tasks.classify import Encoded, FunctionToApply, Side, encode_text, encode_texts, postprocess
 from q8core.tasks.qa import Window, best_answers, encode_windows, question_is_cut, window_step
 from q8core.tokenizer import encode_plain
 from service.errors import BadInput, InputTooLong, TooManyTokens
@@ -113,7 +113,7 @@ class ClassifyWork:
         """
         tokenizer, limit, side = self._model.tokenizer, self._limit, self._side
         self._model.checkpoint.check_pairs(tokenizer, any(pair is not None for _, pair in self._items))
-        encoded = [encode_text(tokenizer, text, pair, limit, side) for text, pair in self._items]
+        encoded = encode_texts(tokenizer, self._items, limit, side)
         if not self._parameters.truncation:
             for place, one in enumerate(encoded):
                 if one.truncated:
@@ -124,14 +124,12 @@ class ClassifyWork:
         """Turn each row of logits, shape ``(labels,)``, into scored labels."""
         function = self._parameters.function_to_apply or default_function(self._model)
         labels, top_k = self._model.checkpoint.labels, self._parameters.top_k
-        rows = postprocess(_rows(logits), labels, function, top_k)
-        return [[schemas.LabelScore(label=s.label, score=s.score) for s in row] for row in rows]
+        return postprocess(_rows(logits), labels, function, top_k)
 
     def verdicts(self, logits: list[Logits]) -> list[Verdict]:
         """Return all labels of each text, scored by the function of the problem that the model was trained for."""
         function, labels = default_function(self._model), self._model.checkpoint.labels
-        rows = postprocess(_rows(logits), labels, function)
-        return [LabelVerdict(tuple(schemas.LabelScore(label=s.label, score=s.score) for s in row)) for row in rows]
+        return [LabelVerdict(tuple(row)) for row in postprocess(_rows(logits), labels, function)]
 
     def sequences(self) -> list[int]:
         """Return 1 for each text or pair of texts."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Generic, Literal, TypedDict, TypeVar
 from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from q8core.tasks.classify import FunctionToApply
+from q8core.tasks.classify import FunctionToApply, LabelScore
 from service.errors import UNION_MARK
 from service.tasks.strict import StrictModel, Text, valid_unicode
 
@@ -131,13 +131,6 @@ def _text_and_pair(item: ClassifyInput) -> tuple[str, str | None]:
     if isinstance(item, str):
         return item, None
     return (item.text, item.text_pair) if isinstance(item, TextPair) else item
-
-
-class LabelScore(BaseModel):
-    """One label with its score; a model that predicts a number has LABEL_0 with the number as its score."""
-
-    label: str
-    score: float
 
 
 ClassifyResponse = list[list[LabelScore]]

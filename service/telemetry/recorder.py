@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 
 from service.telemetry.metrics import REJECTIONS, ServiceMetrics
 from service.telemetry.trace import RequestTrace
@@ -26,8 +27,13 @@ class RequestRecorder:
 
     def __init__(self, tasks: Mapping[str, str], metrics: ServiceMetrics, observers: Sequence[Observer] = ()) -> None:
         self._tasks = tasks
-        self._metrics = metrics
         self._observers = tuple(observers)
+        # looking a series up by its labels takes longer than counting in it
+        requests = metrics.requests
+        self._total = cache(requests.total.labels)
+        self._seconds = cache(requests.seconds.labels)
+        self._stage_seconds = cache(requests.stage_seconds.labels)
+        self._rejected = cache(requests.rejected.labels)
 
     def task(self, path: str) -> str | None:
         """Return the task that requests of this path count for, or None."""
@@ -41,16 +47,15 @@ class RequestRecorder:
             observe(trace, status, seconds)
         if trace.task is None:
             return
-        requests = self._metrics.requests
         if status == 200:
             for part in trace.shares or [trace]:
                 taken = sum(part.stages.values()) if trace.shares else seconds
-                requests.total.labels(part.task, part.backend, status).inc()
-                requests.seconds.labels(part.task, part.backend).observe(taken)
+                self._total(part.task, part.backend, status).inc()
+                self._seconds(part.task, part.backend).observe(taken)
                 for stage, duration in part.stages.items():
-                    requests.stage_seconds.labels(part.task, part.backend, stage).observe(duration)
+                    self._stage_seconds(part.task, part.backend, stage).observe(duration)
             return
         failed = trace.shares[-1] if trace.shares else trace
-        requests.total.labels(failed.task, failed.backend, status).inc()
+        self._total(failed.task, failed.backend, status).inc()
         if trace.error_type in REJECTIONS:
-            requests.rejected.labels(trace.task, REJECTIONS[trace.error_type]).inc()
+            self._rejected(trace.task, REJECTIONS[trace.error_type]).inc()

@@ -83,44 +83,43 @@ class RequestTrace:
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """Return response headers, with times in milliseconds, and the W3C Server-Timing that browsers show."""
-        total = time.monotonic() - self.started
-        values: dict[str, str] = {"x-request-id": self.request_id}
+        values = [(b"x-request-id", self.request_id.encode())]
         if self.task is not None:
-            values["x-total-time"] = _ms(total)
-            for name, stage in _STAGE_HEADERS.items():
-                if stage in self.stages:
-                    values[name] = _ms(self.stages[stage])
-            timings = [f"{stage};dur={_ms(seconds)}" for stage, seconds in self.stages.items()]
-            values["server-timing"] = ", ".join([*timings, f"total;dur={_ms(total)}"])
+            total = time.monotonic() - self.started
+            shown = {stage: b"%.3f" % (seconds * 1000) for stage, seconds in (*self.stages.items(), ("total", total))}
+            values += [(name, shown[stage]) for name, stage in _STAGE_HEADERS.items() if stage in shown]
+            timings = [b"%s;dur=%s" % (stage.encode(), milliseconds) for stage, milliseconds in shown.items()]
+            values.append((b"server-timing", b", ".join(timings)))
         if self.backend != NO_BACKEND:
-            values["x-q8bert-backend"] = self.answered_by or self.backend
-        for name, value in (
-            ("x-q8bert-model", self.model),
-            ("x-compute-tokens", self.tokens),
-            ("x-q8bert-windows", self.windows),
-            ("x-q8bert-truncated", self.truncated),
-            ("x-q8bert-escalated", self.escalated),
+            values.append((b"x-q8bert-backend", (self.answered_by or self.backend).encode()))
+        if self.model is not None:
+            values.append((b"x-q8bert-model", _UNPRINTABLE.sub("?", self.model).encode()))
+        for name, number in (
+            (b"x-compute-tokens", self.tokens),
+            (b"x-q8bert-windows", self.windows),
+            (b"x-q8bert-truncated", self.truncated),
+            (b"x-q8bert-escalated", self.escalated),
         ):
-            if value is not None:
-                values[name] = str(value)
-        return [(name.encode(), _UNPRINTABLE.sub("?", value).encode()) for name, value in values.items()]
+            if number is not None:
+                values.append((name, b"%d" % number))
+        return values
 
 
 # a model's name may have any character, a header may not
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
-_STAGE_HEADERS = {"x-tokenization-time": "tokenize", "x-queue-time": "queue", "x-inference-time": "infer"}
-
+_STAGE_HEADERS = {
+    b"x-total-time": "total",
+    b"x-tokenization-time": "tokenize",
+    b"x-queue-time": "queue",
+    b"x-inference-time": "infer",
+}
 
 EXPOSED_HEADERS = (
-    *("x-request-id", "retry-after", "server-timing", "x-total-time", *_STAGE_HEADERS),
+    *("x-request-id", "retry-after", "server-timing", *(name.decode() for name in _STAGE_HEADERS)),
     *("x-q8bert-backend", "x-q8bert-model", "x-compute-tokens", "x-q8bert-windows", "x-q8bert-truncated"),
     "x-q8bert-escalated",
 )
 """Response headers that a page of another origin may read."""
-
-
-def _ms(seconds: float) -> str:
-    return f"{seconds * 1000:.3f}"
 
 
 class InFlight:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transformers import BertTokenizerFast
 
 from q8core.errors import InputError
-from q8core.tasks.classify import encode_text, postprocess
+from q8core.tasks.classify import Side, encode_text, encode_texts, postprocess
 from q8core.tokenizer import first_ids, last_ids, load_tokenizer
 
 TEXTS = st.text(alphabet=st.sampled_from(list("abcd ef.é🙂中")), max_size=60)
@@ -81,7 +81,7 @@ def test_what_is_cut_off_decides_nothing(tiny_classifier: Path, texts: list[str]
     tokenizer = load_tokenizer(tiny_classifier)
     whole = [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
     for text, all_of_them in zip(texts, whole, strict=True):
-        first, last = first_ids(tokenizer, text, length), last_ids(tokenizer, text, length)
+        first, last = first_ids(tokenizer, [text], length)[0], last_ids(tokenizer, [text], length)[0]
         assert first == all_of_them[: len(first)]
         assert last == all_of_them[len(all_of_them) - len(last) :]
         for few in (first, last):
@@ -93,8 +93,8 @@ def test_what_is_cut_off_decides_nothing(tiny_classifier: Path, texts: list[str]
 
 def test_a_long_text_is_not_tokenized_to_the_end(tiny_classifier: Path) -> None:
     tokenizer = load_tokenizer(tiny_classifier)
-    assert len(first_ids(tokenizer, "a good film " * 10_000, 128)) == 129
-    assert len(last_ids(tokenizer, "a good film " * 10_000, 128)) == 129
+    assert len(first_ids(tokenizer, ["a good film " * 10_000], 128)[0]) == 129
+    assert len(last_ids(tokenizer, ["a good film " * 10_000], 128)[0]) == 129
 
 
 def test_scores_equal_torch_and_are_sorted() -> None:
@@ -112,3 +112,12 @@ def test_scores_equal_torch_and_are_sorted() -> None:
 def test_too_little_room_is_an_error(tiny_classifier: Path) -> None:
     with pytest.raises(InputError, match="no room"):
         encode_text(load_tokenizer(tiny_classifier), "a", "b", 4)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_list_is_encoded_as_its_inputs_are(tiny_classifier: Path, side: Side) -> None:
+    tokenizer = load_tokenizer(tiny_classifier)
+    items = [("a film", None), ("the cat", "dog " * 30), ("", None), ("dog " * 5000, "a"), ("film " * 90, None)]
+    alone = [encode_text(tokenizer, text, pair, 12, side) for text, pair in items]
+    assert encode_texts(tokenizer, items, 12, side) == alone
+    assert [one.truncated for one in alone] == [False, True, False, True, True]
