@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import re
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -129,6 +131,17 @@ def test_an_unknown_restriction_is_refused(monkeypatch: pytest.MonkeyPatch, kern
     message = "Q8BERT_MAX_ISA is 'avx512'; allowed: amx, avx512_vnni, avx_vnni, avx2, portable"
     with pytest.raises(InputError, match=message):
         build_engine(plan, RandomInt8(plan), kernel)
+
+
+def test_threads_that_move_to_another_cpu_may_run_on_all_of_them_afterwards(answerer: Simulated) -> None:
+    engine = build_engine(answerer.plan, answerer.tensors, "native", threads=3)
+    batch, allowed = TokenBatch(np.arange(20), np.zeros(20, np.int64), (13, 7)), os.sched_getaffinity(0)
+    for _ in range(50):
+        engine.infer(batch)
+        time.sleep(0.005)  # the threads fall asleep, and some are woken on the CPU of the one that wakes them
+    assert {frozenset(os.sched_getaffinity(int(task.name))) for task in Path("/proc/self/task").iterdir()} == {
+        frozenset(allowed)
+    }
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 5])

@@ -284,6 +284,7 @@ inline void forward(const Model& model, const Batch& batch, char* memory, float*
   {
     const TileConfig tiles;
     (void)tiles;
+    team.begin();
     embed(model, batch, space, Inputs(model.layer[0], space), team);
     team.wait();
     for (int32_t n = 0; n + 1 < model.layers; n++) {

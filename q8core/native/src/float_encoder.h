@@ -135,6 +135,7 @@ inline void forward_float(const FloatModel& model, const Batch& batch, char* mem
   Team team;
 #pragma omp parallel num_threads(threads)
   {
+    team.begin();
     embed(model, batch, space, threads, team);
     team.wait();
     const auto layer = [&](int32_t n, const Span* spans, const Rows& x, int64_t rows) {
