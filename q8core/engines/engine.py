@@ -39,7 +39,7 @@ class Forward(Protocol):
 
     @property
     def own_threads(self) -> int:
-        """CPU threads that it uses by default."""
+        """CPU threads that it uses at most by default."""
         ...
 
     def logits(self, batch: TokenBatch, threads: int | None = None) -> Logits:
@@ -47,7 +47,7 @@ class Forward(Protocol):
 
         Args:
             batch: a batch that the engine has checked.
-            threads: CPU threads to use, whatever the calling thread; None for `own_threads`.
+            threads: the most CPU threads to use, whatever the calling thread; None for `own_threads`.
         """
         ...
 
@@ -105,7 +105,7 @@ class EncoderEngine:
         return EngineMemory(weights, scales, self.model.workspace_bytes(self._most_tokens))
 
     def describe(self) -> dict[str, object]:
-        """Return kernel, instruction set, shapes, threads and the facts collected while loading."""
+        """Return kernel, instruction set, shapes, the most threads and the facts collected while loading."""
         spec = self.model.spec
         return {
             "reads": self.head.reads,

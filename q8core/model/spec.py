@@ -59,3 +59,8 @@ class EncoderSpec:
         """The (out, in) of an encoder layer's matrices, with queries, keys and values as one matrix."""
         h, f = self.hidden, self.inner
         return (3 * h, h), (h, h), (f, h), (h, f)
+
+    @property
+    def multiply_adds(self) -> int:
+        """Multiply-adds of a token in the matrices of all layers."""
+        return self.layers * sum(out * columns for out, columns in self.linear_shapes)

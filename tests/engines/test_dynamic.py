@@ -77,14 +77,14 @@ def test_batch_threads_and_instruction_set_change_no_bit(task: str) -> None:
     source = RandomInt8(plan)
     models = [load_native(plan, TensorSource(source), variant) for variant in variants()]
     batch = batch_of(LONG)
-    together = models[0].logits(batch, 1)
+    together = models[0].compute(batch, 1)[0]
     for model in models:
         for threads in (1, 2, 3):
-            assert np.array_equal(model.logits(batch, threads), together)
+            assert np.array_equal(model.compute(batch, threads)[0], together)
     for alone, expected in zip(
         batch.split(batch.input_ids, "every"), batch.split(together, plan.head.reads), strict=True
     ):
-        found = models[0].logits(batch_of((len(alone),), alone), 2)
+        found = models[0].compute(batch_of((len(alone),), alone), 2)[0]
         assert np.array_equal(found.reshape(expected.shape), expected)
 
 

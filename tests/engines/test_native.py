@@ -74,7 +74,7 @@ def logits_of(plan: Plan, variant: str, lengths: tuple[int, ...]) -> torch.Tenso
     model = load_native(plan, TensorSource(RandomInt8(plan)), variant)
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(plan.spec.vocabulary, (sum(lengths),), generator=generator)
-    return torch.from_numpy(model.logits(batch_of(ids, ids % 2, lengths)))
+    return torch.from_numpy(model.compute(batch_of(ids, ids % 2, lengths), 2)[0])
 
 
 # Head sizes of 64, 32, 80, 20 and 13 columns; 52 and 40 are no multiple of a vector.
@@ -134,21 +134,36 @@ def test_an_unknown_restriction_is_refused(monkeypatch: pytest.MonkeyPatch, kern
 
 
 def test_threads_that_move_to_another_cpu_may_run_on_all_of_them_afterwards(answerer: Simulated) -> None:
-    engine = build_engine(answerer.plan, answerer.tensors, "native", threads=3)
+    model = load_native(answerer.plan, TensorSource(answerer.tensors))
     batch, allowed = TokenBatch(np.arange(20), np.zeros(20, np.int64), (13, 7)), os.sched_getaffinity(0)
     for _ in range(50):
-        engine.infer(batch)
+        model.compute(batch, 3)
         time.sleep(0.005)  # the threads fall asleep, and some are woken on the CPU of the one that wakes them
     assert {frozenset(os.sched_getaffinity(int(task.name))) for task in Path("/proc/self/task").iterdir()} == {
         frozenset(allowed)
     }
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+def test_threads_that_share_a_cpu_are_found_out(answerer: Simulated) -> None:
+    model = load_native(answerer.plan, TensorSource(answerer.tensors))
+    batch, allowed = TokenBatch(np.arange(150) % 50, np.zeros(150, np.int64), (100, 50)), os.sched_getaffinity(0)
+    model.compute(batch, 3)
+    tasks = [int(task.name) for task in Path("/proc/self/task").iterdir()]
+    try:
+        for task in tasks:
+            os.sched_setaffinity(task, {min(allowed)})
+        _, share = model.compute(batch, 3)
+        assert 0 < share < 0.34  # of the time; the two clocks may differ a little
+    finally:
+        for task in tasks:
+            os.sched_setaffinity(task, allowed)
+
+
+@pytest.mark.parametrize("threads", [2, 3, 5])
 def test_the_number_of_threads_does_not_matter(answerer: Simulated, threads: int) -> None:
     batch = TokenBatch(np.arange(150) % 50, np.zeros(150, np.int64), (100, 7, 43))
-    engines = [build_engine(answerer.plan, answerer.tensors, "native", threads=count) for count in (1, threads)]
-    assert np.array_equal(*(engine.infer(batch) for engine in engines))
+    model = load_native(answerer.plan, TensorSource(answerer.tensors))
+    assert np.array_equal(model.compute(batch, 1)[0], model.compute(batch, threads)[0])
 
 
 @pytest.mark.parametrize(

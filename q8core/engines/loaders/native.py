@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from q8core.arrays import Array, Logits, address, empty, zeros
+from q8core.engines.loaders.team_size import TeamSize
 from q8core.engines.memory.footprint import footprint
 from q8core.engines.memory.packed_file import PackedModel, Store, packed_key, place
 from q8core.engines.memory.residence import Residence
@@ -32,6 +33,11 @@ _SIGNED = 128
 """The zero point of symmetric activations."""
 _ROUND = 1.5 * 2**23
 """Adding this to a small float32 rounds it and leaves the integer in the lowest bits."""
+
+SMALL = 16_000_000
+"""Up to so many multiply-adds a pass runs on one thread. Others have to be woken, and waited for 7 times a layer. On 2
+CPUs of an EPYC with AVX2 a second one costs more than it gains up to 2 million in passes that follow each other, and up
+to 13 million after a pause, when it sleeps (about 1 ms). CPUs with AVX-512 do more in that time."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +125,8 @@ class NativeModel:
         variant: the instruction set in use, and the variant's address in the library.
         packed: the tensors that the library reads.
         functions: the library's functions that compute the workspace's size and run the model.
+        workspace: its memory.
+        team_size: how many threads a batch that is not small gets.
     """
 
     spec: EncoderSpec
@@ -127,6 +135,7 @@ class NativeModel:
     packed: PackedModel
     functions: tuple[str, str] = ("q8_workspace_bytes", "q8_forward")
     workspace: Workspace = field(default_factory=lambda: Workspace())
+    team_size: TeamSize = field(default_factory=TeamSize)
 
     @property
     def own_threads(self) -> int:
@@ -134,17 +143,38 @@ class NativeModel:
         return runtime_threads()
 
     def logits(self, batch: TokenBatch, threads: int | None = None) -> Logits:
-        """Return logits: (B, outputs) where the head reads first tokens, else (T, outputs)."""
+        """Return logits: (B, outputs) where the head reads first tokens, else (T, outputs).
+
+        Args:
+            batch: a batch that the engine has checked.
+            threads: the most CPU threads to use: small batches get one, and large ones those that `team_size` chooses;
+                None for `own_threads`.
+        """
+        most = threads or self.own_threads
+        if most == 1 or batch.tokens * self.spec.multiply_adds <= SMALL:
+            return self.compute(batch, 1)[0]
+        chosen = self.team_size.choose(most)
+        logits, share = self.compute(batch, chosen)
+        self.team_size.observe(chosen, share)
+        return logits
+
+    def compute(self, batch: TokenBatch, threads: int) -> tuple[Logits, float]:
+        """Compute with so many threads.
+
+        Returns:
+            The logits, the same bits with any number, and for which share of the time the thread had a CPU that had one
+            for the least.
+        """
         lengths = np.array(batch.lengths, np.int32)
         ids, types = np.ascontiguousarray(batch.input_ids), np.ascontiguousarray(batch.token_type_ids)
         what = structs.Batch(batch.tokens, len(batch.lengths), address(ids), address(types), address(lengths))
         size_of, forward = (getattr(load_library(), name) for name in self.functions)
-        threads, view = threads or self.own_threads, self.packed.view
+        view = self.packed.view
         memory = self.workspace.of(size_of(view, what, threads))
         rows = len(batch.lengths) if view.head_reads_first else batch.tokens
         logits = np.empty((rows, self.outputs), np.float32)
-        forward(self.variant[1], view, what, address(memory), address(logits), threads)
-        return logits
+        share = forward(self.variant[1], view, what, address(memory), address(logits), threads)
+        return logits, share
 
     def footprint(self) -> tuple[int, int]:
         """Return the resident bytes of (matrices and tables, all other arrays)."""

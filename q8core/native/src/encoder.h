@@ -271,7 +271,7 @@ inline void encode_last(const Model& model, const Workspace& space, const Batch&
   answer(model, space, x, rows, logits, team);
 }
 
-inline void forward(const Model& model, const Batch& batch, char* memory, float* logits, int threads) {
+inline float forward(const Model& model, const Batch& batch, char* memory, float* logits, int threads) {
   const int64_t longest = longest_of(batch);
   const Workspace space(model, batch.tokens, batch.sequences, longest, threads, memory);
   Span* first_only = space.spans + batch.sequences;
@@ -284,7 +284,7 @@ inline void forward(const Model& model, const Batch& batch, char* memory, float*
   {
     const TileConfig tiles;
     (void)tiles;
-    team.begin();
+    const Member member(team);
     embed(model, batch, space, Inputs(model.layer[0], space), team);
     team.wait();
     for (int32_t n = 0; n + 1 < model.layers; n++) {
@@ -294,6 +294,7 @@ inline void forward(const Model& model, const Batch& batch, char* memory, float*
     }
     encode_last(model, space, batch, first_only, longest, logits, team);
   }
+  return team.share();
 }
 
 // The sums of a layer for activations (rows, 64 * kb) in plain row order, (rows, np): for checks.

@@ -124,7 +124,7 @@ inline void answer(const FloatModel& model, const FloatWorkspace& space, const R
   linear(model.head, input->at, input->pitch, rows, threads, written_out(model.head, logits));
 }
 
-inline void forward_float(const FloatModel& model, const Batch& batch, char* memory, float* logits, int threads) {
+inline float forward_float(const FloatModel& model, const Batch& batch, char* memory, float* logits, int threads) {
   const int64_t longest = longest_of(batch);
   const FloatWorkspace space(model, batch.tokens, batch.sequences, longest, threads, memory);
   Span* first_only = space.spans + batch.sequences;
@@ -135,7 +135,7 @@ inline void forward_float(const FloatModel& model, const Batch& batch, char* mem
   Team team;
 #pragma omp parallel num_threads(threads)
   {
-    team.begin();
+    const Member member(team);
     embed(model, batch, space, threads, team);
     team.wait();
     const auto layer = [&](int32_t n, const Span* spans, const Rows& x, int64_t rows) {
@@ -152,6 +152,7 @@ inline void forward_float(const FloatModel& model, const Batch& batch, char* mem
     layer(model.layers - 1, first ? first_only : space.spans, x, rows);
     answer(model, space, x, rows, logits, threads, team);
   }
+  return team.share();
 }
 
 }  // namespace

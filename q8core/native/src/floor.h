@@ -44,7 +44,7 @@ inline void products(const Model& model, const Batch& batch, char* memory, int t
   {
     const TileConfig tiles;
     (void)tiles;
-    team.begin();
+    const Member member(team);
     for (int32_t n = 0; n < model.layers; n++) {
       const Layer& layer = model.layer[n];
       const int64_t rows = n + 1 == model.layers && model.head_reads_first ? batch.sequences : batch.tokens;

@@ -100,9 +100,10 @@ Q8_EXPORT int64_t q8_workspace_bytes(const Model* model, const Batch* batch, int
   return Workspace(*model, batch->tokens, batch->sequences, longest_of(*batch), threads, nullptr).bytes;
 }
 
-Q8_EXPORT void q8_forward(const Variant* variant, const Model* model, const Batch* batch, char* workspace,
-                          float* logits, int threads) {
-  variant->forward(*model, *batch, workspace, logits, threads);
+// Returns what `Team::share` does.
+Q8_EXPORT float q8_forward(const Variant* variant, const Model* model, const Batch* batch, char* workspace,
+                           float* logits, int threads) {
+  return variant->forward(*model, *batch, workspace, logits, threads);
 }
 
 Q8_EXPORT void q8_accumulate(const Variant* variant, const Linear* layer, const uint8_t* a, int64_t rows,
@@ -147,9 +148,9 @@ Q8_EXPORT int64_t q8_float_workspace_bytes(const FloatModel* model, const Batch*
   return FloatWorkspace(*model, batch->tokens, batch->sequences, longest_of(*batch), threads, nullptr).bytes;
 }
 
-Q8_EXPORT void q8_forward_float(const Variant* variant, const FloatModel* model, const Batch* batch, char* workspace,
-                                float* logits, int threads) {
-  variant->forward_float(*model, *batch, workspace, logits, threads);
+Q8_EXPORT float q8_forward_float(const Variant* variant, const FloatModel* model, const Batch* batch, char* workspace,
+                                 float* logits, int threads) {
+  return variant->forward_float(*model, *batch, workspace, logits, threads);
 }
 
 Q8_EXPORT void q8_row_magnitudes(const Variant* variant, const void* x, int type, int64_t rows, int64_t columns,

@@ -104,10 +104,10 @@ struct Passes {
 // One build of the engine: a row in the table that the CPU's features choose from.
 struct Variant {
   const char* name;
-  void (*forward)(const Model&, const Batch&, char* workspace, float* logits, int threads);
+  float (*forward)(const Model&, const Batch&, char* workspace, float* logits, int threads);
   void (*accumulate)(const Linear&, const uint8_t* a, int64_t rows, int32_t* sums);
   void (*products)(const Model&, const Batch&, char* memory, int threads);
   // Null without fused multiply-add, which it would be slow without.
-  void (*forward_float)(const FloatModel&, const Batch&, char* workspace, float* logits, int threads);
+  float (*forward_float)(const FloatModel&, const Batch&, char* workspace, float* logits, int threads);
   Passes passes;
 };

@@ -21,15 +21,7 @@ namespace {
 // for some milliseconds, and does so at every barrier.
 class Team {
  public:
-  // To be called by each thread of the region before anything else. Linux often wakes a sleeping thread on the CPU of
-  // the thread that wakes it, and leaves it there for the few milliseconds of a pass: the two would take turns while
-  // the next CPU is idle. So a thread that finds another of the team on its CPU goes to a CPU without one.
-  void begin() {
-#if defined(__linux__)
-    if (omp_get_num_threads() > 1) take_cpu();
-#endif
-    __atomic_add_fetch(&begun_, 1, __ATOMIC_RELEASE);
-  }
+  Team() : made_(now(CLOCK_MONOTONIC)) {}
 
   // To be called by all threads of the region: none leaves before the last one came, and each sees what all wrote.
   void wait() {
@@ -47,18 +39,46 @@ class Team {
     }
   }
 
+  // After the region: for which share of the time since this was made the thread had a CPU that had one for the least.
+  float share() const { return static_cast<float>(least_) / static_cast<float>(now(CLOCK_MONOTONIC) - made_); }
+
  private:
+  friend class Member;
+
+  // Linux often wakes a sleeping thread on the CPU of the thread that wakes it, and leaves it there for the few
+  // milliseconds of a pass: the two would take turns while the next CPU is idle. So a thread that finds another of the
+  // team on its CPU goes to a CPU without one.
+  void begin() {
+#if defined(__linux__)
+    if (omp_get_num_threads() > 1) take_cpu();
+#endif
+    __atomic_add_fetch(&begun_, 1, __ATOMIC_RELEASE);
+  }
+
+  // `computed`: nanoseconds that the thread had a CPU.
+  void end(int64_t computed) {
+    int64_t least = __atomic_load_n(&least_, __ATOMIC_RELAXED);
+    while (computed < least &&
+           !__atomic_compare_exchange_n(&least_, &least, computed, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+    }
+  }
+
+  // Nanoseconds by one of the system's clocks.
+  static int64_t now(clockid_t clock) {
+    timespec time;
+    clock_gettime(clock, &time);
+    return time.tv_sec * 1'000'000'000 + time.tv_nsec;
+  }
+
   static constexpr int kSpins = 64;              // between two looks at the clock: a few microseconds
   static constexpr int64_t kPatience = 100'000;  // nanoseconds: several times a small layer
 
   // `since`: when the waiting began, or when the CPU was last offered; 0 before the first call.
   bool out_of_patience(int threads, int64_t& since) const {
     if (__atomic_load_n(&begun_, __ATOMIC_ACQUIRE) < threads) return true;
-    timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    const int64_t now = time.tv_sec * 1'000'000'000 + time.tv_nsec;
-    const bool out = since && now - since > kPatience;
-    if (!since || out) since = now;
+    const int64_t time = now(CLOCK_MONOTONIC);
+    const bool out = since && time - since > kPatience;
+    if (!since || out) since = time;
     return out;
   }
 
@@ -97,9 +117,24 @@ class Team {
   static void offer_cpu() {}
 #endif
 
+  const int64_t made_;
+  alignas(64) int64_t least_ = INT64_MAX;
   alignas(64) int begun_ = 0;
   alignas(64) int arrived_ = 0;
   alignas(64) uint32_t rounds_ = 0;
+};
+
+// A thread's part in a team: to be made by each thread of the region before anything else.
+class Member {
+ public:
+  explicit Member(Team& team) : team_(team), began_(Team::now(CLOCK_THREAD_CPUTIME_ID)) { team.begin(); }
+  ~Member() { team_.end(Team::now(CLOCK_THREAD_CPUTIME_ID) - began_); }
+  Member(const Member&) = delete;
+  Member& operator=(const Member&) = delete;
+
+ private:
+  Team& team_;
+  const int64_t began_;
 };
 
 }  // namespace
