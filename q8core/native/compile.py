@@ -26,7 +26,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "portable": (),
 }
 """Variant -> compiler flags; the best variant first."""
-# By default the compiler stops inlining once it has made a file larger by 40 %, even for vec.h's functions in hot
+# By default the compiler stops inlining once it has made a file larger by 40 %, even for vectors' functions in hot
 # loops. A variant is a single file, so new code anywhere could slow down existing code.
 _INLINING = "--param=inline-unit-growth=200"
 # No contraction of products and sums, which the compiler may apply or not: all variants must give the same bits.

@@ -218,7 +218,7 @@ inline void weigh_integers(const Attending& a, int64_t row, int64_t count) {
     uint8_t* to = a.scratch.probabilities + m / kRows * a.kb * kBlock + m % kRows * kDepth;
     Ints total{};
     a.soften_scores<Biased>(row, m, [&](int64_t key, Floats e) {
-      const Ints p = reinterpret_cast<Ints>(e * 255.f + kRound) & 255;
+      const Ints p = bits(e * 255.f + kRound) & 255;
       total += p;
       store(to + key / kDepth * kBlock + key % kDepth, low_bytes(p));
     });

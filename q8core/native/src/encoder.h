@@ -17,16 +17,14 @@ inline int64_t longest_of(const Batch& batch) {
 
 inline Floats table_row(const Table& table, int64_t row, int64_t column, int64_t columns) {
   const int64_t count = lesser(16, columns - column);
-  Floats x{};
   if (table.f) {
     const float* from = table.f + row * columns + column;
-    if (count == 16) return load(from);
-    for (int64_t i = 0; i < count; i++) x[i] = from[i];
-    return x;
+    return count == kLanes ? load(from) : load(from, count);
   }
   const int8_t* from = table.q + row * columns + column;
+  float x[kLanes] = {};
   for (int64_t i = 0; i < count; i++) x[i] = from[i];
-  return x * table.scale[table.scale_per_row ? row : 0];
+  return load(x) * table.scale[table.scale_per_row ? row : 0];
 }
 
 // 16 columns of the sum of a token's rows in all tables, of `columns` columns each.
@@ -218,9 +216,12 @@ inline void encode(const Model& model, const Layer& layer, const Workspace& spac
 
 inline Floats activate(Floats x, Activation activation) {
   switch (activation) {
-    case kTanh:
-      for (int i = 0; i < kLanes; i++) x[i] = std::tanh(x[i]);
-      return x;
+    case kTanh: {
+      float y[kLanes];
+      store(y, x);
+      for (float& each : y) each = std::tanh(each);
+      return load(y);
+    }
     case kRelu:
       return greatest(x, Floats{});
     case kGelu:

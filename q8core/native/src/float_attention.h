@@ -8,23 +8,15 @@ namespace {
 
 // 16 x 16 numbers, transposed: rows from `from`, columns to lines of `to`.
 inline void transpose(const float* from, int64_t from_pitch, float* to, int64_t to_pitch) {
-  Floats x[16], y[16];
+  Floats x[16];
 #pragma GCC unroll 16
   for (int i = 0; i < 16; i++) x[i] = load(from + i * from_pitch);
-  constexpr Ints kEven = {0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30};
-  constexpr Ints kPairs = {0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29};
-  constexpr Ints kQuads = {0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27};
-  constexpr Ints kEights = {0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23};
-#define Q8_EXCHANGE(distance, low)                                 \
-  _Pragma("GCC unroll 16") for (int i = 0; i < 16; i++) if (!(i & distance)) { \
-    y[i] = __builtin_shuffle(x[i], x[i + distance], low);          \
-    y[i + distance] = __builtin_shuffle(x[i], x[i + distance], low + distance); \
-  }                                                                \
-  _Pragma("GCC unroll 16") for (int i = 0; i < 16; i++) x[i] = y[i];
-  Q8_EXCHANGE(1, kEven)
-  Q8_EXCHANGE(2, kPairs)
-  Q8_EXCHANGE(4, kQuads)
-  Q8_EXCHANGE(8, kEights)
+#define Q8_EXCHANGE(distance)                                    \
+  _Pragma("GCC unroll 16") for (int i = 0; i < 16; i++) if (!(i & distance)) exchange<distance>(x[i], x[i + distance]);
+  Q8_EXCHANGE(1)
+  Q8_EXCHANGE(2)
+  Q8_EXCHANGE(4)
+  Q8_EXCHANGE(8)
 #undef Q8_EXCHANGE
 #pragma GCC unroll 16
   for (int i = 0; i < 16; i++) store(to + i * to_pitch, x[i]);

@@ -104,7 +104,7 @@ inline void pack_keys(const Heads& heads, int64_t head, const Span& span, uint8_
       if (column + 4 > heads.size) store(line, four &= in_use);
       total += (four << 24 >> 24) + (four << 16 >> 24) + (four << 8 >> 24) + (four >> 24);
     }
-    store(comp + key, -128 * total);
+    store(comp + key, total * -128);
   }
 }
 

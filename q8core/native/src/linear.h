@@ -138,8 +138,8 @@ inline void quantize_row(const Target& target, int64_t row, const float* x, int6
     return;
   }
   // As integers the bits of magnitudes are in order, NaN's after infinity's: NaN makes the scale NaN.
-  Ints top = reinterpret_cast<Ints>(magnitude(last));
-  for (int64_t i = 0; i < whole; i += 16) top = greatest(reinterpret_cast<Ints>(magnitude(load(x + i))), top);
+  Ints top = bits(magnitude(last));
+  for (int64_t i = 0; i < whole; i += 16) top = greatest(bits(magnitude(load(x + i))), top);
   const int32_t bits = maximum(top);
   float most;
   std::memcpy(&most, &bits, sizeof most);

@@ -11,9 +11,7 @@
 
 namespace {
 
-typedef uint16_t Halves __attribute__((vector_size(32)));
-typedef uint16_t HalvesAnywhere __attribute__((vector_size(32), aligned(2), may_alias));
-typedef uint32_t Bits __attribute__((vector_size(64)));
+typedef uint16_t HalfwordsAnywhere __attribute__((vector_size(32), aligned(2), may_alias));
 
 // The upper half of a float32.
 struct Bfloat {
@@ -21,15 +19,13 @@ struct Bfloat {
 };
 
 inline Floats load(const Bfloat* from) {
-  const Halves halves = *reinterpret_cast<const HalvesAnywhere*>(from);
-  return reinterpret_cast<Floats>(__builtin_convertvector(halves, Bits) << 16);
+  return from_bits(from_halfwords(*reinterpret_cast<const HalfwordsAnywhere*>(from)) << 16);
 }
 
 // Rounded half to even; NaN stays NaN.
 inline void store(Bfloat* to, Floats x) {
-  const Bits bits = reinterpret_cast<Bits>(x), rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-  const Bits halves = x == x ? rounded : Bits{} + 0x7fc0;
-  *reinterpret_cast<HalvesAnywhere*>(to) = __builtin_convertvector(halves, Halves);
+  const Ints from = where_number(x, bits(x), Ints{} + 0x7fc00000);
+  *reinterpret_cast<HalfwordsAnywhere*>(to) = low_halfwords((from + 0x7fff + (from >> 16 & 1)) >> 16);
 }
 
 // Call use(column, load, store) for 16 columns at a time; the last time load gives zeros for what is not there, and
@@ -62,7 +58,7 @@ inline void row_magnitudes(const From* x, int64_t rows, int64_t columns, float* 
   for (int64_t row = 0; row < rows; row++) {
     Ints top{};
     by_lanes(columns, [&](int64_t column, auto load_some, auto) {
-      top = greatest(reinterpret_cast<Ints>(magnitude(load_some(x + row * columns + column))), top);
+      top = greatest(bits(magnitude(load_some(x + row * columns + column))), top);
     });
     const int32_t bits = maximum(top);
     std::memcpy(to + row, &bits, sizeof bits);
@@ -77,9 +73,9 @@ inline void row_sides(const From* x, int64_t rows, int64_t columns, float* lows,
   for (int64_t row = 0; row < rows; row++) {
     Ints low{}, high{};
     by_lanes(columns, [&](int64_t column, auto load_some, auto) {
-      const Ints bits = reinterpret_cast<Ints>(load_some(x + row * columns + column));
-      low = greatest(bits ^ INT32_MIN, low);
-      high = greatest(bits, high);
+      const Ints found = bits(load_some(x + row * columns + column));
+      low = greatest(found ^ INT32_MIN, low);
+      high = greatest(found, high);
     });
     const int32_t found[] = {maximum(low), maximum(high)};
     std::memcpy(lows + row, found, sizeof *found);
