@@ -59,10 +59,11 @@ inline void soften_biased(int32_t* scores, int64_t length, float scale, const fl
 template <int Rows, int Vectors>
 inline void weigh(const float* p, int64_t p_pitch, const float* v, int64_t v_pitch, int64_t begin, int64_t end,
                   float* to, int64_t to_pitch) {
-  Floats sums[Rows][Vectors] = {};
-  if (begin > 0)
-    for (int m = 0; m < Rows; m++)
-      for (int n = 0; n < Vectors; n++) sums[m][n] = load(to + m * to_pitch + 16 * n);
+  Floats sums[Rows][Vectors];
+#pragma GCC unroll 8
+  for (int m = 0; m < Rows; m++)
+#pragma GCC unroll 4
+    for (int n = 0; n < Vectors; n++) sums[m][n] = begin > 0 ? load(to + m * to_pitch + 16 * n) : Floats{};
   for (int64_t key = begin; key < end; key++) {
     Floats value[Vectors];
 #pragma GCC unroll 4
@@ -72,9 +73,27 @@ inline void weigh(const float* p, int64_t p_pitch, const float* v, int64_t v_pit
 #pragma GCC unroll 4
       for (int n = 0; n < Vectors; n++) sums[m][n] = fma(all(p[m * p_pitch + key]), value[n], sums[m][n]);
   }
+#pragma GCC unroll 8
   for (int m = 0; m < Rows; m++)
+#pragma GCC unroll 4
     for (int n = 0; n < Vectors; n++) store(to + m * to_pitch + 16 * n, sums[m][n]);
 }
+
+// The same for up to Rows rows.
+template <int Rows, int Vectors>
+inline void weigh_some(int64_t rows, const float* p, int64_t p_pitch, const float* v, int64_t v_pitch, int64_t begin,
+                       int64_t end, float* to, int64_t to_pitch) {
+  if (rows == Rows)
+    weigh<Rows, Vectors>(p, p_pitch, v, v_pitch, begin, end, to, to_pitch);
+  else if constexpr (Rows > 1)
+    weigh_some<Rows - 1, Vectors>(rows, p, p_pitch, v, v_pitch, begin, end, to, to_pitch);
+}
+
+#if defined(__AVX512F__)
+constexpr int kWidestStrip = 4;
+#else
+constexpr int kWidestStrip = 2;
+#endif
 
 template <int Vectors>
 inline void weigh_rows(int64_t rows, const float* p, int64_t p_pitch, const float* v, int64_t v_pitch, int64_t length,
@@ -82,16 +101,14 @@ inline void weigh_rows(int64_t rows, const float* p, int64_t p_pitch, const floa
 #if defined(__AVX512F__)
   constexpr int kAtOnce = Vectors == 4 ? 4 : 8;  // enough sums in flight, and they fit into 32 registers
 #else
-  constexpr int kAtOnce = Vectors == 4 ? 1 : 2;
+  constexpr int kAtOnce = Vectors == 2 ? 3 : 6;  // 12 sums of 8 floats, and their factors, in 16 registers
 #endif
   constexpr int64_t kKeys = 128;  // their values stay in the first level cache for all rows
   for (int64_t begin = 0; begin < length; begin += kKeys) {
     const int64_t end = lesser(length, begin + kKeys);
-    int64_t row = 0;
-    for (; row + kAtOnce <= rows; row += kAtOnce)
-      weigh<kAtOnce, Vectors>(p + row * p_pitch, p_pitch, v, v_pitch, begin, end, to + row * to_pitch, to_pitch);
-    for (; row < rows; row++)
-      weigh<1, Vectors>(p + row * p_pitch, p_pitch, v, v_pitch, begin, end, to + row * to_pitch, to_pitch);
+    for (int64_t row = 0; row < rows; row += kAtOnce)
+      weigh_some<kAtOnce, Vectors>(lesser(rows - row, kAtOnce), p + row * p_pitch, p_pitch, v, v_pitch, begin, end,
+                                   to + row * to_pitch, to_pitch);
   }
 }
 
@@ -173,9 +190,9 @@ inline void weigh_floats(const Attending& a, int64_t row, int64_t count) {
     const int64_t left = (v_pitch - column) / 16;
     const float* v = a.heads.value(a.head, a.span.first) + column;
     float* to = a.scratch.context + column;
-    if (left >= 4) {
-      weigh_rows<4>(count, p, a.pitch, v, v_pitch, a.span.length, to, v_pitch);
-      column += 64;
+    if (left >= kWidestStrip) {
+      weigh_rows<kWidestStrip>(count, p, a.pitch, v, v_pitch, a.span.length, to, v_pitch);
+      column += 16 * kWidestStrip;
     } else if (left >= 2) {
       weigh_rows<2>(count, p, a.pitch, v, v_pitch, a.span.length, to, v_pitch);
       column += 32;
@@ -236,17 +253,26 @@ inline void weigh_integers(const Attending& a, int64_t row, int64_t count) {
   }
 }
 
-// The context of up to 16 * Tiles queries from `query` on.
-template <int Tiles, bool Biased>
-inline void attend(const Attending& a, int64_t query) {
-  const int64_t count = lesser(a.span.queries - query, Tiles * kRows), row = a.span.first_query + query;
+// The scores of up to 16 * Tiles queries from row `row` on.
+template <int Tiles, int Lines>
+inline void score(const Attending& a, int64_t row) {
   const uint8_t* blocks[2] = {a.heads.query(a.head, row, 0), a.heads.query(a.head, row + kRows, 0)};
   for (int64_t key = 0; key < a.span.length; key += kPanel) {
     const uint8_t* columns[2] = {a.scratch.keys + key / 16 * a.heads.kb * kBlock,
                                  a.scratch.keys + (key / 16 + 1) * a.heads.kb * kBlock};
-    multiply<Tiles>(blocks, a.heads.q_rows * kDepth, columns, a.heads.kb, a.scratch.comp + key, a.scratch.scores + key,
-                    a.pitch);
+    multiply<Tiles, 128, Lines>(blocks, a.heads.q_rows * kDepth, columns, a.heads.kb, a.scratch.comp + key,
+                                a.scratch.scores + key, a.pitch);
   }
+}
+
+// The context of up to 16 * Tiles queries from `query` on.
+template <int Tiles, bool Biased>
+inline void attend(const Attending& a, int64_t query) {
+  const int64_t count = lesser(a.span.queries - query, Tiles * kRows), row = a.span.first_query + query;
+  if (a.heads.size <= kDepth / 2)
+    score<Tiles, 8>(a, row);
+  else
+    score<Tiles, 16>(a, row);
   if (a.layer.value_inverse > 0.f)
     weigh_integers<Tiles, Biased>(a, row, count);
   else

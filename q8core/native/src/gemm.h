@@ -28,8 +28,8 @@ inline uint64_t at(uint64_t row, uint64_t column, uint64_t kb) {
 // `columns`: the first weight block of each 16 columns, the others follow; `comp` (32): where the sums begin.
 // `ahead`: 0, or the weights are not in a near cache yet, and those that many bytes on are what this thread will
 // probably multiply next: the CPU's own prefetcher starts anew at every panel. ZeroPoint: 128, or 0 with `comp` as from
-// start_without_zero_point or `starts`.
-template <int Tiles, int ZeroPoint = 128>
+// start_without_zero_point or `starts`. Lines: of a weight block; those after them hold zeros.
+template <int Tiles, int ZeroPoint = 128, int Lines = 16>
 inline void multiply(const uint8_t* const* rows, int64_t step, const uint8_t* const* columns, int64_t kb,
                      const int32_t* comp, int32_t* sums, int64_t pitch, int64_t ahead = 0);
 
@@ -63,7 +63,7 @@ struct TileConfig {
 
 constexpr int kAhead = 4 * kBlock;  // far enough for the second level cache, near enough to still be there
 
-template <int Tiles, int ZeroPoint>
+template <int Tiles, int ZeroPoint, int Lines>
 inline void multiply(const uint8_t* const* rows, int64_t step, const uint8_t* const* columns, int64_t kb,
                      const int32_t* comp, int32_t* sums, int64_t pitch, int64_t ahead) {
   const uint8_t *a0 = rows[0], *a1 = rows[Tiles - 1], *b0 = columns[0], *b1 = columns[1];
@@ -131,7 +131,7 @@ inline void add_products(int32_t four, __m256i b0, __m256i b1, __m256i& sum0, __
 #endif
 
 // Rows x 32 columns of one block of 16 rows. Cold: meanwhile bring the weights `ahead` nearer.
-template <int Rows, int ZeroPoint, bool Cold>
+template <int Rows, int ZeroPoint, int Lines, bool Cold>
 #if defined(__AVXVNNI__)
 __attribute__((noinline))  // inlined, it would keep some of its sums in memory
 #else
@@ -144,7 +144,7 @@ void multiply_rows(const uint8_t* a, int64_t step, const uint8_t* const* columns
   for (int n = 0; n < 2; n++)
     for (int m = 0; m < Rows; m++) sum[n][m] = _mm512_loadu_si512(comp + 16 * n);
   for (int64_t k = 0; k < kb; k++, a += step)
-    for (int line = 0; line < 16; line++) {
+    for (int line = 0; line < Lines; line++) {
       const uint8_t *w0 = columns[0] + k * kBlock + line * 64, *w1 = columns[1] + k * kBlock + line * 64;
       const __m512i b0 = _mm512_loadu_si512(w0), b1 = _mm512_loadu_si512(w1);
       if constexpr (Cold) {
@@ -171,7 +171,7 @@ void multiply_rows(const uint8_t* a, int64_t step, const uint8_t* const* columns
                                     : _mm256_loadu_si256(reinterpret_cast<const __m256i*>(comp + n * 16 + half * 8));
     const uint8_t* x = a;
     for (int64_t k = 0; k < kb; k++, x += step)
-      for (int line = 0; line < 16; line++) {
+      for (int line = 0; line < Lines; line++) {
         const uint8_t* w = columns[n] + k * kBlock + line * 64;
         const __m256i b0 = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w));
         const __m256i b1 = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w + 32));
@@ -192,7 +192,7 @@ void multiply_rows(const uint8_t* a, int64_t step, const uint8_t* const* columns
     for (int m = 0; m < Rows; m++) {
       Ints sum = load(comp + 16 * n);
       for (int64_t k = 0; k < kb; k++)
-        for (int line = 0; line < 16; line++)
+        for (int line = 0; line < Lines; line++)
           for (int i = 0; i < 64; i++)
             sum[i / 4] += a[k * step + m * kDepth + line * 4 + i % 4] *
                           reinterpret_cast<const int8_t*>(columns[n])[k * kBlock + line * 64 + i];
@@ -201,7 +201,7 @@ void multiply_rows(const uint8_t* a, int64_t step, const uint8_t* const* columns
 #endif
 }
 
-template <int Tiles, int ZeroPoint>
+template <int Tiles, int ZeroPoint, int Lines>
 inline void multiply(const uint8_t* const* rows, int64_t step, const uint8_t* const* columns, int64_t kb,
                      const int32_t* comp, int32_t* sums, int64_t pitch, int64_t ahead) {
 #if defined(__AVX512VNNI__)
@@ -220,12 +220,12 @@ inline void multiply(const uint8_t* const* rows, int64_t step, const uint8_t* co
       const uint8_t* a = rows[tile] + m * kDepth;
       int32_t* to = sums + (tile * kRows + m) * pitch;
       if (kFetches && ahead && !tile && !m)
-        multiply_rows<kGroup, ZeroPoint, true>(a, step, columns, kb, comp, to, pitch, ahead);
+        multiply_rows<kGroup, ZeroPoint, Lines, true>(a, step, columns, kb, comp, to, pitch, ahead);
       else
-        multiply_rows<kGroup, ZeroPoint, false>(a, step, columns, kb, comp, to, pitch, 0);
+        multiply_rows<kGroup, ZeroPoint, Lines, false>(a, step, columns, kb, comp, to, pitch, 0);
     }
     if constexpr (kLast > 0)
-      multiply_rows<kLast, ZeroPoint, false>(rows[tile] + (kRows - kLast) * kDepth, step, columns, kb, comp,
+      multiply_rows<kLast, ZeroPoint, Lines, false>(rows[tile] + (kRows - kLast) * kDepth, step, columns, kb, comp,
                                              sums + ((tile + 1) * kRows - kLast) * pitch, pitch, 0);
   }
 }
