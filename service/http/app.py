@@ -105,9 +105,9 @@ def application(service: Service) -> FastAPI:
     observers += [tracing.observe] if tracing is not None else []
     recorder = RequestRecorder(TASK_PATHS, service.metrics, observers)
     cross_origin = CrossOrigin(settings.cors_allow_origin) if settings.cors_allow_origin else None
-    _add_middleware(app, service, keys, recorder, cross_origin, tracing)
     limit = settings.max_queue_requests + BEING_SERVED
     app.state.overload = Overload(limit, TASK_PATHS, service.queue, recorder, cross_origin)
+    _add_middleware(app, keys, recorder, cross_origin, tracing)
     return app
 
 
@@ -151,18 +151,19 @@ def _add_routes(app: FastAPI, keys: Keys) -> None:
 
 def _add_middleware(
     app: FastAPI,
-    service: Service,
     keys: Keys,
     recorder: RequestRecorder,
     cross_origin: CrossOrigin | None,
     tracing: Tracing | None,
 ) -> None:
     """Put the middleware around the routes; the last one added is the outermost."""
+    service: Service = app.state.service
     settings = service.settings
     inference = [route for module in (classify, qa, compare) for route in module.router.routes]
     app.add_middleware(
         Front,
         recorder=recorder,
+        overload=app.state.overload,
         keys=KeyCheck(keys, protect_metrics=settings.protect_metrics),
         routes=DirectRoutes(inference, service, tracing.note_route if tracing is not None else None),
         body_limit=settings.payload_limit,

@@ -55,9 +55,9 @@ class Exchange:
         """
         headers = self.scope["headers"]
         check_encoding(self.scope["method"], headers)
-        declared = next((value for name, value in headers if name == b"content-length"), b"")
-        if declared.isdigit() and int(declared) > limit:
-            raise _too_large(f"{int(declared)} bytes", limit)
+        declared = declared_size(headers)
+        if declared is not None and declared > limit:
+            raise _too_large(f"{declared} bytes", limit)
         try:
             async with asyncio.timeout(timeout_s):
                 return await self._read(limit)
@@ -114,6 +114,12 @@ class Exchange:
         self.status = status
         raw = [*headers, *self.trace.headers()]
         await self._send({"type": "http.response.start", "status": status, "headers": raw})
+
+
+def declared_size(headers: Headers) -> int | None:
+    """Return the bytes of the body as its header gives them; None without such a header."""
+    value = next((value for name, value in headers if name == b"content-length"), b"")
+    return int(value) if value.isdigit() else None
 
 
 def _too_large(size: str, limit: int) -> BodyTooLarge:

@@ -15,6 +15,7 @@ from service.answering.turns import Turns
 from service.errors import ServiceError
 from service.http.auth import KeyCheck
 from service.http.exchange import CLIENT_LEFT, Exchange
+from service.http.overload import Overload
 from service.http.paths import without_slash
 from service.http.routes.direct import DirectRoutes
 from service.telemetry.recorder import RequestRecorder
@@ -29,6 +30,7 @@ class Front:
     Args:
         app: the application inside.
         recorder: counts the requests.
+        overload: is told of requests that the queue had no room for.
         keys: checks their keys.
         routes: the inference routes.
         body_limit: most bytes of a body.
@@ -40,6 +42,7 @@ class Front:
         app: ASGIApp,
         *,
         recorder: RequestRecorder,
+        overload: Overload,
         keys: KeyCheck,
         routes: DirectRoutes,
         body_limit: int,
@@ -47,6 +50,7 @@ class Front:
     ) -> None:
         self._app = app
         self._recorder = recorder
+        self._overload = overload
         self._keys = keys
         self._routes = routes
         self._body_limit = body_limit
@@ -75,6 +79,8 @@ class Front:
                     return
             await exchange.refuse(error)
         finally:
+            if trace.error_type == "queue_full":
+                self._overload.note_full(len(exchange.body))
             self._recorder.record(scope["method"], path, trace, exchange.status or 499)
 
     async def _answer(self, exchange: Exchange) -> None:

@@ -142,7 +142,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self.overload is not None
             and not self._answering
             and not self.expect_100_continue
-            and self.overload.refuses(self.parser.get_method(), self.url, len(self.tasks))
+            and self.overload.refuses(self.parser.get_method(), self.url, self.headers, len(self.tasks))
         )
         if not self._refusing:
             super().on_headers_complete()

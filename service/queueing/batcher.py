@@ -178,6 +178,7 @@ class BatchQueue:
         self._lanes: dict[Lane, LaneQueue[Entry]] = {lane: LaneQueue(limits.max_batch_tokens) for lane in lanes}
         self._keys: dict[Ticket, deque[int]] = {}
         self._arrivals = 0
+        self._departures = 0
         self._closed: ServiceError | None = None
         self._changed = threading.Condition()
 
@@ -200,6 +201,11 @@ class BatchQueue:
                 lane.add(key, Entry(ticket, place), item.tokens, long=long)
             self._keys[ticket] = keys
             self._changed.notify()
+
+    @property
+    def departures(self) -> int:
+        """How often anything has left the queue, and so made room."""
+        return self._departures
 
     def add_lanes(self, lanes: Sequence[Lane]) -> None:
         """Accept tickets of further engines from now on."""
@@ -329,6 +335,7 @@ class BatchQueue:
 
     def _leave(self, ticket: Ticket, now: float) -> None:
         """Record that a ticket's next item has left the queue; items leave in order of arrival."""
+        self._departures += 1
         ticket.started = ticket.started or now
         keys = self._keys[ticket]
         keys.popleft()
@@ -336,6 +343,7 @@ class BatchQueue:
             del self._keys[ticket]
 
     def _remove(self, ticket: Ticket) -> None:
+        self._departures += 1
         # a ticket without waiting items may be of a removed lane
         for key in self._keys.pop(ticket, ()):
             self._lanes[ticket.lane].discard(key)

@@ -157,6 +157,27 @@ def test_full_queue_is_refused_at_once_and_recovers(served: Running) -> None:
     assert httpx.post(f"{served.url}/classify", json={"inputs": "good"}).status_code == 200
 
 
+def test_what_the_queue_has_no_room_for_is_refused_unread(served: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.http.overload._FULL_S", 600)
+
+    def ask(text: str = "good") -> httpx.Response:
+        return httpx.post(f"{served.url}/classify", json={"inputs": text}, timeout=240)
+
+    served.hold()
+    with ThreadPoolExecutor(10) as pool:
+        running = pool.submit(ask)
+        wait_until(lambda: any(gate.computing.is_set() for gate in served.gates))
+        waiting = [pool.submit(ask) for _ in range(6)]
+        wait_until(lambda: served.service.queue.waiting_requests() == 6)
+        refusals = [ask(), ask(), ask("goo")]
+        served.release()
+        assert [job.result().status_code for job in (running, *waiting)] == [200] * 7
+    assert [answer.status_code for answer in refusals] == [429] * 3
+    messages = [answer.json()["error"] for answer in refusals]
+    assert ["requests are waiting already" in message for message in messages] == [True, False, True]
+    assert ask().status_code == 200
+
+
 def test_tokens_fill_the_queue_as_well(served: Running) -> None:
     served.hold()
     with ThreadPoolExecutor(4) as pool:

@@ -149,3 +149,55 @@ def test_a_browser_may_ask_whether_it_may_ask(cross_origin_url: str) -> None:
     answer = httpx.options(f"{cross_origin_url}/classify", headers=asks)
     assert answer.status_code == 200
     assert answer.headers["access-control-allow-origin"] in ("https://a.example", "*")
+
+
+class FakeQueue:
+    departures = 7
+
+    def drain_seconds(self) -> float:
+        return 1.5
+
+
+@pytest.fixture
+def full(monkeypatch: pytest.MonkeyPatch, classify_folder: Path) -> tuple[Overload, FakeQueue, list[float]]:
+    """With a body of 100 bytes just refused by the queue."""
+    metrics = create_app(Settings(threads=1), open_registry(classify_folder)).state.service.metrics
+    queue, clock = FakeQueue(), [50.0]
+    monkeypatch.setattr("service.http.overload.time.monotonic", lambda: clock[0])
+    overload = Overload(10, TASK_PATHS, queue, RequestRecorder(TASK_PATHS, metrics))  # type: ignore[arg-type]
+    overload.note_full(100)
+    return overload, queue, clock
+
+
+def refuses(overload: Overload, size: int | None, target: bytes = b"/classify", under_way: int = 3) -> bool:
+    headers = [(b"host", b"x")] if size is None else [(b"host", b"x"), (b"content-length", b"%d" % size)]
+    return overload.refuses(b"POST", target, headers, under_way)
+
+
+def test_a_full_queue_refuses_what_is_as_large_unread(full: tuple[Overload, FakeQueue, list[float]]) -> None:
+    overload, _, _ = full
+    assert refuses(overload, 100)
+    assert refuses(overload, 101, b"/qa/?a=b")
+    assert not refuses(overload, 99), "a smaller one may fit"
+    assert not refuses(overload, None), "nor one of unknown size"
+    assert not refuses(overload, 101, b"/tokenize")
+    assert refuses(overload, 99, under_way=10)
+    overload.note_full(40)
+    assert refuses(overload, 40)
+    overload.note_full(80)
+    assert refuses(overload, 40), "nothing has left since"
+
+
+def test_it_asks_again_once_something_has_left(full: tuple[Overload, FakeQueue, list[float]]) -> None:
+    overload, queue, _ = full
+    queue.departures += 1
+    assert not refuses(overload, 100)
+    overload.note_full(200)
+    assert not refuses(overload, 100), "what did not fit before may fit now"
+    assert refuses(overload, 200)
+
+
+def test_it_asks_again_after_a_while(full: tuple[Overload, FakeQueue, list[float]]) -> None:
+    overload, _, clock = full
+    clock[0] += 0.06
+    assert not refuses(overload, 100)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Mapping
 from concurrent.futures import Future
@@ -336,3 +337,20 @@ def test_lanes_come_and_go() -> None:
     batch = queue.take(0)
     assert batch is not None
     assert {entry.ticket for entry in batch.entries} == {other}
+
+
+def test_whatever_leaves_the_queue_is_a_departure() -> None:
+    queue = make_queue(Clock())
+    taken, left, late = (make_ticket(LANES[0], (5,), deadline=deadline) for deadline in (1e9, 1e9, -1.0))
+    seen = [queue.departures]
+    for step in (
+        lambda: queue.put(taken),
+        lambda: queue.take(0),
+        lambda: queue.put(left),
+        lambda: queue.abandon(left, ClientClosed("left")),
+        lambda: queue.put(late),
+        lambda: queue.take(0),
+    ):
+        step()
+        seen.append(queue.departures)
+    assert [after > before for before, after in itertools.pairwise(seen)] == [False, True] * 3
