@@ -11,10 +11,10 @@ overrides."layers.0.*" = "float"         # for the sites whose path matches a gl
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, cast
 
 from q8core.documents import read_json, read_toml, shown, validated
@@ -112,11 +112,26 @@ def _built(base: Scheme, data: Mapping[str, Any], name: str) -> Scheme:
     )
 
 
-def _presets() -> Mapping[str, Scheme]:
+class _Presets(Mapping[str, Scheme]):
+    """Reads a preset's file when it is asked for: a process that only runs a model needs none of them."""
+
+    def __getitem__(self, name: str) -> Scheme:
+        if name not in _ORDER:
+            raise KeyError(name)
+        return _read_preset(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_ORDER)
+
+    def __len__(self) -> int:
+        return len(_ORDER)
+
+
+@cache
+def _read_preset(name: str) -> Scheme:
     nothing = Scheme("float", {slot: SiteScheme() for slot in SLOTS})
-    read = {name: _built(nothing, read_toml(_FOLDER / f"{name}.toml", SchemeError), name) for name in _ORDER}
-    return MappingProxyType(read)
+    return _built(nothing, read_toml(_FOLDER / f"{name}.toml", SchemeError), name)
 
 
-PRESETS: Mapping[str, Scheme] = _presets()
+PRESETS: Mapping[str, Scheme] = _Presets()
 """The named schemes."""
