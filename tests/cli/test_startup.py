@@ -121,7 +121,7 @@ def test_the_service_answers_requests_without_torch() -> None:
     assert end.returncode == 0, end.stderr
     modules = set(json.loads(end.stdout.splitlines()[-1]))
     assert found(modules, "service.http.app", "q8core.engines.loaders.native_float")
-    assert not found(modules, "torch", "transformers", "sklearn", "pandas", "scipy")
+    assert not found(modules, "torch", "transformers", "sklearn", "pandas", "scipy", "numpy.random")
 
 
 @pytest.mark.parametrize(
