@@ -9,7 +9,7 @@ path and headers: beyond a number of requests in flight, and as long as the queu
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from service.errors import ERROR_KINDS, ErrorAnswer, QueueFull, describe_error
 from service.http.cors import CrossOrigin
@@ -34,6 +34,7 @@ class Overload:
         queue: estimates when there will be room.
         recorder: counts the refused requests.
         cross_origin: which pages may read the refusal, as for every other answer.
+        clock: a monotonic clock in seconds.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Overload:
         queue: BatchQueue,
         recorder: RequestRecorder,
         cross_origin: CrossOrigin | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._limit = limit
         # with and without a trailing slash (see `service.http.paths`): requests are looked up as they were sent
@@ -50,6 +52,7 @@ class Overload:
         self._queue = queue
         self._recorder = recorder
         self._cross_origin = cross_origin
+        self._clock = clock
         self._answer = ErrorAnswer(ERROR_KINDS[QueueFull], "", {})
         self._good_until = 0.0
         self._too_many = 0  # size of the smallest body that was refused ...
@@ -58,7 +61,7 @@ class Overload:
 
     def note_full(self, size: int) -> None:
         """Remember that the queue had no room for a request with a body of this many bytes."""
-        now, departures = time.monotonic(), self._queue.departures
+        now, departures = self._clock(), self._queue.departures
         known = departures == self._full_at and now < self._full_until
         self._too_many = min(self._too_many, size) if known else size
         self._full_at, self._full_until = departures, now + _FULL_S
@@ -75,7 +78,7 @@ class Overload:
 
     def _is_full(self, headers: Headers) -> bool:
         """Whether the queue had no room for as small a body, and nothing has left it since."""
-        if self._queue.departures != self._full_at or time.monotonic() >= self._full_until:
+        if self._queue.departures != self._full_at or self._clock() >= self._full_until:
             return False
         size = declared_size(headers)
         return size is not None and size >= self._too_many
@@ -96,7 +99,7 @@ class Overload:
         return body, [*((name.encode(), value.encode()) for name, value in named.items()), *trace.headers()]
 
     def _current(self) -> ErrorAnswer:
-        now = time.monotonic()
+        now = self._clock()
         if now >= self._good_until:
             wait = self._queue.drain_seconds()
             self._answer = describe_error(QueueFull("too many requests are under way; try later", retry_after_s=wait))

@@ -14,6 +14,7 @@ import pytest
 from service.http.app import TASK_PATHS, create_app
 from service.http.overload import Overload
 from service.settings import Settings
+from service.telemetry.metrics import create_metrics
 from service.telemetry.recorder import RequestRecorder
 from tests.service.conftest import open_registry
 from tests.service.running import running_server
@@ -159,12 +160,10 @@ class FakeQueue:
 
 
 @pytest.fixture
-def full(monkeypatch: pytest.MonkeyPatch, classify_folder: Path) -> tuple[Overload, FakeQueue, list[float]]:
+def full() -> tuple[Overload, FakeQueue, list[float]]:
     """With a body of 100 bytes just refused by the queue."""
-    metrics = create_app(Settings(threads=1), open_registry(classify_folder)).state.service.metrics
-    queue, clock = FakeQueue(), [50.0]
-    monkeypatch.setattr("service.http.overload.time.monotonic", lambda: clock[0])
-    overload = Overload(10, TASK_PATHS, queue, RequestRecorder(TASK_PATHS, metrics))  # type: ignore[arg-type]
+    queue, clock, recorder = FakeQueue(), [50.0], RequestRecorder(TASK_PATHS, create_metrics([]))
+    overload = Overload(10, TASK_PATHS, queue, recorder, clock=lambda: clock[0])  # type: ignore[arg-type]
     overload.note_full(100)
     return overload, queue, clock
 
