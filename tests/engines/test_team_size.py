@@ -22,12 +22,12 @@ from tests.engines.conftest import plan_for
 Shares = Callable[[int], float]
 
 
-def chosen(team_size: TeamSize, most: int, passes: int, share: Shares) -> list[int]:
+def chosen(team_size: TeamSize, most: int, passes: int, share: Shares, seconds: float = 0.001) -> list[int]:
     """Choose and observe so many times; `share` is what the slowest of so many threads gets."""
     found: list[int] = []
     for _ in range(passes):
         found.append(team_size.choose(most))
-        team_size.observe(found[-1], share(found[-1]))
+        team_size.observe(found[-1], share(found[-1]), seconds)
     return found
 
 
@@ -69,10 +69,17 @@ def test_a_change_is_noticed() -> None:
     assert chosen(team_size, 2, 200, beside_one_process)[-20:].count(1) >= 19
 
 
+def test_long_passes_are_soon_computed_by_all_threads_again() -> None:
+    team_size = TeamSize()
+    assert chosen(team_size, 2, 10, beside_one_process, 0.1)[-1] == 1
+    found = chosen(team_size, 2, 10, quiet, 0.1)
+    assert set(found[6:]) == {2}, "after half a second and one pass"
+
+
 def test_one_disturbed_pass_changes_nothing() -> None:
     team_size = TeamSize()
     chosen(team_size, 2, 40, quiet)
-    team_size.observe(2, 0.3)
+    team_size.observe(2, 0.3, 0.001)
     assert set(chosen(team_size, 2, 40, quiet)) == {2}
 
 
@@ -88,7 +95,7 @@ def test_whatever_is_observed_the_number_is_allowed(most: int, shares: list[floa
     for share in shares:
         threads = team_size.choose(most)
         assert 1 <= threads <= most
-        team_size.observe(threads, share)
+        team_size.observe(threads, share, 0.2)
 
 
 SIZES: dict[str, Any] = {"vocab_size": 50, "hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 256}

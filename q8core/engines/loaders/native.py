@@ -7,6 +7,7 @@ step of its grid. All variants of the library give the same bits.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -153,9 +154,9 @@ class NativeModel:
         most = threads or self.own_threads
         if most == 1 or batch.tokens * self.spec.multiply_adds <= SMALL:
             return self.compute(batch, 1)[0]
-        chosen = self.team_size.choose(most)
+        chosen, begin = self.team_size.choose(most), time.monotonic()
         logits, share = self.compute(batch, chosen)
-        self.team_size.observe(chosen, share)
+        self.team_size.observe(chosen, share, time.monotonic() - begin)
         return logits
 
     def compute(self, batch: TokenBatch, threads: int) -> tuple[Logits, float]:

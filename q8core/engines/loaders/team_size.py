@@ -11,8 +11,11 @@ _KEEP = 0.7
 """Weight of the past after each pass."""
 _GAIN = 1.2
 """How much faster the larger of two teams has to be: its threads also wait for each other, and use more CPU time."""
-_TRY_AFTER = 32
-"""Passes after which another team has its turn, since what is known of it may be out of date."""
+_KEEP_TRIED = 0.4
+"""The same for a team that was only tried: what is known of it is old."""
+_TRY_AFTER, _TRY_AFTER_S = 32, 0.5
+"""Passes, or seconds of computing, after which another team is tried. With long passes alone 32 would take seconds, of
+which the start of a service, where much else runs, would cost the half."""
 
 
 class TeamSize:
@@ -24,7 +27,9 @@ class TeamSize:
 
     def __init__(self) -> None:
         self._speeds: dict[int, float] = {}
-        self._passes = 0
+        self._passes, self._seconds = 0, 0.0  # since another team was tried
+        self._tries = 0
+        self._tried: int | None = None  # by the last pass
 
     def choose(self, most: int) -> int:
         """Return the number of threads for the next pass, 1 to `most`."""
@@ -32,19 +37,29 @@ class TeamSize:
         for smaller in sizes[1:]:
             if self._speed(smaller) * _GAIN > self._speed(best):
                 best = smaller
-        self._passes += 1
-        turn, rest = divmod(self._passes, _TRY_AFTER)
+        self._tried = None
+        if self._passes < _TRY_AFTER and self._seconds < _TRY_AFTER_S:
+            return best
+        self._passes, self._seconds = 0, 0.0
         others = [size for size in sizes if size != best and size * _GAIN > self._speed(best)]
-        return best if rest or not others else others[turn % len(others)]
+        if not others:
+            return best
+        self._tries += 1
+        self._tried = others[self._tries % len(others)]
+        return self._tried
 
-    def observe(self, threads: int, share: float) -> None:
+    def observe(self, threads: int, share: float, seconds: float) -> None:
         """Account for a pass.
 
         Args:
             threads: how many computed it.
             share: the part of its time, 0 to 1, for which the thread had a CPU that had one for the least.
+            seconds: its time.
         """
-        self._speeds[threads] = _KEEP * self._speed(threads) + (1 - _KEEP) * threads * share
+        keep = _KEEP_TRIED if threads == self._tried else _KEEP
+        self._speeds[threads] = keep * self._speed(threads) + (1 - keep) * threads * share
+        self._passes += 1
+        self._seconds += seconds
 
     def _speed(self, threads: int) -> float:
         return self._speeds.get(threads, float(threads))
