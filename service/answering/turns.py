@@ -1,4 +1,4 @@
-"""Lets requests start and finish a few at a time, so that the event loop polls its sockets in between."""
+"""Lets requests start a few at a time, so that the event loop polls its sockets in between."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ PER_ROUND = 4
 class Turns:
     """Admits at most `PER_ROUND` requests per event-loop iteration, in order of arrival. Not shared between loops.
 
-    Without it, a burst of hundreds would all start in one iteration, or a whole batch be answered in one, and even
-    requests that only need a quick 429 would wait for them.
+    Without it, a burst of hundreds would all start in one iteration, and even requests that only need a quick 429 would
+    wait for them. `Deliveries` does the same for their ends.
     """
 
     def __init__(self) -> None:

@@ -72,12 +72,12 @@ class Front:
                 await self._turns.wait()
             await self._answer(exchange)
         except Exception as error:
-            if not isinstance(error, ServiceError | InputError):
+            if exchange.status or not isinstance(error, ServiceError | InputError):
                 log.exception("unexpected error, request id %s", trace.request_id)
-                if exchange.status:
-                    exchange.status = 500
-                    return
-            await exchange.refuse(error)
+            if exchange.status:  # no second answer
+                exchange.status = 500
+            else:
+                await exchange.refuse(error)
         finally:
             if trace.error_type == "queue_full":
                 self._overload.note_full(len(exchange.body))
