@@ -27,9 +27,9 @@ from q8core.checkpoint.text_input import check_pairs, checked_tokenizer, own_len
 from q8core.errors import CheckpointError, SchemeError
 from q8core.model.head import TaskKind
 from q8core.quant import Scheme
-from q8core.quant.codes import decode
 from q8core.quant.dequantized import DequantizedTensors
 from q8core.quant.plan import Plan
+from q8core.quant.weights import check_integers
 from q8core.tasks.examples import is_regression
 
 
@@ -241,19 +241,14 @@ def _some(labels: tuple[str, ...]) -> str:
 
 
 def _check_integers(file: TensorFile, names: Mapping[str, str], plan: Plan) -> None:
-    """Refuse integers outside their grid, such as -128, which no symmetric quantizer makes."""
     for site in plan.sites.values():
         if site.weight is None:
             continue
-        name = names.get(f"{site.path}.weight", f"{site.path}.weight")
-        largest, found = site.weight.largest, decode(file[name], site.weight.bits, site.site.shape[-1])
-        low, high = int(found.min()), int(found.max())
-        if low < -largest or high > largest:
-            worst = low if low < -largest else high
-            raise CheckpointError(
-                f"{file.path}: {name} holds {worst}, outside the symmetric range -{largest}..{largest} of "
-                f"{site.weight.bits} bits"
-            )
+        tensors = {name.rpartition(".")[2]: names.get(name, name) for name in site.tensors}
+        try:
+            check_integers(site, lambda leaf, stored=tensors: file[stored[leaf]])
+        except CheckpointError as error:
+            raise CheckpointError(f"{file.path}: {error}") from None
 
 
 def _check_values(file: TensorFile) -> None:

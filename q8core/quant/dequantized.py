@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from q8core.arrays import Array
-from q8core.quant.codes import decode
 from q8core.quant.ops.stored import dequantize, dequantize_bias
 from q8core.quant.plan import Plan, SitePlan
+from q8core.quant.weights import each_row, integers
 
 
 class DequantizedTensors(Mapping[str, NDArray[np.float32]]):
@@ -49,8 +49,9 @@ def _dequantized(site: SitePlan, name: str, tensors: Mapping[str, Array]) -> NDA
     tensor = tensors[name]
     if site.weight is None or (site.kind == "dynamic" and name.endswith(".bias")):
         return tensor.astype(np.float32)
-    scale = tensors[f"{site.path}.weight_scale"]
+    scale = each_row(tensors[f"{site.path}.weight_scale"], site.site.shape[0])
     if name.endswith(".bias"):
         return dequantize_bias(tensor, tensors[f"{site.path}.input_scale"], scale)
-    weight = dequantize(decode(tensor, site.weight.bits, site.site.shape[-1]), scale.reshape(-1, 1))
+    q = integers(site, lambda leaf: tensor if leaf == "weight" else tensors[f"{site.path}.{leaf}"])
+    weight = dequantize(q, scale.reshape(-1, 1))
     return np.divide(weight, tensors[f"{site.path}.input_smoothing"], out=weight) if site.smooths else weight

@@ -16,7 +16,7 @@ from q8core.errors import SchemeError
 from q8core.model.head import HeadSpec
 from q8core.model.sites import PRODUCTS, PROJECTIONS, Site, layer_path, sites
 from q8core.model.spec import EncoderSpec
-from q8core.quant.codes import stored_bits, stored_shape
+from q8core.quant.codes import is_packed, stored_shape
 from q8core.quant.quantizer import Quantizer
 from q8core.quant.schemes.scheme import (
     SLOTS,
@@ -99,11 +99,15 @@ class SitePlan:
         if self.weight is None:
             return {name: TensorPlan("F32", shape) for name, shape in self.site.float_tensors.items()}
         path, shape, bits = self.path, self.site.shape, self.weight.bits
-        scales = shape[:1] if self.weight.granularity == "channel" else (1,)
+        scales = (self.weight.scales(shape[0]),)
         found = {
-            f"{path}.weight": TensorPlan("I8" if stored_bits(bits) == 8 else "U8", stored_shape(shape, bits)),
+            f"{path}.weight": TensorPlan("U8" if is_packed(bits) else "I8", stored_shape(shape, bits)),
             f"{path}.weight_scale": TensorPlan("F32", scales),
         }
+        if is_packed(bits):
+            found[f"{path}.weight_levels"] = TensorPlan("I8", (2**bits,))
+        if self.weight.grid == "asymmetric":
+            found[f"{path}.weight_zero_point"] = TensorPlan("I8", scales)
         if self.input is not None:
             found[f"{path}.bias"] = TensorPlan("I32" if self.kind == "static" else "F32", shape[:1])
         if self.kind == "static":

@@ -11,7 +11,7 @@ from typing import Literal
 from q8core.errors import SchemeError
 
 Grid = Literal["symmetric", "asymmetric"]
-Granularity = Literal["tensor", "channel", "token"]
+Granularity = Literal["tensor", "channel", "group", "token"]
 Rule = Literal["max", "ema"]
 Gradient = Literal["straight_through"]
 
@@ -26,14 +26,15 @@ class Quantizer:
         bits: bits of an integer, 2 to 8.
         grid: "symmetric" around 0, from -(2^(b-1) - 1) to 2^(b-1) - 1; or "asymmetric", 2^b values with a zero point,
             from the smallest to the largest value observed.
-        granularity: one scale for the "tensor", for each "channel" (an output row of a weight, a row of a table), or
-            for each "token" at run time (dynamic).
+        granularity: one scale for the "tensor", for each "channel" (an output row of a weight, a row of a table), for
+            each "group" of channels that follow each other, or for each "token" at run time (dynamic).
         rule: how the range is set: "max", the largest magnitude of the tensor itself; "ema", a moving average of that
             over the training batches, or the range that calibration finds.
         gradient: how rounding passes on the gradient in training.
         smoothing: for an input with one fixed scale, the alpha of SmoothQuant (Xiao et al., 2023): before
             quantization, each column of the input is divided, and the weight's column multiplied, by
             max|x|^smoothing / max|w|^(1 - smoothing) of the column; 0 leaves both unchanged.
+        groups: number of groups of a weight of granularity "group", which must divide its rows; else 0.
     """
 
     bits: int = 8
@@ -42,17 +43,26 @@ class Quantizer:
     rule: Rule = "max"
     gradient: Gradient = "straight_through"
     smoothing: float = 0.0
+    groups: int = 0
 
     def __post_init__(self) -> None:
         if not LEAST_BITS <= self.bits <= MOST_BITS:
             raise SchemeError(f"bits is {self.bits}; allowed: {LEAST_BITS} to {MOST_BITS}")
         if not 0 <= self.smoothing <= 1:
             raise SchemeError(f"smoothing is {self.smoothing}; allowed: 0 (none) to 1")
+        if (self.granularity == "group") != (self.groups > 0):
+            raise SchemeError(
+                f"groups is {self.groups}; allowed: a number from 1 on with granularity 'group', else 0, the default"
+            )
 
     @property
     def largest(self) -> int:
         """The largest integer of a symmetric grid."""
-        return 2 ** (self.bits - 1) - 1
+        return max(1, 2 ** (self.bits - 1) - 1)
+
+    def scales(self, rows: int) -> int:
+        """Return how many scales a weight of so many rows has."""
+        return {"channel": rows, "group": self.groups}.get(self.granularity, 1)
 
 
 PER_CHANNEL = Quantizer(granularity="channel")

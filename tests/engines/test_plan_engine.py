@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,8 @@ EACH_KERNEL = pytest.mark.parametrize("kernel", KERNELS)
 LINEARS = ("layers.0.query", "layers.0.value", "layers.1.attention_output", "layers.0.ffn_in", "head.dense")
 SCALES = ("weight_scale", "input_scale", "input_zero_point", "output_scale")
 SITE = "layers.0.ffn_in"
-BITS = {8: 1, 7: 1, 5: 1, 4: 2, 3: 2, 2: 4}
-"""Bits of a weight -> how many of them are in a byte."""
+WIDTHS = {8: 8, 7: 8, 5: 8, 4: 4, 3: 3, 2: 2}
+"""Bits of a weight -> how many of them a stored one takes."""
 
 
 def without(tensors: dict[str, Array], *names: str) -> dict[str, Array]:
@@ -164,7 +165,7 @@ def everywhere(bits: int) -> Scheme:
 
 
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("bits", [bits for bits in BITS if bits < 8])
+@pytest.mark.parametrize("bits", [bits for bits in WIDTHS if bits < 8])
 @pytest.mark.parametrize("scheme", [at_one_site, everywhere])
 def test_weights_of_few_bits_equal_the_simulation(task: str, bits: int, scheme: Any) -> None:
     """As weights of 8 bits do: every integer agrees, see `assert_same_integers`."""
@@ -179,22 +180,22 @@ def test_weights_of_few_bits_equal_the_simulation(task: str, bits: int, scheme: 
         assert_same_integers(engine_logits(engine, sequences), expected)
 
 
-@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("bits", WIDTHS)
 def test_weights_of_few_bits_are_stored_in_fewer_bytes(bits: int) -> None:
     tensors = simulate("classify", at_one_site(bits)).tensors
-    assert tensors[f"{SITE}.weight"].nbytes == 64 * 32 // BITS[bits]
+    assert tensors[f"{SITE}.weight"].nbytes == 64 * 32 * WIDTHS[bits] // 8
     assert tensors["layers.1.ffn_in.weight"].nbytes == 64 * 32
-    assert int(np.abs(integers(tensors[f"{SITE}.weight"], bits, 32)).max()) == 2 ** (bits - 1) - 1
+    assert int(np.abs(integers(tensors, SITE, 32)).max()) == 2 ** (bits - 1) - 1
 
 
-def integers(stored: Array, bits: int, columns: int) -> Array:
-    """The integers of a stored weight, from the definition of two's complement: the first column in the lowest bits."""
-    width = 8 // BITS[bits]
-    if width == 8:
+def integers(tensors: Mapping[str, Array], path: str, columns: int) -> Array:
+    """The integers of a stored weight, from the definition of its codes: the first column in the lowest bits."""
+    stored, levels = tensors[f"{path}.weight"], tensors.get(f"{path}.weight_levels")
+    if levels is None:
         return stored
-    parts = [(stored.astype(np.int64) >> shift) % 2**width for shift in range(0, 8, width)]
-    values = np.stack(parts, axis=-1).reshape(len(stored), -1)[:, :columns]
-    return np.where(values >= 2 ** (width - 1), values - 2**width, values).astype(np.int8)
+    bits = len(levels).bit_length() - 1
+    row_bits = np.unpackbits(stored, axis=1, bitorder="little")[:, : columns * bits].reshape(len(stored), columns, bits)
+    return levels[row_bits @ (1 << np.arange(bits))]
 
 
 @EACH_KERNEL
@@ -204,11 +205,11 @@ def test_a_weight_is_the_same_in_whatever_it_is_stored(bits: int, kernel: str) -
     sizes = {"hidden_size": 54, "num_attention_heads": 6, "intermediate_size": 75, "num_hidden_layers": 2}
     few, eight = (plan_for("classify", everywhere(each), vocab_size=50, **sizes) for each in (bits, 8))
     tensors = dict(RandomInt8(few))
-    plain = dict(tensors)
+    plain = {name: tensor for name, tensor in tensors.items() if not name.endswith("levels")}
     for path, site in few.sites.items():
         if site.weight is not None:
-            plain[f"{path}.weight"] = integers(tensors[f"{path}.weight"], bits, site.site.shape[-1])
-    assert tensors["layers.0.ffn_out.weight"].shape == (54, -(-75 // BITS[bits]))
+            plain[f"{path}.weight"] = integers(tensors, path, site.site.shape[-1])
+    assert tensors["layers.0.ffn_out.weight"].shape == (54, -(-75 * WIDTHS[bits] // 8))
     batch = TokenBatch.pack([([id % 50 for id in ids], types) for ids, types in random_sequences([5, 33, 1, 64])])
     found, expected = (build_engine(p, t, kernel).infer(batch) for p, t in ((few, tensors), (eight, plain)))
     assert np.array_equal(found, expected)
@@ -230,7 +231,8 @@ def test_few_bits_from_training_to_every_kernel(bits: int, tiny_classifier: Path
     file.write_text(f'base = "q8bert"\noverrides."{SITE}" = {{ weight = {{ bits = {bits} }} }}\n')
     scores = train_quantized(str(tiny_classifier), task, CONFIG, str(file), tmp_path / "int8", "made up", False)
     stored = load_file(tmp_path / "int8" / INT8_FILE)
-    assert stored[f"{SITE}.weight"].nbytes * BITS[bits] == stored["layers.1.ffn_in.weight"].nbytes == 64 * 32
+    assert stored[f"{SITE}.weight"].nbytes == 64 * 32 * WIDTHS[bits] // 8
+    assert stored["layers.1.ffn_in.weight"].nbytes == 64 * 32
     opened = Checkpoint.open(tmp_path / "int8")
     logits: dict[str, Array] = {}
     for kernel in ("native", *KERNELS):  # the second time from the cache file

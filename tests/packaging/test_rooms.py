@@ -53,6 +53,7 @@ ENGINE_ROOMS = (
 QUANT_ROOMS = (
     ("__init__",),
     ("dequantized", "qat"),
+    ("weights",),
     ("plan", "rules"),
     ("codes", "ops", "schemes"),
     ("quantizer",),

@@ -65,17 +65,18 @@ class IntegerBert:
         return y
 
     def integers(self, path: str) -> Array:
-        """The weight (rows, columns) int64, whose codes of few bits lie side by side in bytes."""
+        """The weight (rows, columns) int64; codes of few bits lie side by side, from the lowest bit on."""
         site = self.plan.sites[path]
         assert site.weight is not None
         stored, (_, columns) = self.t[f"{path}.weight"], site.site.shape
         w = stored.astype(np.int64)
         if site.weight.bits <= 4:
             assert stored.dtype == np.uint8
-            width = 2 if site.weight.bits == 2 else 4
-            parts = [(w // 2**shift) % 2**width for shift in range(0, 8, width)]  # the first column is the lowest
-            w = np.stack(parts, axis=-1).reshape(len(w), -1)[:, :columns]
-            w = np.where(w >= 2 ** (width - 1), w - 2**width, w)
+            bits = site.weight.bits
+            row_bits = np.unpackbits(stored, axis=1, bitorder="little")[:, : columns * bits].reshape(
+                len(w), columns, bits
+            )
+            w = self.t[f"{path}.weight_levels"].astype(np.int64)[row_bits @ (1 << np.arange(bits))]
         assert w.shape == site.site.shape
         assert np.abs(w).max() <= self._largest(site.weight)
         return w

@@ -94,7 +94,7 @@ def test_tensors_of_presets_differ_as_they_do(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("bits", "dtype", "columns"),
-    [(8, "I8", 33), (7, "I8", 33), (5, "I8", 33), (4, "U8", 17), (3, "U8", 17), (2, "U8", 9)],
+    [(8, "I8", 33), (7, "I8", 33), (5, "I8", 33), (4, "U8", 17), (3, "U8", 13), (2, "U8", 9)],
 )
 def test_few_bits_take_whole_bytes_of_a_row(bits: int, dtype: str, columns: int) -> None:
     spec = replace(BERT, hidden=33, heads=3)
@@ -104,6 +104,8 @@ def test_few_bits_take_whole_bytes_of_a_row(bits: int, dtype: str, columns: int)
     assert found.tensors["layers.0.ffn_in.weight"] == TensorPlan(dtype, (64, columns))  # type: ignore[arg-type]
     assert found.tensors["word_embeddings.weight"] == TensorPlan(dtype, (100, columns))  # type: ignore[arg-type]
     assert found.tensors["layers.0.ffn_in.weight_scale"] == TensorPlan("F32", (64,))
+    levels = found.tensors.get("layers.0.ffn_in.weight_levels")
+    assert levels == (None if dtype == "I8" else TensorPlan("I8", (2**bits,)))
     assert found.tensors["layers.0.key.weight"] == TensorPlan("I8", (33, 33))
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 
 from q8core.arrays import Array
-from q8core.quant.codes import encode
+from q8core.quant.codes import Codebook, is_packed
 from q8core.quant.plan import Plan, SitePlan
 from q8core.quant.quantizer import Quantizer
 
@@ -56,13 +56,17 @@ class RandomFloat(_Made):
 
 def _quantized(site: SitePlan, name: str) -> Maker:
     """Return a function that makes a tensor: integers over their whole range, scales of the usual size."""
-    size, leaf = site.tensors[name].shape[0], name.rpartition(".")[2]
-    if site.weight is None:
+    size, leaf, weight = site.tensors[name].shape[0], name.rpartition(".")[2], site.weight
+    if weight is None:
         return _float(site, name)
     if leaf == "weight":
-        return _codes(site.site.shape, site.weight)
+        return _weight(site.site.shape, weight)
+    if leaf == "weight_levels":
+        return lambda _: Codebook.of(weight.bits, weight.grid).levels
+    if leaf == "weight_zero_point":
+        return lambda generator: generator.integers(0, 2**weight.bits, size, np.int8)
     if leaf == "weight_scale":
-        return _constant(_WEIGHT_STD / (site.weight.largest / 3**0.5), size)  # for uniformly distributed integers
+        return _constant(_WEIGHT_STD / (weight.largest / 3**0.5), size)  # for uniformly distributed integers
     if leaf == "bias":
         return _biases(size) if site.kind == "static" else _constant(0.01, size)
     return _constant(_CONSTANTS[leaf], size)
@@ -86,9 +90,16 @@ def _normal(rows: int, columns: int) -> Maker:
     return lambda generator: generator.standard_normal((rows, columns), np.float32) * np.float32(_WEIGHT_STD)
 
 
-def _codes(shape: tuple[int, ...], weight: Quantizer) -> Maker:
-    low, high = -weight.largest, weight.largest + 1
-    return lambda generator: encode(generator.integers(low, high, shape, np.int8), weight.bits)
+def _weight(shape: tuple[int, ...], weight: Quantizer) -> Maker:
+    book = Codebook.of(weight.bits, weight.grid)
+    allowed = book.levels if weight.grid == "asymmetric" else book.levels[abs(book.levels) <= weight.largest]
+
+    def make(generator: np.random.Generator) -> Array:
+        if not is_packed(weight.bits):
+            return generator.integers(-weight.largest, weight.largest + 1, shape, np.int8)
+        return book.encode(allowed[generator.integers(0, len(allowed), shape, np.int8)])
+
+    return make
 
 
 def _biases(size: int) -> Maker:

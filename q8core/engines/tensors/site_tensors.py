@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from q8core.arrays import Array, copied
 from q8core.engines.tensors.source import TensorSource
 from q8core.errors import CheckpointError
 from q8core.model.sites import RELATIVE_BIAS
-from q8core.quant.codes import decode
+from q8core.quant.codes import Codebook
 from q8core.quant.ops.stored import U8_MAX
 from q8core.quant.plan import Kind, Plan, SitePlan
+from q8core.quant.weights import codebook, each_row, integers
 
 Values = TypeVar("Values")
 """The type of the values: NumPy arrays, or torch tensors."""
@@ -25,6 +27,7 @@ class LinearTensors(Generic[Values]):
         weight: (out, in), int8, or float32 if the scheme does not quantize the layer.
         bias: (out,), int32 in a static layer, else float32.
         weight_scale: (1,) or (out,), if the weight is int8.
+        codebook: what the codes mean that the checkpoint stores for the weight, if it stores codes.
         input_scale: (1,), in a static layer.
         input_smoothing: (in,), the factors that divide the input before it is quantized, if the plan has smoothing.
         output_scale: (1,), if the output is quantized.
@@ -38,6 +41,7 @@ class LinearTensors(Generic[Values]):
     output_scale: Values | None = None
     zero_point: int | None = None
     input_smoothing: Values | None = None
+    codebook: Codebook | None = None
 
     @property
     def input_steps(self) -> Values:
@@ -61,19 +65,35 @@ class LinearTensors(Generic[Values]):
 
 @dataclass(frozen=True)
 class TableTensors:
-    """An embedding table: rows in float32, or in int8 with a scale (1,) or (rows,)."""
+    """An embedding table.
 
-    rows: Array
+    Attributes:
+        stored: float32 or int8 (rows, columns), or codes (rows, row bytes).
+        columns: the table's width.
+        scale: (1,) or (rows,), unless the table is in float32.
+        codebook: what the codes mean; None if there are none.
+    """
+
+    stored: Array
+    columns: int
     scale: Array | None = None
+    codebook: Codebook | None = None
+
+    @property
+    def rows(self) -> Array:
+        """The rows in float32 or int8, decoded if they are codes."""
+        return self.stored if self.codebook is None else self.codebook.decode(self.stored, self.columns)
 
     def behind(self, first: int) -> TableTensors:
         """Return the table from row `first` on; rows before the first position are never read."""
         if first == 0:
             return self
-        each_row = self.scale is not None and len(self.scale) > 1
-        return TableTensors(
-            self.rows[first:], self.scale[first:] if each_row and self.scale is not None else self.scale
-        )
+        scale, book = self.scale, self.codebook
+        if scale is not None and len(scale) > 1:
+            scale = scale[first:]
+        if book is not None and book.zero_points is not None:
+            book = Codebook(book.levels, book.zero_points[first:])
+        return TableTensors(self.stored[first:], self.columns, scale, book)
 
 
 def take_linear(source: TensorSource, plan: SitePlan) -> LinearTensors[Array]:
@@ -82,16 +102,18 @@ def take_linear(source: TensorSource, plan: SitePlan) -> LinearTensors[Array]:
     Raises:
         CheckpointError: if one is missing, or is not what the plan says.
     """
-    weight, bias = _weight(source, plan), source.take(plan, "bias")
+    take = partial(source.take, plan)
     if plan.kind == "float":
-        return LinearTensors(weight, own(bias))
-    weight_scale = own(source.scale(plan, "weight_scale"))
+        return LinearTensors(take("weight"), own(take("bias")))
+    weight, bias, book = integers(plan, take), take("bias"), codebook(plan, take)
+    weight_scale = own(each_row(source.scale(plan, "weight_scale"), len(weight)))
     if plan.kind == "dynamic":
-        return LinearTensors(weight, own(bias), weight_scale)
+        return LinearTensors(weight, own(bias), weight_scale, codebook=book)
     output_scale = None if plan.output is None else own(source.scale(plan, "output_scale"))
     input_scale = own(source.scale(plan, "input_scale"))
     smoothing = own(source.scale(plan, "input_smoothing")) if plan.smooths else None
-    return LinearTensors(weight, bias, weight_scale, input_scale, output_scale, _zero_point(source, plan), smoothing)
+    zero_point = _zero_point(source, plan)
+    return LinearTensors(weight, bias, weight_scale, input_scale, output_scale, zero_point, smoothing, book)
 
 
 def take_table(source: TensorSource, plan: SitePlan) -> TableTensors:
@@ -100,8 +122,11 @@ def take_table(source: TensorSource, plan: SitePlan) -> TableTensors:
     Raises:
         CheckpointError: if one is missing, or is not what the plan says.
     """
-    rows = _weight(source, plan)
-    return TableTensors(rows) if plan.weight is None else TableTensors(rows, source.scale(plan, "weight_scale"))
+    stored, columns = source.take(plan, "weight"), plan.site.shape[-1]
+    if plan.weight is None:
+        return TableTensors(stored, columns)
+    scale = each_row(source.scale(plan, "weight_scale"), len(stored))
+    return TableTensors(stored, columns, scale, codebook(plan, partial(source.take, plan)))
 
 
 def take_norm(source: TensorSource, plan: SitePlan) -> tuple[Array, Array]:
@@ -128,12 +153,6 @@ def take_relative_bias(source: TensorSource, plan: Plan) -> Array | None:
 def own(array: Array) -> Array:
     """Return a copy that owns its memory, aligned to a cache line: a view would keep its whole base array alive."""
     return copied(array)
-
-
-def _weight(source: TensorSource, plan: SitePlan) -> Array:
-    """Return a weight in float32, or its integers decoded to int8."""
-    weight = source.take(plan, "weight")
-    return weight if plan.weight is None else decode(weight, plan.weight.bits, plan.site.shape[-1])
 
 
 def _zero_point(source: TensorSource, plan: SitePlan) -> int | None:

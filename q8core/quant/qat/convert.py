@@ -9,20 +9,22 @@ from torch import Tensor, nn
 
 from q8core.arrays import Array
 from q8core.errors import CalibrationError
-from q8core.quant.codes import encode
+from q8core.quant.codes import Codebook, is_packed
 from q8core.quant.ops.arithmetic import per_row, quantize_i8
 from q8core.quant.qat.layers import QATEmbedding, QATLinear
 from q8core.quant.qat.prepare import quantized_layers
+from q8core.quant.quantizer import Quantizer
 
 
 def convert(prepared: nn.Module) -> dict[str, Tensor]:
     """Return the tensors of a trained or calibrated network's plan (`SitePlan.tensors`), by the names of sites.
 
-    A static linear at M becomes the codes of `M.weight` (out, in), `M.weight_scale` float32 (1,) or (out,),
-    `M.input_scale` float32 (1,) and `M.bias` int32 (out,). An asymmetric input adds `M.input_zero_point` int32 (1,), a
+    A static linear at M becomes `M.weight` int8 (out, in), `M.weight_scale` float32 (1,) or (out,), `M.input_scale`
+    float32 (1,) and `M.bias` int32 (out,). With 4 bits or fewer `M.weight` holds codes, and `M.weight_levels` int8 what
+    they mean (`q8core.quant.codes`). An asymmetric input adds `M.input_zero_point` int32 (1,), a
     smoothed one `M.input_smoothing` float32 (in,). A dynamic linear has none of the input's tensors, and its bias stays
-    float32. Query, key and value may have `M.output_scale` float32 (1,). A table becomes the codes of `M.weight` (rows,
-    columns) and `M.weight_scale` float32 (1,) or (rows,). All other parameters stay float32.
+    float32. Query, key and value may have `M.output_scale` float32 (1,). The weight of a table becomes what
+    that of a linear does. All other parameters stay float32.
 
     Raises:
         CalibrationError: if a range was never observed, or a parameter is infinite or NaN; names the site.
@@ -46,7 +48,7 @@ def convert(prepared: nn.Module) -> dict[str, Tensor]:
 def _linear_tensors(layer: QATLinear) -> dict[str, Tensor]:
     scales = layer.scales()
     w_i8 = quantize_i8(layer.deployed_weight(), per_row(scales.weight))
-    tensors = {"weight": _codes(w_i8, layer.weight_quantizer.bits), "weight_scale": scales.weight}
+    tensors = {**_stored(w_i8, layer.weight_quantizer), "weight_scale": scales.weight}
     if scales.input is None:
         if not bool(torch.isfinite(layer.bias).all()):
             raise CalibrationError(f"{layer.path}.bias has infinite or NaN values")
@@ -67,12 +69,16 @@ def _linear_tensors(layer: QATLinear) -> dict[str, Tensor]:
 def _embedding_tensors(table: QATEmbedding) -> dict[str, Tensor]:
     scale = table.scale()
     w_i8 = quantize_i8(table.weight.detach(), per_row(scale))
-    return {"weight": _codes(w_i8, table.weight_quantizer.bits), "weight_scale": scale}
+    return {**_stored(w_i8, table.weight_quantizer), "weight_scale": scale}
 
 
-def _codes(w_i8: Tensor, bits: int) -> Tensor:
-    """Return the stored codes of integers, on the CPU."""
-    return torch.from_numpy(encode(w_i8.cpu().numpy(), bits))
+def _stored(w_i8: Tensor, quantizer: Quantizer) -> dict[str, Tensor]:
+    """Return what is stored of integers, on the CPU: themselves, or their codes and what these mean."""
+    if not is_packed(quantizer.bits):
+        return {"weight": w_i8.cpu()}
+    book = Codebook.of(quantizer.bits, quantizer.grid)
+    codes = book.encode(w_i8.cpu().numpy())
+    return {"weight": torch.from_numpy(codes), "weight_levels": torch.from_numpy(book.levels)}
 
 
 def arrays(tensors: Mapping[str, Tensor]) -> dict[str, Array]:
