@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TypeVar, cast
 
-from service.answering.policies import BothBackends, Cascaded, OneBackend
+from service.answering.policies import Cascaded, OneBackend, TwoVariants
 from service.answering.route import Route
 from service.answering.steps import Steps
 from service.errors import (
@@ -13,14 +13,22 @@ from service.errors import (
     EmptyInput,
     EngineDead,
     NotReady,
-    UnknownBackend,
 )
 from service.lifecycle import Lifecycle, State
 from service.models.model import Model
 from service.models.registry import ModelRegistry
+from service.models.variant import Variant, check_backend, find_variant
 from service.queueing.batcher import BatchQueue
 from service.second_opinion.cascade import FIRST, Cascade
-from service.second_opinion.compare import BACKENDS, compare_labels, compare_spans
+from service.second_opinion.compare import (
+    BACKENDS,
+    FLOAT,
+    INTEGER,
+    Pair,
+    check_comparable,
+    compare_labels,
+    compare_spans,
+)
 from service.second_opinion.shadow import Shadow
 from service.settings import Settings
 from service.tasks import schemas
@@ -59,7 +67,7 @@ class Pipeline:
         self.in_flight = self._steps.in_flight
         self._one = OneBackend(self._steps, registry, shadow)
         self._cascaded = Cascaded(self._steps, registry, shadow, cascade, metrics.cascade)
-        self._both = BothBackends(self._steps)
+        self._two = TwoVariants(self._steps, registry)
 
     def check_ready(self) -> None:
         """Raise NotReady, Draining or EngineDead unless the service takes requests now."""
@@ -112,19 +120,21 @@ class Pipeline:
     async def compare(
         self, request: schemas.CompareRequest, trace: RequestTrace
     ) -> schemas.ClassifyComparison | schemas.QAComparison:
-        """Answer one text or question on both backends, one after the other, from the same token ids."""
+        """Answer one text or question on two variants, one after the other."""
         item = request.item()
-        model = self._compared_model("classify" if isinstance(item, str) else "qa", request.model, trace)
-        with self._registry.in_use(model):
-            if isinstance(item, str):
-                work = ClassifyWork(model, [(item, None)], schemas.ClassifyParameters())
-                answers = await self._both.answers(trace, work)
-                return compare_labels(model, answers, trace.by_backend())
-            limit = self._settings.max_queue_tokens
-            work = QAWork(model, [item], schemas.QAParameters(), listed=False, max_tokens=limit)
-            # one question with top_k 1 gets one answer, not a list
-            spans = cast("dict[str, schemas.AnswerSpan]", await self._both.answers(trace, work))
-            return compare_spans(model, spans, trace.by_backend())
+        pair = self._compared("classify" if isinstance(item, str) else "qa", request)
+        models = dict.fromkeys(variant.model for variant in pair)
+        trace.model = ", ".join(model.name for model in models)
+        if isinstance(item, str):
+            texts = {model: ClassifyWork(model, [(item, None)], schemas.ClassifyParameters()) for model in models}
+            return compare_labels(await self._two.answers(trace, [(one, texts[one.model]) for one in pair]))
+        limit = self._settings.max_queue_tokens
+        questions = {
+            model: QAWork(model, [item], schemas.QAParameters(), listed=False, max_tokens=limit) for model in models
+        }
+        # one question with top_k 1 gets one answer, not a list
+        answers = await self._two.answers(trace, [(one, questions[one.model]) for one in pair])
+        return compare_spans(cast("Pair[schemas.AnswerSpan]", answers))
 
     def _route(
         self, task: str, request: schemas.ClassifyRequest | schemas.QARequest, header: str | None, trace: RequestTrace
@@ -138,25 +148,25 @@ class Pipeline:
         if backend == AUTO:
             self._cascade.check(model)
         else:
-            self._check_backend(backend)
+            check_backend(self._registry, backend)
         trace.backend, trace.model = backend, model.name
         return Route(model, backend)
 
-    def _compared_model(self, task: str, name: str | None, trace: RequestTrace) -> Model:
-        """Choose the model of a request that both backends answer."""
-        model = self._loaded_model(task, name)
-        for backend in BACKENDS:
-            self._check_backend(backend)
-        trace.model = model.name
-        return model
+    def _compared(self, task: str, request: schemas.CompareRequest) -> tuple[Variant, Variant]:
+        """Choose the variants that answer: those that a request names, or both backends of its model."""
+        if request.variants is None:
+            model = self._loaded_model(task, request.model)
+            for backend in BACKENDS:
+                check_backend(self._registry, backend)
+            return Variant(model, FLOAT, FLOAT), Variant(model, INTEGER, INTEGER)
+        self.check_ready()
+        first, second = (find_variant(self._registry, task, name) for name in request.variants)
+        check_comparable(first, second)
+        return first, second
 
     def _loaded_model(self, task: str, name: str | None) -> Model:
         self.check_ready()
         return self._registry.choose(task, name)
-
-    def _check_backend(self, backend: str) -> None:
-        if backend not in self._registry.backends:
-            raise UnknownBackend(f"unknown backend {backend!r}; loaded: {', '.join(self._registry.backends)}")
 
     async def _run(self, trace: RequestTrace, work: Work[T], route: Route) -> T:
         """Answer as the route says."""

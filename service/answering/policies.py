@@ -1,7 +1,9 @@
-"""Which backends answer a request: the one it asks for, int8 with fp32 where it is not sure, or both."""
+"""Which backends answer a request: the one it asks for, int8 with fp32 where it is not sure, or two variants."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from itertools import accumulate, count
 from typing import TypeVar
@@ -9,8 +11,9 @@ from typing import TypeVar
 from q8core.arrays import Logits
 from service.answering.steps import Steps
 from service.models.registry import ModelRegistry
+from service.models.variant import Variant
 from service.second_opinion.cascade import FIRST, SECOND, Cascade
-from service.second_opinion.compare import BACKENDS
+from service.second_opinion.compare import Answered, Pair
 from service.second_opinion.shadow import Sample, Shadow
 from service.tasks.encoding import EncodedRequest
 from service.tasks.verdict import compare_verdicts
@@ -97,32 +100,46 @@ class Cascaded(OneBackend):
         return merged
 
 
-class BothBackends:
-    """Both backends answer the same token ids, one after the other.
+class TwoVariants:
+    """Two variants answer the same input, one after the other.
 
     Args:
         steps: the steps of each request.
+        registry: keeps the models loaded while a request needs them.
     """
 
-    def __init__(self, steps: Steps) -> None:
+    def __init__(self, steps: Steps, registry: ModelRegistry) -> None:
         self._steps = steps
+        self._registry = registry
         self._comparisons = count()
 
-    async def answers(self, trace: RequestTrace, work: Work[T]) -> dict[str, T]:
-        """Encode once, then queue and answer on one backend after the other.
+    async def answers(self, trace: RequestTrace, asked: Sequence[tuple[Variant, Work[T]]]) -> Pair[T]:
+        """Encode, then queue and answer on one variant after the other.
 
         At the same time they would compete for the CPUs, and their times would mean nothing.
+
+        Args:
+            trace: the request's.
+            asked: two variants, each with the request as its model encodes it: one and the same for one model.
         """
         deadline = self._steps.deadline(trace)
         # the first wakes threads and CPUs for the second; alternating, neither is favoured on average
-        order = BACKENDS if next(self._comparisons) % 2 == 0 else BACKENDS[::-1]
-        with self._steps.in_flight.track(trace):
-            encoded = await self._steps.encode(trace, work, work.model.lane(order[0]), deadline)
-        answers: dict[str, T] = {}
-        for backend in order:
-            share = trace.share(backend)
-            with self._steps.in_flight.track(share):
-                logits = await self._steps.compute(share, encoded, work.model.lane(backend), deadline)
-                answers[backend] = await self._steps.finish(share, work, logits)
-            trace.close_share(share)
-        return {backend: answers[backend] for backend in BACKENDS}
+        order = asked if next(self._comparisons) % 2 == 0 else asked[::-1]
+        encoded: dict[Work[T], EncodedRequest] = {}
+        answered: dict[str, Answered[T]] = {}
+        with ExitStack() as held:
+            for variant, _ in order:
+                held.enter_context(self._registry.in_use(variant.model))
+            with self._steps.in_flight.track(trace):
+                for variant, work in order:
+                    if work not in encoded:
+                        encoded[work] = await self._steps.encode(trace, work, variant.lane, deadline)
+            for variant, work in order:
+                share = trace.share(variant.backend)
+                with self._steps.in_flight.track(share):
+                    logits = await self._steps.compute(share, encoded[work], variant.lane, deadline)
+                    answer = await self._steps.finish(share, work, logits)
+                trace.close_share(share)
+                answered[variant.shown_as] = Answered(variant, answer, share)
+        first, second = (answered[variant.shown_as] for variant, _ in asked)
+        return first, second

@@ -14,6 +14,9 @@ T = TypeVar("T")
 Text = str | tuple[str, str]
 """A text, or a pair of texts."""
 
+Variants = tuple[str, str]
+"""Two variants, ``MODEL@BACKEND``, of the same task."""
+
 
 class ClassifyOptions(TypedDict, total=False):
     """How to classify; the server's defaults apply to whatever is left out."""
@@ -94,14 +97,14 @@ def qa_batch(
     return Call("qa", _body([_pair(*pair) for pair in pairs], backend, model, options), results.answers)
 
 
-def compare(text: str, model: str | None) -> Call[Comparison[Classification]]:
-    """Classify a text on both backends."""
-    return Call("compare", _body(text, None, model, {}), results.text_comparison)
+def compare(text: str, model: str | None, variants: Variants | None) -> Call[Comparison[Classification]]:
+    """Classify a text on both backends, or on two variants."""
+    return Call("compare", _compared(text, model, variants), results.text_comparison)
 
 
-def compare_qa(question: str, context: str, model: str | None) -> Call[Comparison[Answer]]:
-    """Answer a question on both backends."""
-    return Call("compare", _body(_pair(question, context), None, model, {}), results.question_comparison)
+def compare_qa(question: str, context: str, model: str | None, variants: Variants | None) -> Call[Comparison[Answer]]:
+    """Answer a question on both backends, or on two variants."""
+    return Call("compare", _compared(_pair(question, context), model, variants), results.question_comparison)
 
 
 def info() -> Call[Info]:
@@ -126,6 +129,11 @@ def _shape(text: object, advice: str) -> str | dict[str, str]:
 
 def _pair(question: str, context: str) -> dict[str, str]:
     return {"question": question, "context": context}
+
+
+def _compared(inputs: Any, model: str | None, variants: Variants | None) -> dict[str, Any]:
+    body = _body(inputs, None, model, {})
+    return body if variants is None else {**body, "variants": list(variants)}
 
 
 def _body(inputs: Any, backend: str | None, model: str | None, parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -67,7 +67,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Share(Generic[T]):
-    """One backend's answer, its times and its memory; ``memory_bytes`` by kind."""
+    """One backend's or variant's answer, its times and its memory; ``memory_bytes`` by kind."""
 
     answer: T
     queue_ms: float
@@ -78,10 +78,10 @@ class Share(Generic[T]):
 
 @dataclass(frozen=True)
 class Comparison(Generic[T]):
-    """Both backends' answers to the same tokens.
+    """The answers of both backends, or of two variants, to the same input; ``shares`` by their names.
 
     ``delta`` holds ``max_abs_prob`` for labels, ``span_f1`` for answers, or ``abs_diff`` for the numbers of a
-    regression, whose ``agree`` is None. ``speedup`` is fp32's inference time divided by int8's.
+    regression, whose ``agree`` is None. ``speedup`` is the first one's inference time divided by the second's.
     """
 
     agree: bool | None
@@ -141,12 +141,12 @@ def answers(body: Any, meta: Meta) -> list[Answer]:
 
 
 def text_comparison(body: Any, meta: Meta) -> Comparison[Classification]:
-    """Build the comparison of both backends' labels."""
+    """Build the comparison of two variants' labels."""
     return _comparison(body, meta, classification)
 
 
 def question_comparison(body: Any, meta: Meta) -> Comparison[Answer]:
-    """Build the comparison of both backends' answers."""
+    """Build the comparison of two variants' answers."""
     return _comparison(body, meta, answer)
 
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, Unpack
 import httpx
 
 from service.client import calls
-from service.client.calls import Call, ClassifyOptions, QAOptions, Text
+from service.client.calls import Call, ClassifyOptions, QAOptions, Text, Variants
 from service.client.results import Answer, Classification, Comparison, Info, parse
 from service.client.retries import Attempts, Retry, operation_limits, too_slow
 
@@ -101,13 +101,17 @@ class Client:
         """Find the answer to each ``(question, context)`` in one request."""
         return self._call(calls.qa_batch(pairs, backend or self._backend, model, options))
 
-    def compare(self, text: str, *, model: str | None = None) -> Comparison[Classification]:
-        """Classify a text on both fp32 and int8."""
-        return self._call(calls.compare(text, model))
+    def compare(
+        self, text: str, *, model: str | None = None, variants: Variants | None = None
+    ) -> Comparison[Classification]:
+        """Classify a text on both fp32 and int8, or on two variants (``MODEL@BACKEND``)."""
+        return self._call(calls.compare(text, model, variants))
 
-    def compare_qa(self, question: str, context: str, *, model: str | None = None) -> Comparison[Answer]:
-        """Answer a question on both fp32 and int8."""
-        return self._call(calls.compare_qa(question, context, model))
+    def compare_qa(
+        self, question: str, context: str, *, model: str | None = None, variants: Variants | None = None
+    ) -> Comparison[Answer]:
+        """Answer a question on both fp32 and int8, or on two variants (``MODEL@BACKEND``)."""
+        return self._call(calls.compare_qa(question, context, model, variants))
 
     def info(self) -> Info:
         """Ask what is loaded and how it runs."""

@@ -1,78 +1,106 @@
-"""The answer of /compare: both backends' answers to one request, and how they differ."""
+"""The answer of /compare: two variants' answers to one request, and how they differ."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
-from service.models.model import LoadedEngine, Model
+from service.errors import BadInput
+from service.models.variant import Variant
 from service.tasks import schemas
 from service.tasks.verdict import compare_answers, compare_scores
 from service.telemetry.trace import RequestTrace
+
+T = TypeVar("T")
 
 FLOAT, INTEGER = BACKENDS = ("fp32", "int8")
 """In the order in which they are shown; the one that runs first alternates."""
 
 
-def compare_labels(
-    model: Model,
-    answers: Mapping[str, schemas.ClassifyResponse],
-    shares: Mapping[str, RequestTrace],
-) -> schemas.ClassifyComparison:
-    """Compare both backends' scored labels of one text."""
-    results = {
-        backend: schemas.ClassifyShare(answer=answer, **_facts(model.engines[backend], shares[backend]))
-        for backend, answer in answers.items()
-    }
-    ([fp32], [int8]) = (answers[backend] for backend in BACKENDS)
-    found = compare_scores(fp32, int8)
+@dataclass(frozen=True)
+class Answered(Generic[T]):
+    """A variant's answer, and its share of the request's time."""
+
+    variant: Variant
+    answer: T
+    share: RequestTrace
+
+
+Pair = tuple[Answered[T], Answered[T]]
+
+
+def check_comparable(first: Variant, second: Variant) -> None:
+    """Refuse variants whose answers cannot be compared.
+
+    Raises:
+        BadInput: they are one and the same, or answer with other labels.
+    """
+    if first.lane == second.lane:
+        raise BadInput(f"variants names {first.shown_as!r} twice; name two different ones")
+    ours, theirs = (variant.model.checkpoint for variant in (first, second))
+    if set(ours.labels) != set(theirs.labels) or ours.problem_type != theirs.problem_type:
+        raise BadInput(
+            f"{first.shown_as!r} answers {_some(ours.labels)}, {second.shown_as!r} {_some(theirs.labels)}: variants "
+            "can be compared if they have the same labels"
+        )
+
+
+def compare_labels(pair: Pair[schemas.ClassifyResponse]) -> schemas.ClassifyComparison:
+    """Compare two variants' scored labels of one text."""
+    first, second = pair
+    found = compare_scores(first.answer[0], second.answer[0])
     if found.agree is None:
         delta = schemas.NumberDelta(abs_diff=found.abs_diff)
     else:
         delta = schemas.LabelDelta(max_abs_prob=found.abs_diff)
     return schemas.ClassifyComparison(
         task="classify",
-        model=model.name,
+        model=first.variant.model.name,
         agree=found.agree,
         delta=delta,
-        speedup=_speedup(shares),
-        results=results,
+        speedup=_speedup(first.share, second.share),
+        results={
+            one.variant.shown_as: schemas.ClassifyShare(answer=one.answer, **_facts(one.variant, one.share))
+            for one in pair
+        },
     )
 
 
-def compare_spans(
-    model: Model, answers: Mapping[str, schemas.AnswerSpan], shares: Mapping[str, RequestTrace]
-) -> schemas.QAComparison:
-    """Compare both backends' answers to one question."""
-    results = {
-        backend: schemas.QAShare(answer=answer, **_facts(model.engines[backend], shares[backend]))
-        for backend, answer in answers.items()
-    }
-    found = compare_answers(answers[FLOAT], answers[INTEGER])
+def compare_spans(pair: Pair[schemas.AnswerSpan]) -> schemas.QAComparison:
+    """Compare two variants' answers to one question."""
+    first, second = pair
+    found = compare_answers(first.answer, second.answer)
     assert found.agree is not None
     assert found.span_f1 is not None
     return schemas.QAComparison(
         task="qa",
-        model=model.name,
+        model=first.variant.model.name,
         agree=found.agree,
         delta=schemas.SpanDelta(span_f1=found.span_f1),
-        speedup=_speedup(shares),
-        results=results,
+        speedup=_speedup(first.share, second.share),
+        results={
+            one.variant.shown_as: schemas.QAShare(answer=one.answer, **_facts(one.variant, one.share)) for one in pair
+        },
     )
 
 
-def _facts(loaded: LoadedEngine, share: RequestTrace) -> schemas.ShareFacts:
+def _facts(variant: Variant, share: RequestTrace) -> schemas.ShareFacts:
     return {
         "queue_ms": _ms(share.stages["queue"]),
         "inference_ms": _ms(share.stages["infer"]),
-        "kernel": loaded.engine.kernel,
-        "memory_bytes": schemas.MemoryBytes(**loaded.memory_bytes),
+        "kernel": variant.loaded.engine.kernel,
+        "memory_bytes": schemas.MemoryBytes(**variant.loaded.memory_bytes),
     }
 
 
-def _speedup(shares: Mapping[str, RequestTrace]) -> float:
+def _speedup(first: RequestTrace, second: RequestTrace) -> float:
     """Return the ratio of the inference times, which are zero only if the clock is coarse."""
-    return round(shares[FLOAT].stages["infer"] / max(shares[INTEGER].stages["infer"], 1e-6), 3)
+    return round(first.stages["infer"] / max(second.stages["infer"], 1e-6), 3)
 
 
 def _ms(seconds: float) -> float:
     return round(seconds * 1000, 3)
+
+
+def _some(labels: tuple[str, ...]) -> str:
+    return f"{', '.join(labels[:5])}{', ...' if len(labels) > 5 else ''}"

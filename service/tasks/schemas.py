@@ -236,7 +236,7 @@ _CompareInputs = Annotated[
 
 
 class CompareRequest(StrictModel):
-    """A text to classify, or a question with its context as ``inputs`` or in the flat form."""
+    """A text to classify, or a question with its context as ``inputs`` or in the flat form, for two variants."""
 
     inputs: _CompareInputs | None = Field(
         default=None,
@@ -246,9 +246,16 @@ class CompareRequest(StrictModel):
     question: Text | None = None
     context: Text | None = None
     model: Text | None = Field(default=None, description=_MODEL)
+    variants: Annotated[list[Text], Field(min_length=2, max_length=2)] | None = Field(
+        default=None,
+        examples=[["sst2@fp32", "sst2@int8"]],
+        description="Two of MODEL@BACKEND, of the same task and labels; default: both backends of the model.",
+    )
 
     @model_validator(mode="after")
     def _one_form(self) -> CompareRequest:
+        if self.model is not None and self.variants is not None:
+            raise PydanticCustomError("compare_variants", "send either model or variants, which name their models")
         flat = (self.question is not None) + (self.context is not None)
         if (self.inputs is None and flat != 2) or (self.inputs is not None and flat):
             raise PydanticCustomError(
@@ -267,7 +274,9 @@ class CompareRequest(StrictModel):
 
 
 AnswerT = TypeVar("AnswerT")
-_SPEEDUP = "fp32's inference time over int8's, of this one request: noisy."
+_SPEEDUP = "The first variant's inference time over the second's (fp32's over int8's), of this one request: noisy."
+_RESULTS = "By backend, or by variant where the request names variants; in the order of the request."
+_FIRST = "The model of the first variant."
 
 
 class MemoryBytes(BaseModel):
@@ -296,11 +305,11 @@ class _Share(BaseModel, Generic[AnswerT]):
 
 
 class ClassifyShare(_Share[ClassifyResponse]):
-    """One backend's answer to a text, as from /classify, with its times and memory."""
+    """One variant's answer to a text, as from /classify, with its times and memory."""
 
 
 class QAShare(_Share[AnswerSpan]):
-    """One backend's answer to a question, as from /qa, with its times and memory."""
+    """One variant's answer to a question, as from /qa, with its times and memory."""
 
 
 class LabelDelta(BaseModel):
@@ -322,25 +331,25 @@ class SpanDelta(BaseModel):
 
 
 class ClassifyComparison(BaseModel):
-    """Both backends' labels of one text."""
+    """Two variants' labels of one text."""
 
     task: Literal["classify"]
-    model: str
+    model: str = Field(description=_FIRST)
     agree: bool | None = Field(description="Both put the same label first; null: the model predicts a number.")
     delta: LabelDelta | NumberDelta
     speedup: float = Field(description=_SPEEDUP)
-    results: dict[str, ClassifyShare] = Field(description="By backend.")
+    results: dict[str, ClassifyShare] = Field(description=_RESULTS)
 
 
 class QAComparison(BaseModel):
-    """Both backends' answers to one question."""
+    """Two variants' answers to one question."""
 
     task: Literal["qa"]
-    model: str
+    model: str = Field(description=_FIRST)
     agree: bool = Field(description="Both found the same span.")
     delta: SpanDelta
     speedup: float = Field(description=_SPEEDUP)
-    results: dict[str, QAShare] = Field(description="By backend.")
+    results: dict[str, QAShare] = Field(description=_RESULTS)
 
 
 CompareResponse = Annotated[ClassifyComparison | QAComparison, Field(discriminator="task")]

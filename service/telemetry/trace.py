@@ -45,7 +45,7 @@ class RequestTrace:
     escalated: int | None = None
     """How many inputs fp32 answered again; None unless ``backend`` leaves the choice to the service."""
     shares: list[RequestTrace] = field(default_factory=lambda: list["RequestTrace"]())
-    """For a request that several backends answer: one trace per backend that has begun."""
+    """For a request that two variants answer: one trace for each that has begun."""
 
     def share(self, backend: str) -> RequestTrace:
         """Begin the share of one backend; it starts with what this trace has already (the encoding)."""
@@ -60,12 +60,8 @@ class RequestTrace:
     def close_share(self, share: RequestTrace) -> None:
         """Add the times of a share to those of the whole request."""
         for name, seconds in share.stages.items():
-            if name != "tokenize":  # encoded once for all shares, and counted already
+            if name != "tokenize":  # encoded before all shares, and counted already
                 self.stages[name] = self.stages.get(name, 0.0) + seconds
-
-    def by_backend(self) -> dict[str, RequestTrace]:
-        """Return the shares by their backends."""
-        return {share.backend: share for share in self.shares}
 
     @property
     def client_left(self) -> bool:
@@ -74,12 +70,13 @@ class RequestTrace:
 
     @contextmanager
     def stage(self, name: str) -> Generator[None]:
-        """Time a stage."""
-        begin = self.begun[name] = time.monotonic()
+        """Time a stage; of one that runs again, times add up."""
+        begin = time.monotonic()
+        self.begun.setdefault(name, begin)
         try:
             yield
         finally:
-            self.stages[name] = time.monotonic() - begin
+            self.stages[name] = self.stages.get(name, 0.0) + time.monotonic() - begin
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """Return response headers, with times in milliseconds, and the W3C Server-Timing that browsers show."""

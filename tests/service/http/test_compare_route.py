@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
@@ -12,9 +13,11 @@ from q8core.tasks.metrics import token_f1
 from service.core import Service
 from service.http.app import create_app
 from service.lifecycle import State
+from service.models.registry import ModelRegistry
 from service.settings import Settings
 from tests.service.conftest import open_registry
 from tests.service.http.test_metrics_route import samples
+from tests.service.tiny_checkpoints import make_checkpoint
 
 TEXTS = ["the film is good", "bad", "", "it was not a very good book", "good " * 200, "😀 é"]
 QUESTION = "who wrote it?"
@@ -195,3 +198,98 @@ def test_limits_and_deadlines_hold(classify_folder: Path) -> None:
         answer = client.post("/compare", json={"inputs": "good"})
         assert (answer.status_code, answer.json()["error_type"]) == (504, "deadline_exceeded")
         assert service.pipeline.in_flight.count() == 0
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    """Two models of each task, whose labels are the same, and a classifier with others."""
+    root = tmp_path_factory.mktemp("variants")
+    named = [
+        (name, make_checkpoint(root / name, "classify", seed=seed)) for seed, name in enumerate(("first", "second"))
+    ]
+    named += [(name, make_checkpoint(root / name, "qa", seed=seed)) for seed, name in enumerate(("asked", "again"))]
+    named.append(("stars", make_checkpoint(root / "stars", "classify", labels=("1", "2"))))
+    settings = Settings(threads=1)
+    app = create_app(settings, ModelRegistry.open([], settings.backends, threads=1, named=named))
+    with TestClient(app, raise_server_exceptions=False) as client:
+        assert app.state.service.lifecycle.wait_until_settled(240) is State.READY
+        yield client
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("first@fp32", "second@int8"), ("second@int8", "first@int8"), ("second@fp32", "second@int8")],
+)
+def test_variants_of_texts_get_what_classify_gives(several: TestClient, names: tuple[str, str]) -> None:
+    for text in TEXTS:
+        found = several.post("/compare", json={"inputs": text, "variants": names}).json()
+        assert list(found["results"]) == list(names)
+        alone = {name: _alone(several, "/classify", name, {"inputs": text}) for name in names}
+        assert {name: found["results"][name]["answer"] for name in names} == alone
+        scores = [{row["label"]: row["score"] for row in alone[name][0]} for name in names]
+        assert found["delta"] == {"max_abs_prob": max(abs(scores[0][label] - scores[1][label]) for label in scores[0])}
+        assert found["agree"] == (alone[names[0]][0][0]["label"] == alone[names[1]][0][0]["label"])
+        assert found["model"] == names[0].split("@")[0]
+
+
+def test_variants_of_questions_get_what_qa_gives(several: TestClient) -> None:
+    names = ("asked@int8", "again@fp32")
+    for context in CONTEXTS:
+        pair = {"question": QUESTION, "context": context}
+        found = several.post("/compare", json={**pair, "variants": names}).json()
+        alone = {name: _alone(several, "/qa", name, pair) for name in names}
+        assert {name: found["results"][name]["answer"] for name in names} == alone
+        assert found["delta"] == {"span_f1": token_f1(alone[names[1]]["answer"], alone[names[0]]["answer"])}
+
+
+def _alone(client: TestClient, path: str, variant: str, body: dict[str, str]) -> Any:
+    model, backend = variant.split("@")
+    return client.post(path, json={**body, "model": model, "backend": backend}).json()
+
+
+def test_variants_of_two_models_are_encoded_each_and_count_for_their_backends(several: TestClient) -> None:
+    before = samples(several)
+    answer = several.post("/compare", json={"inputs": "good", "variants": ["first@int8", "second@int8"]})
+    after = samples(several)
+    assert answer.headers["x-q8bert-model"] == "first, second"
+    stage = (("backend", "int8"), ("stage", "tokenize"), ("task", "compare"))
+    times = [value[("q8bert_stage_duration_seconds_sum", stage)] for value in (before, after)]
+    assert float(answer.headers["x-tokenization-time"]) == pytest.approx(500 * (times[1] - times[0]), abs=0.01)
+    total = ("q8bert_requests_total", (("backend", "int8"), ("code", "200"), ("task", "compare")))
+    assert after[total] - before[total] == 2
+    timings = [part.split(";")[0] for part in answer.headers["server-timing"].split(", ")]
+    assert timings == ["tokenize", "queue", "infer", "postprocess", "total"]
+
+
+@pytest.mark.parametrize(
+    ("variants", "status", "error_type", "says"),
+    [
+        (
+            ["first@int8", "third@int8"],
+            404,
+            "unknown_model",
+            "unknown model 'third'; loaded for classify: first, second",
+        ),
+        (["first@int8", "asked@int8"], 404, "unknown_model", "the model 'asked' is for qa"),
+        (["first@int8", "second@int4"], 404, "unknown_backend", "unknown backend 'int4'; loaded: fp32, int8"),
+        (["first@int8", "second"], 404, "unknown_model", "a variant is MODEL@BACKEND, loaded: first@fp32, first@int8"),
+        (["first@int8", "second@auto"], 404, "unknown_backend", "unknown backend 'auto'; loaded: fp32, int8"),
+        (["first@int8", "first@int8"], 422, "validation", "variants names 'first@int8' twice"),
+        (["first@int8", "stars@int8"], 422, "validation", "answers NEGATIVE, NEUTRAL, POSITIVE, 'stars@int8' 1, 2"),
+        (["first@int8"], 422, "validation", "variants"),
+        (["first@int8"] * 3, 422, "validation", "variants"),
+        ("first@int8", 422, "validation", "variants"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(
+    several: TestClient, variants: object, status: int, error_type: str, says: str
+) -> None:
+    answer = several.post("/compare", json={"inputs": "good", "variants": variants})
+    assert (answer.status_code, answer.json()["error_type"]) == (status, error_type)
+    assert says in answer.json()["error"]
+
+
+def test_model_and_variants_together_are_refused(several: TestClient) -> None:
+    body = {"inputs": "good", "model": "first", "variants": ["first@int8", "second@int8"]}
+    answer = several.post("/compare", json=body)
+    assert (answer.status_code, "either model or variants" in answer.json()["error"]) == (422, True)
