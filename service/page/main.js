@@ -6,6 +6,7 @@ import { startCharts } from "./live.js";
 import { compareRepeatedly } from "./repeats.js";
 import { drawComparison } from "./results.js";
 import { wireTabs } from "./tabs.js";
+import { chooseVariants, chosenVariants, offerVariants } from "./variants.js";
 
 const LONGEST_LINK = 4000;
 const forms = [...document.querySelectorAll("form[data-task]")];
@@ -27,7 +28,8 @@ for (const form of forms) {
 }
 window.addEventListener("hashchange", compareLinked);
 startCharts();
-compareLinked();
+// a link may name variants: the lists must be there; without an answer, comparing says what is wrong
+offerVariants(forms, withKey({})).catch(() => {}).finally(compareLinked);
 
 async function compare(form) {
   if (running) return;
@@ -79,8 +81,12 @@ function readingOf(headers) {
 
 function bodyOf(form) {
   const value = (name) => form.elements.namedItem(name).value;
-  if (form.dataset.task === "classify") return { inputs: value("text") };
-  return { question: value("question"), context: value("context") };
+  const texts =
+    form.dataset.task === "classify"
+      ? { inputs: value("text") }
+      : { question: value("question"), context: value("context") };
+  const variants = chosenVariants(form);
+  return variants === null ? texts : { ...texts, variants };
 }
 
 function setRunning(on) {
@@ -101,7 +107,10 @@ function showError(sentence, requestId) {
 
 function askForKey(form) {
   showError("This service wants an API key. It stays in this tab.");
-  const question = keyForm(() => compare(form));
+  const question = keyForm(async () => {
+    await offerVariants(forms, withKey({})).catch(() => {});
+    compare(form);
+  });
   document.getElementById("error").append(question);
   question.querySelector("input").focus();
 }
@@ -111,15 +120,15 @@ function hideError() {
 }
 
 /** A link holds the texts behind the #, which browsers keep to themselves. */
-function offerLink(body) {
-  const fields = "inputs" in body ? { text: body.inputs } : body;
+function offerLink({ inputs, ...others }) {
+  const fields = inputs === undefined ? others : { text: inputs, ...others };
   const link = `#${new URLSearchParams(fields)}`;
   const anchor = document.getElementById("permalink");
   anchor.hidden = link.length > LONGEST_LINK;
   anchor.href = link;
 }
 
-/** `#text=...` or `#question=...&context=...`: fill in and compare. */
+/** `#text=...` or `#question=...&context=...`, perhaps with `&variants=...,...`: fill in and compare. */
 function compareLinked() {
   const fields = new URLSearchParams(location.hash.slice(1));
   const task = fields.has("text") ? "classify" : fields.has("question") && fields.has("context") ? "qa" : null;
@@ -129,6 +138,7 @@ function compareLinked() {
     const field = form.elements.namedItem(name);
     if (field !== null) field.value = fields.get(name);
   }
+  if (fields.has("variants")) chooseVariants(form, fields.get("variants").split(","));
   selectTab(`tab-${task}`);
   compare(form);
 }

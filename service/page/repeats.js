@@ -1,8 +1,6 @@
 // A comparison asked for several times, because the times of a single one say little: a browser on the same machine, a
 // neighbour or a sleeping CPU is easily as slow as the slower backend. The answers are the same each time.
 
-import { BACKENDS } from "./metrics.js";
-
 const TIMES = 5;
 const ENOUGH_MS = 1500;
 
@@ -25,11 +23,12 @@ export async function compareRepeatedly(ask) {
 export function withMedianTimes(all) {
   const [first] = all;
   const results = {};
-  for (const backend of BACKENDS) {
-    const middle = (name) => median(all.map((found) => found.results[backend][name]));
-    results[backend] = { ...first.results[backend], queue_ms: middle("queue_ms"), inference_ms: middle("inference_ms") };
+  for (const [variant, result] of Object.entries(first.results)) {
+    const middle = (name) => median(all.map((found) => found.results[variant][name]));
+    results[variant] = { ...result, queue_ms: middle("queue_ms"), inference_ms: middle("inference_ms") };
   }
-  const speedup = results.fp32.inference_ms / results.int8.inference_ms;
+  const [one, other] = Object.values(results);
+  const speedup = one.inference_ms / other.inference_ms;
   return { ...first, results, speedup, comparisons: all.length };
 }
 

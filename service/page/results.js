@@ -1,8 +1,7 @@
-// A comparison, drawn: the sentence on top, then one card for each backend.
+// A comparison, drawn: the sentence on top, then one card for each of the two variants, by default a model's backends.
 
 import { shortNumber } from "./chart.js";
 import { make } from "./dom.js";
-import { BACKENDS } from "./metrics.js";
 
 const SHOWN_LABELS = 6;
 const MIB = 2 ** 20;
@@ -17,20 +16,33 @@ export function drawComparison(found, context, reading) {
   const facts = document.getElementById("facts");
   facts.replaceChildren(...factsOf(found));
   const pair = document.getElementById("pair");
-  pair.replaceChildren(...BACKENDS.map((backend) => drawBackend(backend, found, context)));
+  pair.replaceChildren(...namesOf(found).map((name) => drawVariant(name, found, context)));
   for (const element of [summary, facts, pair, document.getElementById("fine-print")]) element.hidden = false;
   for (const mark of pair.querySelectorAll("mark")) showInside(mark, mark.closest(".passage"));
 }
 
 /** What both say, in a sentence. */
 export function sentence(found) {
-  const [fp32, int8] = BACKENDS.map((backend) => quote(headlineOf(found, found.results[backend].answer)));
-  if (isNumber(found)) return `fp32 says ${fp32}, int8 ${int8}.`;
-  if (found.agree) return `Both say ${fp32}.`;
-  return `They differ: fp32 says ${fp32}, int8 ${int8}.`;
+  const [one, other] = namesOf(found);
+  const [ones, others] = [one, other].map((name) => quote(headlineOf(found, found.results[name].answer)));
+  if (isNumber(found)) return `${one} says ${ones}, ${other} ${others}.`;
+  if (found.agree) return `Both say ${ones}.`;
+  return `They differ: ${one} says ${ones}, ${other} ${others}.`;
 }
 
-/** `1.9 times faster`, `1.2 times slower`, `as fast`: how int8 stands to fp32. */
+/** The names of the two variants, in the order of the request. */
+function namesOf(found) {
+  return Object.keys(found.results);
+}
+
+/** The colours of a variant: its backend's, as in the charts; the other backend's for the second of two on one backend. */
+export function colourOf(name, names) {
+  const backends = names.map((each) => each.slice(each.lastIndexOf("@") + 1));
+  const place = names.indexOf(name);
+  return backends[0] === backends[1] ? ["fp32", "int8"][place] : backends[place];
+}
+
+/** `1.9 times faster`, `1.2 times slower`, `as fast`: how the second variant stands to the first. */
 export function ratioWords(ratio, more, less, same) {
   if (ratio > 0.95 && ratio < 1.05) return same;
   return ratio > 1 ? `${shortNumber(ratio)}× ${more}` : `${shortNumber(1 / ratio)}× ${less}`;
@@ -78,10 +90,11 @@ export function repeatsWords(comparisons) {
 
 function factsOf(found) {
   const { speedup, results } = found;
-  const size = weightsOf(results.fp32) / weightsOf(results.int8);
+  const [one, other] = namesOf(found);
+  const size = weightsOf(results[one]) / weightsOf(results[other]);
   const facts = [
-    [ratioWords(speedup, "faster", "slower", "as fast"), "int8’s inference"],
-    [ratioWords(size, "smaller", "larger", "as large"), "int8’s weights"],
+    [ratioWords(speedup, "faster", "slower", "as fast"), `${other}’s inference`],
+    [ratioWords(size, "smaller", "larger", "as large"), `${other}’s weights`],
     apartWords(found),
   ];
   return facts.map(([value, meaning]) => make("li", {}, make("strong", {}, value), " ", meaning));
@@ -95,26 +108,26 @@ export function apartWords(found) {
   return [points(delta.max_abs_prob), "largest difference of a score"];
 }
 
-function drawBackend(backend, found, context) {
+function drawVariant(name, found, context) {
   const { results } = found;
-  const result = results[backend];
-  const card = make("article", { class: `card answer ${backend}`, "aria-label": `Answer of ${backend}` });
+  const colour = colourOf(name, namesOf(found));
+  const card = make("article", { class: `card answer ${colour}`, "aria-label": `Answer of ${name}` });
   card.append(
-    make("div", { class: "answer-head" }, make("h3", {}, backend), make("span", {}, `kernel ${result.kernel}`)),
-    ...drawAnswer(backend, found, context),
-    drawCosts(backend, results),
+    make("div", { class: "answer-head" }, make("h3", {}, name), make("span", {}, `kernel ${results[name].kernel}`)),
+    ...drawAnswer(name, found, context),
+    drawCosts(name, results),
   );
   return card;
 }
 
-function drawAnswer(backend, found, context) {
-  const { answer } = found.results[backend];
-  if (found.task === "qa") return drawSpan(backend, answer, context);
+function drawAnswer(name, found, context) {
+  const { answer } = found.results[name];
+  if (found.task === "qa") return drawSpan(name, answer, context);
   if (isNumber(found)) return [make("p", { class: "headline" }, headlineOf(found, answer))];
-  return drawLabels(answer[0], found.results.fp32.answer[0]);
+  return drawLabels(answer[0], found.results[namesOf(found)[0]].answer[0]);
 }
 
-/** Bars in the first backend's order, so that both cards can be read across. */
+/** Bars in the first variant's order, so that both cards can be read across. */
 function drawLabels(scores, order) {
   const best = scores[0];
   const headline = make("p", { class: "headline", dir: "auto" }, best.label);
@@ -128,20 +141,20 @@ function drawLabels(scores, order) {
   return parts;
 }
 
-function drawSpan(backend, { answer, score, start, end }, context) {
+function drawSpan(variant, { answer, score, start, end }, context) {
   const headline = make("p", { class: "headline", dir: "auto" }, answer || "no answer");
   headline.append(make("small", { dir: "ltr" }, `score ${percent(score)}`));
   const [before, inside, after] = cutByCodePoints(context, start, end);
   // focusable, because it scrolls when the context is long
-  const name = `Context with the answer of ${backend}`;
+  const name = `Context with the answer of ${variant}`;
   const passage = make("div", { class: "passage", dir: "auto", tabindex: "0", role: "region", "aria-label": name });
   passage.append(before, ...(inside ? [make("mark", {}, inside)] : []), after);
   return [headline, passage];
 }
 
-function drawCosts(backend, results) {
-  const most = (read) => Math.max(...BACKENDS.map((each) => read(results[each])));
-  const result = results[backend];
+function drawCosts(name, results) {
+  const most = (read) => Math.max(...Object.values(results).map(read));
+  const result = results[name];
   const time = drawRow("Inference", `${result.inference_ms.toFixed(1)} ms`, result.inference_ms / most((r) => r.inference_ms));
   const size = drawRow("Weights in memory", `${(weightsOf(result) / MIB).toFixed(1)} MiB`, weightsOf(result) / most(weightsOf));
   const queue = drawRow("Waited in the queue", `${result.queue_ms.toFixed(1)} ms`);

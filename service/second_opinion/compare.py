@@ -38,7 +38,7 @@ def check_comparable(first: Variant, second: Variant) -> None:
     if first.lane == second.lane:
         raise BadInput(f"variants names {first.shown_as!r} twice; name two different ones")
     ours, theirs = (variant.model.checkpoint for variant in (first, second))
-    if set(ours.labels) != set(theirs.labels) or ours.problem_type != theirs.problem_type:
+    if set(ours.labels) != set(theirs.labels):
         raise BadInput(
             f"{first.shown_as!r} answers {_some(ours.labels)}, {second.shown_as!r} {_some(theirs.labels)}: variants "
             "can be compared if they have the same labels"

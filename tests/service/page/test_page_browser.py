@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from service.http.app import create_app
+from service.models.registry import ModelRegistry
 from service.settings import Settings
 from tests.service.browser import CHROMIUM, Browser, running_browser
 from tests.service.conftest import open_registry
@@ -126,6 +127,29 @@ def test_errors_are_told_in_the_service_s_words_and_nothing_is_lost(browser: Bro
     browser.run("document.getElementById('text').value = 'good'")
     browser.run("document.querySelector('#panel-classify form').requestSubmit()")
     browser.wait("document.getElementById('error').hidden")
+
+
+def test_two_models_can_be_compared_and_linked(shared: Browser, classify_folder: Path, qa_folder: Path) -> None:
+    named = [("one", classify_folder), ("two", classify_folder), ("answers", qa_folder)]
+    registry = ModelRegistry.open([], ("fp32", "int8"), threads=1, named=named)
+    with running_server(create_app(Settings(threads=1), registry)) as url:
+        shared.complaints.clear()
+        shared.open(f"{url}/")
+        shared.wait("document.querySelectorAll('select').length === 2")  # one model answers questions
+        everything = ["one@fp32", "one@int8", "two@fp32", "two@int8"]
+        assert texts(shared, "#classify-variant-0 option") == texts(shared, "#classify-variant-1 option") == everything
+        assert shared.run("[...document.querySelectorAll('select')].map((e) => e.value)") == everything[:2]
+        shared.run("document.getElementById('classify-variant-0').value = 'two@int8'")
+        shared.run("document.querySelector('#panel-classify form').requestSubmit()")
+        shared.wait(COMPARED)
+        assert texts(shared, ".answer h3") == ["two@int8", "one@int8"]
+        assert texts(shared, "#facts li")[1].endswith("one@int8’s weights")
+        link = shared.run("document.getElementById('permalink').href")
+        shared.open(f"{url}/info")
+        shared.open(link)
+        shared.wait(COMPARED)
+        assert texts(shared, ".answer h3") == ["two@int8", "one@int8"]
+        assert shared.complaints == []
 
 
 def test_tabs_follow_the_arrow_keys(browser: Browser) -> None:

@@ -165,6 +165,25 @@ def test_a_number_is_shown_as_such() -> None:
     ]  # fmt: skip
 
 
+def test_variants_are_told_by_their_names_and_coloured_by_their_backends() -> None:
+    names = ["small@int8", "large@fp32"]
+    shown = {name: {"answer": [[{"label": label, "score": 0.9}]]} for name, label in zip(names, "ab", strict=True)}
+    found = {"task": "classify", "agree": False, "delta": {"max_abs_prob": 0.4}, "results": shown}
+    script = "return m.sentence(data).replace(/[\\u2068\\u2069]/g, '')"
+    assert run("results.js", script, found) == "They differ: small@int8 says “a”, large@fp32 “b”."
+    colours = "return data.map((names) => names.map((name) => m.colourOf(name, names)))"
+    pairs = [["fp32", "int8"], names, ["a@int8", "b@int8"], ["b@x@fp32", "a@fp32"]]
+    assert run("results.js", colours, pairs) == [["fp32", "int8"], ["int8", "fp32"], ["fp32", "int8"], ["fp32", "int8"]]
+
+
+def test_variants_of_a_task_are_its_models_on_their_backends() -> None:
+    backends = {"fp32": {}, "int8": {}}
+    models = {"one": ("classify", backends), "two": ("qa", backends), "three": ("classify", {"int8": {}})}
+    info = {"models": {name: {"task": task, "backends": each} for name, (task, each) in models.items()}}
+    found = run("variants.js", "return ['classify', 'qa', 'none'].map((task) => m.variantsOf(data, task))", info)
+    assert found == [["one@fp32", "one@int8", "three@int8"], ["two@fp32", "two@int8"], []]
+
+
 def test_asks_again_unless_refused_or_slow() -> None:
     script = """
       let now = 0; performance.now = () => now;
