@@ -164,6 +164,8 @@ class Plan:
             site.path: SitePlan(site, scheme.at(site.slot, site.path) if site.slot in SLOTS else _FLOAT)
             for site in places
         }
+        for site in found.values():
+            _check_groups(site)
         for layer in range(spec.layers):
             of = {slot: found[layer_path(layer, slot)].scheme for slot in (*PROJECTIONS, PRODUCTS)}
             check_products(of, f"layers.{layer}")
@@ -182,6 +184,14 @@ class Plan:
     def of_layer(self, layer: int, slot: str) -> SitePlan:
         """Return the plan of a layer's site."""
         return self.sites[layer_path(layer, slot)]
+
+
+def _check_groups(site: SitePlan) -> None:
+    weight = site.weight
+    if weight is not None and weight.groups and site.site.shape[0] % weight.groups:
+        raise SchemeError(
+            f"{site.path}: weight.groups is {weight.groups}, which does not divide its {site.site.shape[0]} rows"
+        )
 
 
 def _shown(paths: list[str]) -> str:

@@ -12,10 +12,10 @@ from q8core.errors import SchemeError
 
 Grid = Literal["symmetric", "asymmetric"]
 Granularity = Literal["tensor", "channel", "group", "token"]
-Rule = Literal["max", "ema"]
-Gradient = Literal["straight_through"]
+Rule = Literal["max", "ema", "mse", "mean", "twn", "learned"]
+Gradient = Literal["straight_through", "masked"]
 
-LEAST_BITS, MOST_BITS = 2, 8
+LEAST_BITS, MOST_BITS = 1, 8
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,17 @@ class Quantizer:
     """How one tensor becomes integers.
 
     Attributes:
-        bits: bits of an integer, 2 to 8.
-        grid: "symmetric" around 0, from -(2^(b-1) - 1) to 2^(b-1) - 1; or "asymmetric", 2^b values with a zero point,
-            from the smallest to the largest value observed.
+        bits: bits of an integer, 1 to 8.
+        grid: "symmetric" around 0, from -(2^(b-1) - 1) to 2^(b-1) - 1, with one bit -1 and 1; or "asymmetric", 2^b
+            values with a zero point, from the smallest to the largest value observed.
         granularity: one scale for the "tensor", for each "channel" (an output row of a weight, a row of a table), for
             each "group" of channels that follow each other, or for each "token" at run time (dynamic).
         rule: how the range is set: "max", the largest magnitude of the tensor itself; "ema", a moving average of that
-            over the training batches, or the range that calibration finds.
-        gradient: how rounding passes on the gradient in training.
+            over the training batches, or the range that calibration finds; "mse", the least squared error, which
+            an input's range follows from batch to batch; "mean", of the magnitudes (1 bit); "twn", that of TernaryBERT
+            (2 bits); "learned", a step that is trained as a parameter, from the one with the least squared error on.
+        gradient: how rounding passes on the gradient in training: "straight_through", everywhere; "masked", only to
+            values inside the range.
         smoothing: for an input with one fixed scale, the alpha of SmoothQuant (Xiao et al., 2023): before
             quantization, each column of the input is divided, and the weight's column multiplied, by
             max|x|^smoothing / max|w|^(1 - smoothing) of the column; 0 leaves both unchanged.

@@ -44,7 +44,7 @@ class IntegerBert:
         if site.weight is None:
             return x @ self.t[f"{path}.weight"].T.astype(np.float64) + self.t[f"{path}.bias"]
         w = self.integers(path)
-        scale_w = self.t[f"{path}.weight_scale"].astype(np.float64)
+        scale_w = self._of_rows(f"{path}.weight_scale", len(w)).astype(np.float64)
         assert site.input is not None
         if site.input.granularity == "token":
             scale_x = np.abs(x).max(axis=-1, keepdims=True) / 127
@@ -55,7 +55,7 @@ class IntegerBert:
             if site.input.smoothing:
                 x = x / self.t[f"{path}.input_smoothing"]
             zero_point = self.t[f"{path}.input_zero_point"] if site.input.grid == "asymmetric" else None
-            x_q = self._quantize(x, scale_x, zero_point)
+            x_q = self._quantize(x, scale_x, zero_point, site.input.bits)
             acc = x_q @ w.T + self.t[f"{path}.bias"].astype(np.int64)
             y = acc * (scale_x * scale_w)
         self.largest_accumulator = max(self.largest_accumulator, int(np.abs(acc).max()))
@@ -78,25 +78,34 @@ class IntegerBert:
             )
             w = self.t[f"{path}.weight_levels"].astype(np.int64)[row_bits @ (1 << np.arange(bits))]
         assert w.shape == site.site.shape
+        if site.weight.grid == "asymmetric":
+            return w - self._of_rows(f"{path}.weight_zero_point", len(w)).astype(np.int64)[:, None]
         assert np.abs(w).max() <= self._largest(site.weight)
         return w
 
-    @staticmethod
-    def _largest(quantizer: Quantizer) -> int:
-        return 2 ** (quantizer.bits - 1) - 1
+    def _of_rows(self, name: str, rows: int) -> Array:
+        """A value for each row, or for each group of rows."""
+        found = self.t[name]
+        return np.repeat(found, rows // len(found))
 
     @staticmethod
-    def _quantize(x: Array, scale: Array, zero_point: Array | None = None) -> Array:
+    def _largest(quantizer: Quantizer) -> int:
+        return max(1, 2 ** (quantizer.bits - 1) - 1)
+
+    @staticmethod
+    def _quantize(x: Array, scale: Array, zero_point: Array | None = None, bits: int = 8) -> Array:
         if zero_point is not None:
             z = int(zero_point[0])
-            return np.clip(np.rint(x / scale) + z, 0, 255).astype(np.int64) - z
-        return np.clip(np.rint(x / scale), -127, 127).astype(np.int64)
+            return np.clip(np.rint(x / scale) + z, 0, 2**bits - 1).astype(np.int64) - z
+        largest = 2 ** (bits - 1) - 1
+        return np.clip(np.rint(x / scale), -largest, largest).astype(np.int64)
 
     def embedding(self, path: str, ids: Array) -> Array:
         if self.plan.sites[path].weight is None:
             return self.t[f"{path}.weight"].astype(np.float64)[ids]
-        scale = self.t[f"{path}.weight_scale"].astype(np.float64).reshape(-1, 1)
-        return (self.integers(path) * scale)[ids]
+        w = self.integers(path)
+        scale = self._of_rows(f"{path}.weight_scale", len(w)).astype(np.float64)
+        return (w * scale[:, None])[ids]
 
     def _norm(self, path: str, x: Array) -> Array:
         centred = x - x.mean(-1, keepdims=True)

@@ -11,7 +11,6 @@ from torch import Tensor
 from q8core.model.attention import AttentionProducts
 from q8core.quant import SiteScheme
 from q8core.quant.ops.arithmetic import dequantize, quantize
-from q8core.quant.qat.layers import weight_scale
 from q8core.training.losses import task_loss
 from tests.quant.conftest import make_batch, make_classifier, prepared
 from tests.quant.test_asymmetric import symmetric
@@ -42,7 +41,7 @@ def test_a_layer_is_off_by_its_roundings_and_no_more(site: SiteScheme) -> None:
     expected = torch.autograd.grad(plain, parameters, direction.float())
     y, plain = y.detach(), plain.detach()
 
-    scale_w = weight_scale(layer.weight, layer.weight_quantizer, "l").reshape(-1, 1)
+    scale_w = layer.weight_grid().scale.reshape(-1, 1)
     w_hat = dequantize(quantize(layer.weight.detach(), scale_w), scale_w)
     g, inputs = direction.float().reshape(-1, 24), x.detach().reshape(-1, 48)
     step = float(layer.range_scale("output")) if site.output else 0.0

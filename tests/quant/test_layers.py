@@ -15,7 +15,7 @@ from q8core.quant import Quantizer, SiteScheme, preset
 from q8core.quant.ops.arithmetic import dequantize, quantize, scale_from_threshold
 from q8core.quant.qat import layers as layers_module
 from q8core.quant.qat.context import ForwardContext
-from q8core.quant.qat.layers import QATEmbedding, QATLinear, weight_scale
+from q8core.quant.qat.layers import QATEmbedding, QATLinear
 from q8core.quant.quantizer import PER_CHANNEL, PER_TOKEN, STATIC, Granularity
 from tests.quant.conftest import site_plan
 
@@ -104,7 +104,7 @@ def reference_linear(layer: QATLinear, x: Tensor) -> Tensor:
     def straight_through(value: Tensor, scale: Tensor) -> Tensor:
         return value + (dequantize(quantize(value.detach(), scale), scale) - value).detach()
 
-    sw = weight_scale(layer.weight, layer.weight_quantizer, "l").reshape(-1, 1)
+    sw = layer.weight_grid().scale.reshape(-1, 1)
     if layer.plan.kind == "dynamic":
         sx = scale_from_threshold(x.detach().abs().amax(-1, keepdim=True))
         bias = layer.bias
@@ -315,7 +315,7 @@ def test_embedding_equals_lookup_in_the_quantized_table(bits: int, granularity: 
     site = SiteScheme(weight=Quantizer(granularity=granularity, bits=bits))
     layer = QATEmbedding(table, plan=site_plan("table", table, site))
     ids = torch.tensor([[0, 3, 3], [7, 49, 1]])
-    scale = layer.scale().reshape(-1, 1)
+    scale = layer.weight_grid().scale.reshape(-1, 1)
     integers = quantize(table.weight.detach(), scale)
     assert integers.abs().max() == 2 ** (bits - 1) - 1
     quantized_table = dequantize(integers, scale)

@@ -111,10 +111,10 @@ def with_slot(slot: str, site: SiteScheme, base: str = "q8bert") -> Scheme:
     [
         (("weight", "granularity"), "row", "weight.granularity is 'row'"),
         (("weight", "granularity"), "token", "weight.granularity is 'token'; allowed: tensor, channel"),
-        (("weight", "grid"), "asymmetric", "weight.grid is 'asymmetric'; allowed: symmetric"),
+        (("weight", "grid"), "asymmetric", "weight.grid with 8 bits is 'asymmetric'; allowed: symmetric"),
         (("weight", "rule"), "ema", "weight.rule is 'ema'; allowed: max"),
-        (("weight", "bits"), 1, "bits is 1; allowed: 2 to 8"),
-        (("weight", "bits"), 9, "bits is 9; allowed: 2 to 8"),
+        (("weight", "bits"), 0, "bits is 0; allowed: 1 to 8"),
+        (("weight", "bits"), 9, "bits is 9; allowed: 1 to 8"),
         (("weight", "bits"), "8", "weight.bits is '8'; allowed: a whole number"),
         (("weight", "bits"), True, "weight.bits is true; allowed: a whole number"),
         (("weight", "bits"), 4.0, "weight.bits is 4.0; allowed: a whole number"),
@@ -178,7 +178,7 @@ def test_slots_are_checked_against_their_place(slot: str, site: SiteScheme, mess
         ({"slots": [1]}, r"slots is \[1\]; allowed: an object"),
         ({"overrides": {"*": {"bits": 8}}}, r"override '\*': bits is unknown; allowed here: weight, input"),
         ({"overrides": {"*": {"weight": {"bitz": 8}}}}, r"override '\*': weight.bitz is unknown; allowed here: bits"),
-        ({"overrides": {"*": {"weight": {"bits": 9}}}}, r"override '\*': bits is 9; allowed: 2 to 8"),
+        ({"overrides": {"*": {"weight": {"bits": 9}}}}, r"override '\*': bits is 9; allowed: 1 to 8"),
         ({"overrides": {"*": {"weight": 4}}}, r"override '\*', weight must be a table of keys and values, not 4"),
         ({"overrides": {"*": {"start_step": -2}}}, r"override '\*': .*start_step is -2"),
         ({"overrides": {"*": "none"}}, "'none'"),
@@ -204,8 +204,8 @@ def test_scheme_values_are_checked(changes: dict[str, object], message: str) -> 
 def test_schemes_made_in_python_are_checked_too(changes: dict[str, object], message: str) -> None:
     with pytest.raises(SchemeError, match=message):
         replace(preset("q8bert"), **changes)  # type: ignore[arg-type]
-    with pytest.raises(SchemeError, match="bits is 1; allowed: 2 to 8"):
-        Quantizer(bits=1)
+    with pytest.raises(SchemeError, match="bits is 0; allowed: 1 to 8"):
+        Quantizer(bits=0)
 
 
 @pytest.mark.parametrize("bits", range(2, 9))

@@ -99,7 +99,7 @@ def test_a_whole_scheme_of_an_earlier_release_is_read(tmp_path: Path, name: str)
         ('base = "q8bert"\nlinears.weight.bitz = 4', "linears: weight.bitz is unknown; allowed here: bits, grid"),
         ('base = "q8bert"\nlinears.weight = { granularity = "row" }', "weight.granularity is 'row'"),
         ('base = "q8bert"\nlinears.weight = "per_tensor"', "linears, weight must be a table .*, not 'per_tensor'"),
-        ('base = "q8bert"\nlinears.weight.bits = 1', "linears: bits is 1; allowed: 2 to 8"),
+        ('base = "q8bert"\nlinears.weight.bits = 0', "linears: bits is 0; allowed: 1 to 8"),
         ('base = "q8bert"\nlinears.input.bits = 4', "input.bits is 4; allowed: 8"),
         ('base = "q8bert"\ntables = 3', "tables must be a table of keys and values, not 3"),
         ('base = "q8bert"\ntables.input = {}', "word_embeddings: only linears have an input"),

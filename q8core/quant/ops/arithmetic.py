@@ -4,7 +4,8 @@ The part that loading needs without torch is also in `stored`; a test checks tha
 
 A real number is `scale * q`: `scale` is float32, the zero point is 0 and q is an integer in [-127, 127]
 (-128 is never produced, so the range is symmetric). An asymmetric input has a zero point z, from 0 to 254: q is then
-in [-z, 255 - z], and q + z is an unsigned byte. The real number is still `scale * q`. A linear layer is
+in [-z, 255 - z], and q + z is an unsigned byte. The real number is still `scale * q`. Integers of fewer bits have
+narrower limits (`integer_limits`) and nothing else of their own. A linear layer is
 
     acc_i32[m, n] = sum_k x_q[m, k] * w_q[n, k]                       exact
     y[m, n]       = float32(acc_i32) * r + float32(b_i32) * r         r = float32(scale_x * scale_w)
@@ -26,7 +27,7 @@ import torch
 from torch import Tensor
 
 from q8core.errors import CalibrationError
-from q8core.quant.ops.stored import BIAS_MAX, QMAX, U8_MAX, integer_limits
+from q8core.quant.ops.stored import BIAS_MAX, QMAX, integer_limits
 
 _TINY = torch.finfo(torch.float32).tiny
 
@@ -50,8 +51,8 @@ def scale_from_threshold(threshold: Tensor, steps: int = QMAX) -> Tensor:
     return scale if low >= 2 * steps * _TINY else torch.where(scale < _TINY, 1.0, scale)
 
 
-def asymmetric_grid(low: Tensor, high: Tensor) -> tuple[Tensor, int]:
-    """Return the scale (1,) and the zero point of a 256-step grid from `-low` to `high`, scalars of at least 0.
+def asymmetric_grid(low: Tensor, high: Tensor, bits: int = 8) -> tuple[Tensor, int]:
+    """Return the scale (1,) and the zero point of a grid of 2^bits values from `-low` to `high`, scalars of at least 0.
 
     The zero point is even, so that kernels can add it in the same addition that rounds: ties still round to even.
     As a result, one end of the range may lie up to one step outside the grid.
@@ -59,17 +60,18 @@ def asymmetric_grid(low: Tensor, high: Tensor) -> tuple[Tensor, int]:
     Raises:
         CalibrationError: if `low` or `high` is negative, infinite or NaN.
     """
-    scale = scale_from_threshold((low + high).reshape(1), U8_MAX)
-    return scale, min(2 * round(float(low / scale) / 2), U8_MAX - 1)
+    most = 2**bits - 1
+    scale = scale_from_threshold((low + high).reshape(1), most)
+    return scale, min(2 * round(float(low / scale) / 2), most - 1)
 
 
-def quantize(x: Tensor, scale: Tensor, zero_point: int | None = None) -> Tensor:
+def quantize(x: Tensor, scale: Tensor, zero_point: int | None = None, bits: int = 8) -> Tensor:
     """Return clamp(round_half_even(x * (1 / scale)), -127, 127) as float32 integers, in the shape of `x`.
 
     `scale` is float32 and broadcasts against `x` (see `per_row` for one scale per row). Computed in float32
-    whatever the dtype of `x`. With a zero point the limits are `integer_limits`.
+    whatever the dtype of `x`. With a zero point, or fewer bits, the limits are `integer_limits`.
     """
-    low, high = integer_limits(zero_point)
+    low, high = integer_limits(zero_point, bits)
     reciprocal = scale.reciprocal()
     q = x * reciprocal if x.dtype == torch.float32 else x.to(torch.float32).mul_(reciprocal)
     return q.round_().clamp_(low, high)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from q8core.errors import EngineError
 from q8core.native import load_library, variants
-from q8core.quant.ops.arithmetic import integer_limits, quantize
+from q8core.quant.ops.arithmetic import QMAX, integer_limits, quantize
 
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
 _SINGLE = 2**15
@@ -53,25 +53,26 @@ def row_sides(x: Tensor) -> tuple[Tensor, Tensor]:
     return low, high
 
 
-def to_grid(x: Tensor, scale: Tensor, dtype: torch.dtype, zero_point: int | None = None) -> Tensor:
-    """Return the integers `quantize(x, scale, zero_point)`, (..., K), in a dtype that holds them exactly.
+def to_grid(x: Tensor, scale: Tensor, dtype: torch.dtype, zero_point: int | None = None, bits: int = 8) -> Tensor:
+    """Return the integers `quantize(x, scale, zero_point, bits)`, (..., K), in a dtype that holds them exactly.
 
     Args:
         x: the tensor to quantize.
         scale: float32: one element, one per row (..., 1), or one per column (K,).
         dtype: the result's dtype.
         zero_point: the zero point of an asymmetric grid; None for a symmetric one.
+        bits: bits of an integer.
     """
     x = x.detach()
     of_columns = scale.numel() > 1 and scale.dim() == 1
     if _is_native(x, dtype) and not of_columns:
-        return _rows_to(x, scale.reciprocal(), None, dtype, zero_point)
+        return _rows_to(x, scale.reciprocal(), None, dtype, integer_limits(zero_point, bits))
     if x.numel() <= _BLOCK or (scale.numel() != 1 and not of_columns) or not x.is_contiguous():
-        return quantize(x, scale, zero_point).to(dtype)
+        return quantize(x, scale, zero_point, bits).to(dtype)
     # block by block, so that a block stays in the cache from step to step: takes about half the time
     q = torch.empty(x.shape, dtype=dtype, device=x.device)
     for source, target in zip(_blocks(x), _blocks(q), strict=True):
-        target.copy_(quantize(source, scale, zero_point))
+        target.copy_(quantize(source, scale, zero_point, bits))
     return q
 
 
@@ -151,7 +152,11 @@ def _call(name: str, x: Tensor, *arguments: float | None) -> None:
 
 
 def _rows_to(
-    x: Tensor, inverse: Tensor | None, scale: Tensor | None, dtype: torch.dtype, zero_point: int | None = None
+    x: Tensor,
+    inverse: Tensor | None,
+    scale: Tensor | None,
+    dtype: torch.dtype,
+    limits: tuple[int, int] = (-QMAX, QMAX),
 ) -> Tensor:
     """Return x, rounded to a grid's integers after multiplying by `inverse`, times `scale`; None skips either step."""
     result = torch.empty(x.shape, dtype=dtype)
@@ -160,7 +165,6 @@ def _rows_to(
     if count not in (1, x.numel() // x.shape[-1]):
         raise ValueError(f"{count} scales for the rows of a tensor of shape {tuple(x.shape)}")
     places = [None if each is None else each.data_ptr() for each in given]
-    limits = integer_limits(zero_point)
     _call("q8_to_grid", x, places[0], *limits, places[1], int(count != 1), result.data_ptr(), _TYPES[dtype])
     return result
 

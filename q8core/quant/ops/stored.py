@@ -23,9 +23,12 @@ BIAS_MAX = 2**31 - 1
 """Largest magnitude of a quantized bias."""
 
 
-def integer_limits(zero_point: int | None) -> tuple[int, int]:
-    """Return the smallest and the largest integer of a grid: symmetric, or with a zero point."""
-    return (-QMAX, QMAX) if zero_point is None else (-zero_point, U8_MAX - zero_point)
+def integer_limits(zero_point: int | None, bits: int = 8) -> tuple[int, int]:
+    """Return the smallest and the largest integer of a grid of so many bits: symmetric, or with a zero point."""
+    if zero_point is None:
+        largest = max(1, 2 ** (bits - 1) - 1)
+        return -largest, largest
+    return -zero_point, 2**bits - 1 - zero_point
 
 
 def rescale_factor(scale_x: Array, scale_w: Array) -> NDArray[np.float32]:

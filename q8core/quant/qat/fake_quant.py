@@ -72,16 +72,48 @@ class _QuantizedLinear(Function):
         return grad_x, grad_w, grad_b, None, None, None, None, None, None
 
 
-class _FakeQuantize(Function):
-    """x_hat = quantize(x) * scale; the gradient passes unchanged."""
+class _StraightThrough(Function):
+    """The value of one tensor and the gradient of another."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor) -> Tensor:
-        return on_grid(x, scale)
+    def forward(ctx: Any, x: Tensor, x_hat: Tensor) -> Tensor:
+        return x_hat.view_as(x_hat)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         return grads[0], None
+
+
+class _Gated(Function):
+    """x itself; the gradient of its quantized copy s clamp(round(x / s)) goes on to x and to ln s.
+
+    With v = x / s, and every rounding a constant distance, the copy's derivative by s is round(v) - v inside the limits
+    and the limit outside; by x it is 1 inside, and outside 0 if masked (LSQ, Esser et al., 2020).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, log_step: Tensor | None, steps: Tensor, low: Tensor, high: Tensor, masked: bool
+    ) -> Tensor:
+        ctx.save_for_backward(x, steps, low, high)
+        ctx.masked, ctx.shape = masked, None if log_step is None else log_step.shape
+        return x.view_as(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride] - the decorator hides the name ctx
+        ctx: Any, *grads: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        x, steps, low, high = ctx.saved_tensors
+        grad = grads[0]
+        v = x.to(torch.float32) * steps.reciprocal()
+        inside = (v >= low) & (v <= high)
+        grad_x = grad * inside if ctx.masked else grad
+        grad_log = None
+        if ctx.shape is not None and ctx.needs_input_grad[1]:
+            by_step = torch.where(inside, v.round() - v, v.clamp(low, high)).mul_(steps).mul_(grad)
+            grad_log = by_step.sum().reshape(ctx.shape) if ctx.shape.numel() == 1 else by_step.sum(dim=-1)
+        return grad_x, grad_log, None, None, None, None
 
 
 def quantized_linear(
@@ -110,6 +142,26 @@ def quantized_linear(
 
 def fake_quantize(x: Tensor, scale: Tensor) -> Tensor:
     """Return `x` on its 8-bit grid, in its own shape and dtype; the gradient is the identity."""
-    x_hat = _FakeQuantize.apply(x, scale)
-    assert isinstance(x_hat, Tensor)
-    return x_hat
+    return straight_through(x, on_grid(x, scale))
+
+
+def straight_through(x: Tensor, x_hat: Tensor) -> Tensor:
+    """Return `x_hat`, whose gradient goes on to `x`, which has the same shape and dtype."""
+    found = _StraightThrough.apply(x, x_hat)
+    assert isinstance(found, Tensor)
+    return found
+
+
+def gated(x: Tensor, log_step: Tensor | None, *, steps: Tensor, limits: tuple[Tensor, Tensor], masked: bool) -> Tensor:
+    """Return `x`, whose gradient, that of its quantized copy, goes on as it should.
+
+    Args:
+        x: (..., K), what is quantized.
+        log_step: logarithms of steps that are learned, one element or, of a matrix, one for each row (rows,); or None.
+        steps: float32, all steps; broadcasts against `x`.
+        limits: float32, the smallest and the largest integer; they broadcast against `x`.
+        masked: whether values outside the limits get no gradient.
+    """
+    found = _Gated.apply(x, log_step, steps, *limits, masked)
+    assert isinstance(found, Tensor)
+    return found

@@ -24,10 +24,11 @@ from q8core.quant.ops.arithmetic import (
     row_scales,
     scale_from_threshold,
 )
-from q8core.quant.ops.passes import row_magnitudes, to_grid
+from q8core.quant.ops.passes import to_grid
 from q8core.quant.plan import SitePlan
 from q8core.quant.qat.context import ForwardContext, compute_dtype
-from q8core.quant.qat.fake_quant import fake_quantize, quantized_linear
+from q8core.quant.qat.fake_quant import fake_quantize, quantized_linear, straight_through
+from q8core.quant.qat.weight_grid import WeightGrid, WeightSteps, spread, weight_grid, weight_integers
 from q8core.quant.quantizer import Quantizer
 from q8core.quant.rules.ranges import RangeCollector, abs_max, ema_update, largest_of_processes, rows_of, side_maxima
 from q8core.quant.schemes import Scheme
@@ -36,24 +37,11 @@ RangeName = Literal["input", "input_low", "input_high", "output"]
 
 
 class LinearScales(NamedTuple):
-    """The frozen scales of a linear layer: input (1,), weight (1,) or (out,), output (1,); None if not static."""
+    """The frozen scales of a linear layer: input (1,), weight (scales,), output (1,); None if not static."""
 
     input: Tensor | None
     weight: Tensor
     output: Tensor | None
-
-
-def weight_scale(weight: Tensor, quantizer: Quantizer, path: str) -> Tensor:
-    """Return the scale of a weight (rows, columns) from its largest magnitude: (1,) or, per channel, (rows,).
-
-    Raises:
-        CalibrationError: if the weight of the module at `path` has an infinite or NaN value.
-    """
-    threshold = row_magnitudes(weight) if quantizer.granularity == "channel" else abs_max(weight).reshape(1)
-    try:
-        return scale_from_threshold(threshold, quantizer.largest)
-    except CalibrationError:  # not a negative magnitude: there are none
-        raise CalibrationError(f"{path}.weight has infinite or NaN values") from None
 
 
 class QATLinear(nn.Linear):
@@ -84,6 +72,7 @@ class QATLinear(nn.Linear):
         assert plan.weight is not None
         self.plan, self.path, self.context = plan, plan.path, context
         self.weight_quantizer: Quantizer = plan.weight
+        self.weight_steps = WeightSteps(self.weight, plan.weight, plan.path, follows=True)
         self.ema_decay, self.ema_debias = scheme.ema_decay, scheme.ema_debias
         self.collectors: dict[RangeName, RangeCollector] | None = None
         # In a tuple, so that the layer that owns the shared range is not registered as a child.
@@ -177,7 +166,8 @@ class QATLinear(nn.Linear):
                 f"{owner.path}: the {name} range was never observed; train or calibrate before evaluating"
             )
         if name == "input" and self.asymmetric:
-            return asymmetric_grid(*(owner.get_buffer(f"input_{side}_threshold") for side in ("low", "high")))
+            low, high = (owner.get_buffer(f"input_{side}_threshold") for side in ("low", "high"))
+            return asymmetric_grid(low, high)
         return scale_from_threshold(owner.get_buffer(f"{name}_threshold").reshape(1)), None
 
     def scales(self) -> LinearScales:
@@ -186,13 +176,21 @@ class QATLinear(nn.Linear):
         Raises:
             CalibrationError: if a range was never observed or the weight is not finite.
         """
-        scale_w = weight_scale(self.deployed_weight(), self.weight_quantizer, self.path)
+        scale_w = self.weight_grid().scale
         scale_x = self.range_scale("input") if self.plan.kind == "static" else None
         scale_y = self.range_scale("output") if self.plan.output is not None else None
         return LinearScales(scale_x, scale_w, scale_y)
 
+    def weight_grid(self) -> WeightGrid:
+        """Return the weight's grid as it would be deployed now.
+
+        Raises:
+            CalibrationError: if the weight is not finite.
+        """
+        return self.weight_steps.grid(self.deployed_weight())
+
     def bias_i32(self, scale_x: Tensor, scale_w: Tensor) -> Tensor:
-        """Return the bias (out,) as int32 steps of the accumulator.
+        """Return the bias (out,) as int32 steps of the accumulator; `scale_w` has one value, or one for each row.
 
         Raises:
             CalibrationError: if it is infinite or NaN, or the scales leave no usable step.
@@ -217,15 +215,17 @@ class QATLinear(nn.Linear):
         dtype = compute_dtype()
         with torch.no_grad():
             weight = self.deployed_weight()
-            scale_w = weight_scale(weight, self.weight_quantizer, self.path)
-            w_q = to_grid(weight, per_row(scale_w), dtype)
+            # observed_steps has counted this step already
+            step = int(self.observed_steps) - 1 if self.training else None
+            grid = self.weight_steps.grid(weight, step).rows(self.out_features)
+            scale_w, w_q = grid.scale, weight_integers(weight, self.weight_quantizer, grid, dtype)
             x_q, scale_x = self._quantized_input(x, dtype)
             if self.plan.kind == "static":
                 bias_hat = dequantize_bias(self.bias_i32(scale_x, scale_w), scale_x, scale_w)
             else:
                 bias_hat = self.bias.detach()
         return quantized_linear(
-            x, self.weight, self.bias,
+            x, self.weight_steps.gated(self.weight, grid, self.smoothing), self.bias,
             x_q=x_q, w_q=w_q, scale_x=scale_x, scale_w=scale_w, bias_hat=bias_hat, smoothing=self.smoothing,
         )  # fmt: skip
 
@@ -293,6 +293,7 @@ class QATEmbedding(nn.Embedding):
         assert plan.weight is not None
         self.plan, self.path = plan, plan.path
         self.weight_quantizer: Quantizer = plan.weight
+        self.weight_steps = WeightSteps(self.weight, plan.weight, plan.path, follows=False)
         self.train(embedding.training)
         self.collecting = False
 
@@ -301,18 +302,30 @@ class QATEmbedding(nn.Embedding):
         rows = super().forward(input)
         if self.collecting:
             return rows
-        per_tensor = self.weight_quantizer.granularity == "tensor"
+        ids, flat = input.reshape(-1), rows.detach().reshape(-1, self.embedding_dim)
+        log_step = self.weight_steps.log_step
         with torch.no_grad():
-            scale = self.scale() if per_tensor else row_scales(rows, self.weight_quantizer.largest)
-        return fake_quantize(rows, scale)
+            grid = self._grid_of(ids, flat)
+            flat_q = weight_integers(flat, self.weight_quantizer, grid, torch.float32)
+            rows_hat = flat_q.mul_(per_row(grid.scale)).to(rows.dtype).view(rows.shape)
+        if log_step is not None and len(log_step) > 1:
+            log_step = spread(log_step, self.num_embeddings)[ids]
+        through = self.weight_steps.gated_rows(rows.reshape(flat.shape), grid, log_step)
+        return straight_through(through.view(rows.shape), rows_hat)
 
-    def scale(self) -> Tensor:
-        """Return the table's scale: (1,) or, per channel, (rows,).
+    def weight_grid(self) -> WeightGrid:
+        """Return the table's grid as it would be deployed now.
 
         Raises:
             CalibrationError: if the table is not finite.
         """
-        return weight_scale(self.weight, self.weight_quantizer, self.path)
+        return self.weight_steps.grid(self.weight.detach())
+
+    def _grid_of(self, ids: Tensor, rows: Tensor) -> WeightGrid:
+        """Return the grid of the rows (N, dim) with these ids (N,); rows with a range of their own need no others."""
+        if self.weight_quantizer.granularity == "channel" and self.weight_steps.log_step is None:
+            return weight_grid(rows, self.weight_quantizer, self.path)
+        return self.weight_grid().rows(self.num_embeddings).of(ids)
 
     def extra_repr(self) -> str:
         """Describe shapes and scheme."""

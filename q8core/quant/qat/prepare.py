@@ -146,9 +146,15 @@ def quantized_layers(prepared: nn.Module) -> tuple[dict[str, QATLinear], dict[st
     return linears, tables
 
 
+def learned_steps(prepared: nn.Module) -> frozenset[str]:
+    """Return the names of the parameters that are no weights but logarithms of steps."""
+    return frozenset(name for name, _ in prepared.named_parameters() if name.endswith("log_step"))
+
+
 def master_weights(prepared: nn.Module) -> dict[str, Tensor]:
-    """Return the float parameters by the names of sites, without the ranges: what a float file stores."""
-    return {name: parameter.detach() for name, parameter in prepared.named_parameters()}
+    """Return the float parameters by the names of sites, without steps and ranges: what a float file stores."""
+    steps = learned_steps(prepared)
+    return {name: parameter.detach() for name, parameter in prepared.named_parameters() if name not in steps}
 
 
 def _collected(layer: QATLinear) -> dict[RangeName, Tensor]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, distributed
 
 from q8core.errors import CalibrationError, InputError
-from q8core.quant.ops.arithmetic import QMAX, U8_MAX
+from q8core.quant.ops.arithmetic import integer_limits
 from q8core.quant.ops.passes import row_magnitudes, row_sides
 
 CalibrationMethod = Literal["max", "percentile", "mse"]
@@ -183,7 +183,8 @@ class MseCollector:
 
     CANDIDATES = 128
 
-    def __init__(self) -> None:
+    def __init__(self, bits: int = 8) -> None:
+        self.largest = integer_limits(None, bits)[1]
         self.histogram = Histogram()
 
     def add(self, rows: Tensor) -> None:
@@ -196,12 +197,12 @@ class MseCollector:
         if top == 0.0:
             return torch.zeros(())
         candidates = top * torch.arange(self.CANDIDATES, 0, -1, dtype=torch.float64) / self.CANDIDATES
-        errors = self.histogram.squared_errors(candidates / QMAX, candidates)
+        errors = self.histogram.squared_errors(candidates / self.largest, candidates)
         return candidates[int(errors.argmin())].to(torch.float32)
 
 
-def mse_sides(low: Histogram, high: Histogram) -> tuple[Tensor, Tensor]:
-    """Return both ends of the 256-step grid with the least squared difference between values and quantized values.
+def mse_sides(low: Histogram, high: Histogram, bits: int = 8) -> tuple[Tensor, Tensor]:
+    """Return both ends of the grid of 2^bits values with the least squared difference from values to quantized values.
 
     Both ends share one step, so they are chosen together: the best of 41 x 41 pairs. The candidates of a side go from
     its largest magnitude to 1/32 of that, in equal ratios.
@@ -209,6 +210,7 @@ def mse_sides(low: Histogram, high: Histogram) -> tuple[Tensor, Tensor]:
     Args:
         low: histogram of max(-x, 0).
         high: histogram of max(x, 0).
+        bits: bits of an integer.
 
     Returns:
         float32 scalars of at least 0, for `asymmetric_grid`.
@@ -219,7 +221,7 @@ def mse_sides(low: Histogram, high: Histogram) -> tuple[Tensor, Tensor]:
         return torch.zeros(()), torch.zeros(())
     best, chosen = math.inf, (lows[0], highs[0])
     for end in lows[:1] if low.max == 0.0 else lows:
-        steps = (end + highs) / U8_MAX  # (41,)
+        steps = (end + highs) / (2**bits - 1)  # (41,)
         errors = low.squared_errors(steps, end) + high.squared_errors(steps, highs)
         place = int(errors.argmin())
         if float(errors[place]) < best:
@@ -227,8 +229,8 @@ def mse_sides(low: Histogram, high: Histogram) -> tuple[Tensor, Tensor]:
     return chosen[0].to(torch.float32), chosen[1].to(torch.float32)
 
 
-def create_collector(method: CalibrationMethod, percentile: float = 99.99) -> RangeCollector:
-    """Return an empty collector.
+def create_collector(method: CalibrationMethod, percentile: float = 99.99, bits: int = 8) -> RangeCollector:
+    """Return an empty collector of a range for integers of so many bits.
 
     Raises:
         InputError: if the method is unknown or the percentile is outside (0, 100].
@@ -238,5 +240,5 @@ def create_collector(method: CalibrationMethod, percentile: float = 99.99) -> Ra
     if method == "percentile":
         return PercentileCollector(percentile)
     if method == "mse":
-        return MseCollector()
+        return MseCollector(bits)
     raise InputError(f"calibration method must be one of max, percentile, mse; found {method!r}")

@@ -23,6 +23,10 @@ Arithmetic = Literal["float", "relative_u8"]
 LINEAR_SLOTS = (EMBEDDING_PROJECTION, *LAYER_LINEARS, "head_dense", "head_output")
 SLOTS = (*TABLES, *LINEAR_SLOTS, PRODUCTS)
 """All slots of a scheme: embedding tables, linears, and the two attention products."""
+_WEIGHT_BITS = {"max": (2, 8), "mse": (2, 8), "learned": (2, 8), "twn": (2, 2), "mean": (1, 1)}
+"""Rule of a weight -> the least and the most bits it is for."""
+_ASYMMETRIC_BITS = 4
+"""Weights of more bits have no zero points."""
 FLOAT = "float"
 """The value of a slot or an override in a file that quantizes nothing."""
 
@@ -201,26 +205,45 @@ def check_site(slot: str, scheme: SiteScheme, what: str) -> None:
     _check_weight(scheme.weight, what)
     _check_input(scheme.input, what)
     _check_output(slot, scheme, what)
+    if scheme.weight and scheme.weight.rule == "learned" and scheme.input and scheme.input.smoothing:
+        raise SchemeError(
+            f"{what}: input.smoothing is {scheme.input.smoothing} with a weight of rule 'learned'; allowed: 0, because "
+            "smoothing changes the weight after its steps have started"
+        )
 
 
 def _check_weight(weight: Quantizer | None, what: str) -> None:
     if weight is None:
         return
-    _check_one_of(f"{what}: weight.granularity", weight.granularity, ("tensor", "channel"))
-    _check_one_of(f"{what}: weight.grid", weight.grid, ("symmetric",))
-    _check_one_of(f"{what}: weight.rule", weight.rule, ("max",))
-    _check_one_of(f"{what}: weight.smoothing", weight.smoothing, (0,))
+    what, allowed = f"{what}: weight", _WEIGHT_BITS
+    _check_one_of(f"{what}.granularity", weight.granularity, ("tensor", "channel", "group"))
+    _check_one_of(f"{what}.rule", weight.rule, tuple(allowed))
+    least, most = allowed[weight.rule]
+    if not least <= weight.bits <= most:
+        many = f"{least} to {most}" if least < most else least
+        raise SchemeError(f"{what}.bits with rule {weight.rule!r} is {weight.bits}; allowed: {many}")
+    if weight.grid == "asymmetric":
+        _check_one_of(f"{what}.rule of an asymmetric grid", weight.rule, ("max",))
+        if weight.bits > _ASYMMETRIC_BITS:
+            raise SchemeError(
+                f"{what}.grid with {weight.bits} bits is 'asymmetric'; allowed: symmetric, because zero points are "
+                f"stored only beside codes, which integers of at most {_ASYMMETRIC_BITS} bits have"
+            )
+    if weight.rule in ("twn", "mean"):  # no value is outside of a range
+        _check_one_of(f"{what}.gradient with rule {weight.rule!r}", weight.gradient, ("straight_through",))
+    _check_one_of(f"{what}.smoothing", weight.smoothing, (0,))
 
 
 def _check_input(quantizer: Quantizer | None, what: str) -> None:
     if quantizer is None:
         return
     _check_one_of(f"{what}: input.granularity", quantizer.granularity, ("tensor", "token"))
-    rule = "max" if quantizer.granularity == "token" else "ema"
-    _check_one_of(f"{what}: input.rule of one scale a {quantizer.granularity}", quantizer.rule, (rule,))
+    rules = ("max",) if quantizer.granularity == "token" else ("ema",)
+    _check_one_of(f"{what}: input.rule of one scale a {quantizer.granularity}", quantizer.rule, rules)
     if quantizer.granularity == "token":
         _check_one_of(f"{what}: input.smoothing of one scale a token", quantizer.smoothing, (0,))
         _check_one_of(f"{what}: input.grid of one scale a token", quantizer.grid, ("symmetric",))
+        _check_one_of(f"{what}: input.gradient of one scale a token", quantizer.gradient, ("straight_through",))
     _check_one_of(f"{what}: input.bits", quantizer.bits, (8,))
 
 
@@ -238,6 +261,7 @@ def _check_output(slot: str, scheme: SiteScheme, what: str) -> None:
         ("grid", output.grid, "symmetric"),
         ("bits", output.bits, 8),
         ("smoothing", output.smoothing, 0),
+        ("gradient", output.gradient, "straight_through"),
     ):
         _check_one_of(f"{what}: output.{name}", value, (allowed,))
 

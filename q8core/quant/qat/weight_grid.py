@@ -1,0 +1,183 @@
+"""The grid of a weight by the rule of its quantizer: one definition for training, calibration and conversion."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from q8core.errors import CalibrationError
+from q8core.quant.ops.arithmetic import integer_limits, per_row, scale_from_threshold
+from q8core.quant.ops.passes import row_magnitudes, row_sides, to_grid
+from q8core.quant.qat.fake_quant import gated
+from q8core.quant.quantizer import Quantizer
+from q8core.quant.rules.mean import mean_scale, signs
+from q8core.quant.rules.mse import mse_scale, mse_turn
+from q8core.quant.rules.twn import ternary, ternary_grid
+
+_SEARCH_EVERY = 50
+"""Training steps from one whole search for the steps of rule "mse" to the next; the others make a single turn."""
+
+
+class WeightGrid(NamedTuple):
+    """The grid of a weight: a value for all rows, for each group of rows, or for each row.
+
+    Attributes:
+        scale: float32 (scales,), the steps.
+        zero_point: float32 integers (scales,) of an asymmetric grid; None for a symmetric one.
+        border: float32 (scales,), the least magnitude that is not 0, of rule "twn"; else None.
+    """
+
+    scale: Tensor
+    zero_point: Tensor | None = None
+    border: Tensor | None = None
+
+    def rows(self, count: int) -> WeightGrid:
+        """Return the grid with a value for each of so many rows; a single value stays as it is."""
+        return WeightGrid(*(None if each is None else spread(each, count) for each in self))  # type: ignore[arg-type]
+
+    def of(self, ids: Tensor) -> WeightGrid:
+        """Return the grid of some rows; it must have a value for each row, or a single one."""
+        if len(self.scale) == 1:
+            return self
+        return WeightGrid(*(None if each is None else each[ids] for each in self))  # type: ignore[arg-type]
+
+
+def spread(values: Tensor, rows: int) -> Tensor:
+    """Return one value for each row, from one for each group of rows; a single one stays as it is."""
+    return values if len(values) in (1, rows) else values.repeat_interleave(rows // len(values))
+
+
+def weight_grid(weight: Tensor, quantizer: Quantizer, path: str) -> WeightGrid:
+    """Return the grid of a weight (rows, columns), detached, as it is deployed; learned steps start from it.
+
+    Raises:
+        CalibrationError: if the weight of the module at `path` has an infinite or NaN value.
+    """
+    try:
+        return _grid(weight, quantizer)
+    except CalibrationError:  # not a negative magnitude: there are none
+        raise CalibrationError(f"{path}.weight has infinite or NaN values") from None
+
+
+def _grid(weight: Tensor, quantizer: Quantizer) -> WeightGrid:
+    scopes = quantizer.scales(len(weight))
+    rows = weight.reshape(scopes, -1)
+    if quantizer.grid == "asymmetric":
+        low, high = (side.reshape(scopes, -1).amax(dim=1) for side in row_sides(weight))
+        most = 2**quantizer.bits - 1
+        scale = scale_from_threshold(low + high, most)
+        return WeightGrid(scale, (low * scale.reciprocal()).round_().clamp_(max=most))
+    if quantizer.rule == "mean":
+        return WeightGrid(mean_scale(rows))
+    if quantizer.rule == "twn":
+        scale, border = ternary_grid(rows)
+        return WeightGrid(scale, border=border)
+    if quantizer.rule == "max":
+        threshold = row_magnitudes(weight).reshape(scopes, -1).amax(dim=1)
+        return WeightGrid(scale_from_threshold(threshold, quantizer.largest))
+    return WeightGrid(mse_scale(rows, quantizer.largest))
+
+
+def weight_integers(weight: Tensor, quantizer: Quantizer, grid: WeightGrid, dtype: torch.dtype) -> Tensor:
+    """Return the integers (rows, columns) of a weight, zero points taken off, in a dtype that holds them exactly.
+
+    Args:
+        weight: float32 (rows, columns), detached.
+        quantizer: the weight's.
+        grid: with a single value, or one for each row.
+        dtype: the result's dtype.
+    """
+    if quantizer.rule == "mean":
+        return signs(weight).to(dtype)
+    if grid.border is not None:
+        return ternary(weight, grid.border).to(dtype)
+    if grid.zero_point is None:
+        return to_grid(weight, per_row(grid.scale), dtype, bits=quantizer.bits)
+    low, high = weight_limits(quantizer, grid)
+    return (weight * per_row(grid.scale).reciprocal()).round_().clamp_(low, high).to(dtype)
+
+
+def weight_limits(quantizer: Quantizer, grid: WeightGrid) -> tuple[Tensor, Tensor]:
+    """Return the smallest and the largest integer of each row, (rows, 1) or (1, 1) float32."""
+    if grid.zero_point is not None:
+        zero = per_row(grid.zero_point)
+        return -zero, 2**quantizer.bits - 1 - zero
+    low, high = (torch.full((1, 1), float(limit)) for limit in integer_limits(None, quantizer.bits))
+    return low.to(grid.scale.device), high.to(grid.scale.device)
+
+
+class WeightSteps(nn.Module):
+    """What training keeps of a weight's grid from step to step, with its gradients.
+
+    With rule "learned" it has a parameter `log_step` (scales,), the logarithms of the steps: they stay positive, and an
+    update is a relative change (LSQ, Esser et al., 2020, which learns the steps themselves). With rule "mse" it has a
+    buffer `before` (scales,), the steps of the training step before, 0 before the first.
+
+    Args:
+        weight: float32 (rows, columns).
+        quantizer: the weight's.
+        path: the site's name.
+        follows: whether training's steps of rule "mse" start from those before, instead of a whole search each time.
+    """
+
+    before: Tensor
+
+    def __init__(self, weight: Tensor, quantizer: Quantizer, path: str, *, follows: bool) -> None:
+        super().__init__()
+        self.quantizer, self.path = quantizer, path
+        self.follows = follows and quantizer.rule == "mse"
+        self.log_step: nn.Parameter | None = None
+        if quantizer.rule == "learned":
+            self.log_step = nn.Parameter(weight_grid(weight.detach(), quantizer, path).scale.log())
+        if self.follows:
+            self.register_buffer("before", torch.zeros(quantizer.scales(len(weight))))
+
+    @torch.no_grad()
+    def grid(self, weight: Tensor, step: int | None = None) -> WeightGrid:
+        """Return the grid of a weight (rows, columns), detached.
+
+        Args:
+            weight: as it is deployed.
+            step: in training, the number of the step from 0 on; without it, the grid does not depend on steps before.
+
+        Raises:
+            CalibrationError: if the weight is infinite or NaN.
+        """
+        if self.log_step is not None:
+            return WeightGrid(self.log_step.detach().exp())
+        if step is None or not self.follows:
+            return weight_grid(weight, self.quantizer, self.path)
+        if step % _SEARCH_EVERY == 0 or not bool(self.before.any()):
+            self.before.copy_(weight_grid(weight, self.quantizer, self.path).scale)
+        else:
+            self.before.copy_(mse_turn(weight.reshape(len(self.before), -1), self.before, self.quantizer.largest))
+        return WeightGrid(self.before.clone())
+
+    def gated(self, weight: Tensor, grid: WeightGrid, smoothing: Tensor | None = None) -> Tensor:
+        """Return the weight (rows, columns), whose gradient goes on as the quantizer says, to the steps too.
+
+        Args:
+            weight: the master weight.
+            grid: with a single value, or one for each row.
+            smoothing: (columns,), the factors that multiply the weight before it is quantized.
+        """
+        log_step = None if self.log_step is None else spread(self.log_step, len(weight))
+        return self.gated_rows(weight, grid, log_step, smoothing)
+
+    def gated_rows(
+        self, rows: Tensor, grid: WeightGrid, log_step: Tensor | None, smoothing: Tensor | None = None
+    ) -> Tensor:
+        """Return `gated` of some rows; `log_step` is that of each of them, or a single one."""
+        masked = self.quantizer.gradient == "masked"
+        if log_step is None and not masked:
+            return rows
+        steps = per_row(grid.scale)
+        return gated(
+            rows,
+            log_step,
+            steps=steps if smoothing is None else steps / smoothing,
+            limits=weight_limits(self.quantizer, grid),
+            masked=masked,
+        )
