@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from q8core.quant.ops.stored import QMAX
+from q8core.quant.ops.stored import integer_limits
+from q8core.quant.quantizer import MOST_BITS
 
 OPSET = 20
 IR_VERSION = 9
@@ -28,7 +29,7 @@ class GraphBuilder:
         self._arrays: Any = import_module("onnx.numpy_helper")
         self._nodes: list[Any] = []
         self._constants: dict[str, Any] = {}
-        self._quantized: dict[tuple[str, float, int | None], tuple[str, str, str]] = {}
+        self._quantized: dict[tuple[str, float, int | None, int], tuple[str, str, str]] = {}
 
     def constant(self, name: str, value: Array) -> str:
         """Add a tensor of the model."""
@@ -50,22 +51,25 @@ class GraphBuilder:
         values = scale.reshape(()) if scale.size == 1 else scale
         return self.node("DequantizeLinear", name, q, self.constant(f"{name}.scale", values), axis=axis)
 
-    def quantize(self, name: str, x: str, scale: float, zero_point: int | None = None) -> str:
+    def quantize(self, name: str, x: str, scale: float, zero_point: int | None = None, bits: int = 8) -> str:
         """Quantize x on our grid and return the float32 values of the grid.
 
         The integers are u8: onnxruntime on x86 computes products of u8 and int8 in integers, but those of int8 and int8
         in floats. QuantizeLinear rounds half to even, as we do. It saturates at the ends of an asymmetric grid. A
         symmetric grid of -127 to 127 steps has the zero point 128, with which it would saturate at -128, so x is
-        clipped to -127 steps first. A tensor that several layers read on the same grid is quantized once; each layer
-        has its own DequantizeLinear, because onnxruntime does not fuse a shared one.
+        clipped to -127 steps first, and to both ends of a grid of fewer bits. A tensor that several layers read on the
+        same grid is quantized once; each layer has its own DequantizeLinear, because onnxruntime does not fuse a shared
+        one.
         """
-        key = (x, scale, zero_point)
+        key = (x, scale, zero_point, bits)
         if key not in self._quantized:
             step = self.constant(f"{name}.scale", np.array(scale, np.float32))
             zero = self.constant(f"{name}.zero", np.array(128 if zero_point is None else zero_point, np.uint8))
-            if zero_point is None:
-                lowest = self.constant(f"{name}.lowest", np.array(-QMAX * scale, np.float32))
-                x = self.node("Clip", f"{name}.cut", x, lowest)
+            if zero_point is None or bits < MOST_BITS:
+                ends = integer_limits(zero_point, bits)[: 1 if bits == MOST_BITS else 2]
+                names = zip(("lowest", "highest"), ends, strict=False)
+                limits = [self.constant(f"{name}.{end}", np.array(q * scale, np.float32)) for end, q in names]
+                x = self.node("Clip", f"{name}.cut", x, *limits)
             self._quantized[key] = (self.node("QuantizeLinear", f"{name}.q", x, step, zero), step, zero)
         return self.node("DequantizeLinear", name, *self._quantized[key])
 

@@ -219,7 +219,7 @@ class _Model:
             if tensors.input_smoothing is not None:  # QuantizeLinear has one scale for all columns
                 factors = g.constant(f"{path}.input_smoothing", tensors.input_smoothing)
                 x = g.node("Div", f"{path}.smoothed", x, factors)
-            x = g.quantize(f"{path}.input", x, tensors.input_scale.item(), tensors.zero_point)
+            x = g.quantize(f"{path}.input", x, tensors.input_scale.item(), tensors.zero_point, tensors.input_bits)
             weight = g.dequantize(f"{path}.weight_f", weight, tensors.weight_scale, axis=1)
             bias = g.dequantize(f"{path}.bias_f", bias, r)
         y = g.node("Add", path, g.node("MatMul", f"{path}.product", x, weight), bias)

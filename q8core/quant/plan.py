@@ -147,8 +147,8 @@ class Plan:
         places = sites(spec, head)
         if scheme is None:
             return cls(spec, head, None, {site.path: SitePlan(site, _FLOAT) for site in places})
-        quantizable = [site for site in places if site.slot in SLOTS]
-        for glob, changes in scheme.overrides.items():
+        quantizable, applied = [site for site in places if site.slot in SLOTS], scheme.of_layers(spec.layers)
+        for glob, changes in applied.overrides.items():
             matching = [site for site in quantizable if fnmatchcase(site.path, glob)]
             if not matching:
                 raise SchemeError(
@@ -159,9 +159,9 @@ class Plan:
                 key in parts or value in _NOTHING for key, value in changes.items()
             ):
                 first = matching[0]  # no site has the changed fields: the first one's error says so
-                check_site(first.slot, changed(scheme.slots[first.slot], changes, f"override {glob!r}"), first.path)
+                check_site(first.slot, changed(applied.slots[first.slot], changes, f"override {glob!r}"), first.path)
         found = {
-            site.path: SitePlan(site, scheme.at(site.slot, site.path) if site.slot in SLOTS else _FLOAT)
+            site.path: SitePlan(site, applied.at(site.slot, site.path) if site.slot in SLOTS else _FLOAT)
             for site in places
         }
         for site in found.values():
@@ -180,6 +180,12 @@ class Plan:
     def smooths(self) -> bool:
         """Whether any input has a step for each column, which calibration sets."""
         return any(site.smooths for site in self.sites.values())
+
+    @property
+    def starts_calibrated(self) -> bool:
+        """Whether training starts from calibration: of columns' steps, or of ranges that it only moves."""
+        inputs = [site.input for site in self.sites.values() if site.input is not None]
+        return self.smooths or any(read.rule in ("mse", "learned") for read in inputs)
 
     def of_layer(self, layer: int, slot: str) -> SitePlan:
         """Return the plan of a layer's site."""

@@ -33,7 +33,7 @@ class Quantizer:
             an input's range follows from batch to batch; "mean", of the magnitudes (1 bit); "twn", that of TernaryBERT
             (2 bits); "learned", a step that is trained as a parameter, from the one with the least squared error on.
         gradient: how rounding passes on the gradient in training: "straight_through", everywhere; "masked", only to
-            values inside the range.
+            values that are not clamped.
         smoothing: for an input with one fixed scale, the alpha of SmoothQuant (Xiao et al., 2023): before
             quantization, each column of the input is divided, and the weight's column multiplied, by
             max|x|^smoothing / max|w|^(1 - smoothing) of the column; 0 leaves both unchanged.

@@ -95,6 +95,22 @@ class _State:
     identity: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class ParameterRules:
+    """Parameters, by their names in the model, that are trained otherwise than the others.
+
+    Attributes:
+        rates: those with a highest learning rate of their own, which also have no decay.
+        without_decay: matrices without decay.
+    """
+
+    rates: Mapping[str, float] = field(default_factory=dict[str, float])
+    without_decay: frozenset[str] = frozenset()
+
+
+ALL_ALIKE = ParameterRules()
+
+
 @dataclass
 class Trainer:
     """Trains ``model`` on the features of ``task`` and keeps the best weights.
@@ -109,6 +125,7 @@ class Trainer:
         loss: the loss to minimise; with a teacher a `Distillation`.
         processes: the processes that train together; a step, its batch and its loss are those of all.
         pad_token: the padding id of shorter inputs.
+        rules: which parameters are trained otherwise than the others.
     """
 
     model: nn.Module
@@ -120,6 +137,7 @@ class Trainer:
     loss: Loss = task_loss
     processes: Processes = field(default_factory=current_processes)
     pad_token: int | None = 0
+    rules: ParameterRules = ALL_ALIKE
 
     def run(self, features: list[Feature]) -> Progress:
         """Train to the end; afterwards the first process's ``model`` has the best weights, on the CPU.
@@ -168,7 +186,7 @@ class Trainer:
     def _start(self, steps: _Steps) -> _State:
         """Put the model on its device, and go on from the state in the folder where there is one."""
         self.model.to(self.processes.device)
-        optimizer = make_optimizer(self.model, self.config)
+        optimizer = make_optimizer(self.model, self.config, self.rules)
         identity = {**self.config.to_dict(), **self.identity}
         average = WeightAverage(self.model, self.config.average * steps.total) if self.config.average else None
         progress = load_state(self.output, self.model, optimizer, identity, average) or Progress()
@@ -185,7 +203,7 @@ class Trainer:
     def _step(self, step: int, features: list[Feature], state: _State, steps: _Steps) -> float:
         """Train on a batch; returns its loss."""
         for group in state.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * schedule(step, steps.total, self.config.warmup)
+            group["lr"] = group["peak"] * schedule(step, steps.total, self.config.warmup)
         self.processes.seed(self.config.seed, step)
         batch, share = self.processes.share(collate(features, self.task.kind, pad_token=self.pad_token))
         loss = training_step(lambda: self.loss(self.model, batch) * share, state.optimizer, self.config, self.processes)
@@ -248,11 +266,19 @@ def discard_state(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """Return AdamW without decay on biases and LayerNorm (Devlin et al. 2018)."""
-    decay = [p for p in model.parameters() if p.ndim > 1]
-    plain = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+def make_optimizer(model: nn.Module, config: TrainConfig, rules: ParameterRules = ALL_ALIKE) -> torch.optim.AdamW:
+    """Return AdamW without decay on biases and LayerNorm (Devlin et al. 2018); a group's "peak" is its highest rate."""
+    named = dict(model.named_parameters())
+    rest = [(name, p) for name, p in named.items() if name not in rules.rates]
+    decay = [p for name, p in rest if p.ndim > 1 and name not in rules.without_decay]
+    plain = [p for name, p in rest if p.ndim <= 1 or name in rules.without_decay]
+    groups: list[dict[str, Any]] = [
+        {"params": decay, "weight_decay": config.weight_decay, "peak": config.learning_rate},
+        {"params": plain, "weight_decay": 0.0, "peak": config.learning_rate},
+    ]
+    for rate in sorted(set(rules.rates.values())):
+        own = [p for name, p in named.items() if rules.rates.get(name) == rate]
+        groups.append({"params": own, "weight_decay": 0.0, "peak": rate})
     return torch.optim.AdamW(groups, lr=config.learning_rate, eps=1e-8, fused=True)
 
 

@@ -15,7 +15,7 @@ from q8core.errors import CheckpointError, InputError
 from q8core.evaluate import evaluate_engine
 from q8core.quant import Scheme, find_scheme, preset
 from q8core.quant.qat.convert import arrays, convert
-from q8core.quant.qat.prepare import calibrate, master_weights, prepare
+from q8core.quant.qat.prepare import calibrate, learned_steps, master_weights, prepare, quantized_layers
 from q8core.quant.rules.ranges import CalibrationMethod
 from q8core.tasks.task import Task
 from q8core.training.batches import calibration_batches
@@ -23,12 +23,15 @@ from q8core.training.config import TrainConfig
 from q8core.training.distillation import training_loss
 from q8core.training.finetune import RECORD_FILE
 from q8core.training.identity import dev_identity, run_identity, weights_digest
-from q8core.training.loop import Trainer
+from q8core.training.loop import ParameterRules, Trainer
 from q8core.training.model import TaskModel, check_trainable, find_source, load_for_task, model_folder
 from q8core.training.publish import Origin, publish
 
-SMOOTHING_EXAMPLES = 512
-"""Training examples by which the inputs' columns are smoothed before training starts."""
+STARTING_EXAMPLES = 512
+"""Training examples on which inputs are calibrated before training starts, where the scheme needs it."""
+
+STEP_RATE = 5e-3
+"""The highest learning rate of learned steps: they are logarithms, so a step changes by half a percent an update."""
 
 
 def train_quantized(
@@ -58,8 +61,8 @@ def train_quantized(
     check_trainable(find_source(source), task.kind)
     model = load_for_task(source, task, config.dropout)
     prepared = prepare(model.network, model.plan(scheme))
-    if model.plan(scheme).smooths:  # training moves ranges, and leaves the columns' factors as they are
-        features = sample(task, SMOOTHING_EXAMPLES, config.seed).train_features()
+    if model.plan(scheme).starts_calibrated:
+        features = sample(task, STARTING_EXAMPLES, config.seed).train_features()
         calibrate(prepared, calibration_batches(features, task.kind, model.config.spec.pad_token))
 
     def score(module: nn.Module, limit: int | None) -> dict[str, float]:
@@ -70,7 +73,10 @@ def train_quantized(
     identity = {**run_identity(source, task, data, scheme.name), **taught_by}
     rules = {"scheme": scheme.to_dict()}
     pad_token = model.config.spec.pad_token
-    trainer = Trainer(prepared, task, score, config, output, {**identity, **rules}, loss, pad_token=pad_token)
+    trainer = Trainer(
+        prepared, task, score, config, output, {**identity, **rules}, loss,
+        pad_token=pad_token, rules=parameter_rules(prepared),
+    )  # fmt: skip
     progress = trainer.run(task.train_features())
     if not trainer.processes.is_first:
         return {}
@@ -88,6 +94,17 @@ def train_quantized(
     scores = publish(model, scheme, task, origin, output, keep_float)
     trainer.discard_state()
     return scores
+
+
+def parameter_rules(prepared: nn.Module) -> ParameterRules:
+    """Return how a prepared network's steps and its weights of one and two bits are trained.
+
+    Decay would pull weights of three values towards the border, below which they are 0, and signs towards their change.
+    """
+    linears, tables = quantized_layers(prepared)
+    few = [path for path, layer in (linears | tables).items() if layer.weight_quantizer.bits <= 2]
+    steps = dict.fromkeys(learned_steps(prepared), STEP_RATE)
+    return ParameterRules(steps, frozenset(f"{path}.weight" for path in few))
 
 
 def quantize_trained(

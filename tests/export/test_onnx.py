@@ -121,6 +121,20 @@ def test_onnxs_own_reference_agrees(
     assert_our_logits(checkpoint, batch, reference.run(None, inputs_of(batch)))
 
 
+@pytest.mark.parametrize("rules", [symmetric, asymmetric])
+def test_inputs_of_4_bits_and_zero_points_of_weights(
+    rules: Callable[[str], Scheme], exported: Callable[[Path], Any], tmp_path: Path
+) -> None:
+    """A grid of 16 values ends before QuantizeLinear saturates."""
+    weight = {"bits": 3, "grid": "asymmetric", "granularity": "group", "groups": 4}
+    overrides = {"layers.*": {"weight": weight, "input": {"bits": 4, "smoothing": 0.0, "rule": "mse"}}}
+    scheme = replace(rules("static"), overrides=overrides)
+    checkpoint, file = exported(make_checkpoint(tmp_path / "tiny", "classify", scheme=scheme, seed=4))
+    reference = pytest.importorskip("onnx.reference", reason="onnx is not installed").ReferenceEvaluator(str(file))
+    batch = TokenBatch.pack(sequences(checkpoint)[:3])
+    assert_our_logits(checkpoint, batch, reference.run(None, inputs_of(batch)))
+
+
 def test_padding_and_neighbours_change_nothing(exported: Callable[[Path], Any], tmp_path: Path) -> None:
     checkpoint, file = exported(make_checkpoint(tmp_path / "tiny", "classify", seed=5))
     ours, texts = session(file), sequences(checkpoint)

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from q8core.quant import Quantizer, SiteScheme, preset
 from q8core.quant.qat.context import ForwardContext
+from q8core.quant.qat.embedding import QATEmbedding
 from q8core.quant.qat.fake_quant import gated
-from q8core.quant.qat.layers import QATEmbedding, QATLinear
+from q8core.quant.qat.layers import QATLinear
 from q8core.quant.quantizer import STATIC, Gradient
 from tests.quant.conftest import site_plan
 
@@ -64,7 +65,7 @@ def test_of_each_row_its_own() -> None:
 
 @pytest.mark.parametrize("masked", [True, False])
 def test_a_mask_is_zero_outside_and_changes_nothing_inside(masked: bool) -> None:
-    x = torch.tensor([-7.2, -7.0, -6.9, 0.0, 7.0, 7.1, 30.0], requires_grad=True)
+    x = torch.tensor([-7.6, -7.4, -6.9, 0.0, 7.4, 7.6, 30.0], requires_grad=True)
     direction = torch.arange(1.0, 8.0)
     y = gated(x, None, steps=torch.ones(1), limits=limits(-7, 7), masked=masked)
     (found,) = torch.autograd.grad(y, x, direction)
@@ -95,8 +96,8 @@ def test_a_linear_masks_its_weight(rule: Any) -> None:
     through, _ = weight_gradients(plain)
     found, _ = weight_gradients(masked)
     scale = plain.weight_grid().scale.unsqueeze(1)
-    outside = plain.weight.detach().abs() > scale
-    assert 0.05 < float(outside.float().mean()) < 0.95
+    outside = plain.weight.detach().abs() > 1.5 * scale
+    assert 0.01 < float(outside.float().mean()) < 0.5
     assert (found[outside] == 0).all()
     assert torch.equal(found[~outside], through[~outside])
 

@@ -15,7 +15,8 @@ from q8core.quant import Quantizer, SiteScheme, preset
 from q8core.quant.ops.arithmetic import dequantize, quantize, scale_from_threshold
 from q8core.quant.qat import layers as layers_module
 from q8core.quant.qat.context import ForwardContext
-from q8core.quant.qat.layers import QATEmbedding, QATLinear
+from q8core.quant.qat.embedding import QATEmbedding
+from q8core.quant.qat.layers import QATLinear
 from q8core.quant.quantizer import PER_CHANNEL, PER_TOKEN, STATIC, Granularity
 from tests.quant.conftest import site_plan
 

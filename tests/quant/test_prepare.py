@@ -18,7 +18,8 @@ from q8core.quant import PRESETS, Plan, Scheme, preset
 from q8core.quant.qat import layers as layers_module
 from q8core.quant.qat.attention import QATAttentionProducts
 from q8core.quant.qat.convert import convert
-from q8core.quant.qat.layers import QATEmbedding, QATLinear
+from q8core.quant.qat.embedding import QATEmbedding
+from q8core.quant.qat.layers import QATLinear
 from q8core.quant.qat.prepare import calibrate, master_weights, prepare, quantized_layers
 from q8core.quant.qat.weight_grid import WeightSteps
 from q8core.training.losses import task_loss

@@ -126,7 +126,7 @@ def with_slot(slot: str, site: SiteScheme, base: str = "q8bert") -> Scheme:
         (("input", "granularity"), "channel", "input.granularity is 'channel'; allowed: tensor, token"),
         (("input", "granularity"), "token", "input.rule of one scale a token is 'ema'; allowed: max"),
         (("input", "grid"), "affine", "input.grid is 'affine'"),
-        (("input", "bits"), 4, "input.bits is 4; allowed: 8"),
+        (("input", "bits"), 5, "input.bits of one scale a tensor is 5; allowed: 4, 8"),
         (("output", "granularity"), "token", "output.granularity is 'token'; allowed: tensor"),
         (("output", "rule"), "max", "output.rule is 'max'; allowed: ema"),
         (("output", "grid"), "asymmetric", "output.grid is 'asymmetric'; allowed: symmetric"),

@@ -100,7 +100,7 @@ def test_a_whole_scheme_of_an_earlier_release_is_read(tmp_path: Path, name: str)
         ('base = "q8bert"\nlinears.weight = { granularity = "row" }', "weight.granularity is 'row'"),
         ('base = "q8bert"\nlinears.weight = "per_tensor"', "linears, weight must be a table .*, not 'per_tensor'"),
         ('base = "q8bert"\nlinears.weight.bits = 0', "linears: bits is 0; allowed: 1 to 8"),
-        ('base = "q8bert"\nlinears.input.bits = 4', "input.bits is 4; allowed: 8"),
+        ('base = "q8bert"\nlinears.input.bits = 5', "input.bits of one scale a tensor is 5; allowed: 4, 8"),
         ('base = "q8bert"\ntables = 3', "tables must be a table of keys and values, not 3"),
         ('base = "q8bert"\ntables.input = {}', "word_embeddings: only linears have an input"),
         ('base = "q8bert"\nembeddings.weight.bits = 4', "embeddings is unknown; allowed here: name, slots"),

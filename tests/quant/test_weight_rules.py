@@ -18,7 +18,8 @@ from q8core.quant import Plan, Quantizer, SiteScheme, preset
 from q8core.quant.codes import Codebook
 from q8core.quant.qat.context import ForwardContext
 from q8core.quant.qat.convert import convert
-from q8core.quant.qat.layers import QATEmbedding, QATLinear
+from q8core.quant.qat.embedding import QATEmbedding
+from q8core.quant.qat.layers import QATLinear
 from q8core.quant.qat.prepare import calibrate
 from q8core.quant.qat.weight_grid import WeightGrid, spread, weight_grid, weight_integers
 from q8core.quant.quantizer import STATIC

@@ -18,7 +18,7 @@ from q8core.quant.quantizer import Quantizer
 
 LABELS = 2
 _WEIGHT_STD = 0.02  # BERT's initialisation, and about what training leaves
-_CONSTANTS = {"input_scale": 10 / 255, "input_smoothing": 1.0, "input_zero_point": 128, "output_scale": 4 / 127}
+_CONSTANTS = {"input_scale": 10 / 255, "input_smoothing": 1.0, "output_scale": 4 / 127}
 
 Maker = Callable[["np.random.Generator"], Array]  # a string, so that serving does not import numpy.random (7 MiB)
 
@@ -69,6 +69,8 @@ def _quantized(site: SitePlan, name: str) -> Maker:
         return _constant(_WEIGHT_STD / (weight.largest / 3**0.5), size)  # for uniformly distributed integers
     if leaf == "bias":
         return _biases(size) if site.kind == "static" else _constant(0.01, size)
+    if leaf == "input_zero_point" and site.input is not None:
+        return _constant(2 ** (site.input.bits - 1), size)
     return _constant(_CONSTANTS[leaf], size)
 
 

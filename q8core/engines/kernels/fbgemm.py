@@ -45,9 +45,9 @@ class FbgemmLinear:
         """Return y + residual (T, out)."""
         return self.linear(x_q).add_(residual)
 
-    def linear_gelu_quantize(self, x_q: Tensor, scale: Tensor, zero_point: int | None = None) -> Tensor:
+    def linear_gelu_quantize(self, x_q: Tensor, scale: Tensor, zero_point: int | None = None, bits: int = 8) -> Tensor:
         """Return quantize(gelu(y), scale, zero_point) (T, out) as floats that hold integers."""
-        return quantize(F.gelu(self.linear(x_q)), scale, zero_point)
+        return quantize(F.gelu(self.linear(x_q)), scale, zero_point, bits)
 
 
 class FbgemmKernel:
@@ -65,9 +65,9 @@ class FbgemmKernel:
         if engine not in ("x86", "fbgemm"):
             raise EngineError(f"torch.backends.quantized.engine is {engine!r}; the fbgemm kernel needs x86 or fbgemm")
 
-    def quantize(self, x: Tensor, scale: Tensor, zero_point: int | None = None) -> Tensor:
+    def quantize(self, x: Tensor, scale: Tensor, zero_point: int | None = None, bits: int = 8) -> Tensor:
         """Return x on the grid of `scale` as floats that hold integers."""
-        return quantize(x, scale, zero_point)
+        return quantize(x, scale, zero_point, bits)
 
     def pack(self, weight_i8: Tensor, r: Tensor, bias: Tensor | None, zero_point: int | None = None) -> FbgemmLinear:
         """Copy weight_i8 (out, in) into fbgemm's layout."""

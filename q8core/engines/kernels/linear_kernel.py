@@ -1,7 +1,7 @@
 """The interface of an int8 linear kernel, and what it must compute.
 
 A kernel turns float activations into its own carrier (bytes, or floats that hold integers) of integers in [-127, 127],
-or with a zero point z in [-z, 255 - z], and computes, with an exact int32 accumulator,
+or with a zero point z in [-z, 255 - z], of 4 bits in narrower limits, and computes, with an exact int32 accumulator,
 
     y[m, n] = float32(sum_k x_q[m, k] * w_i8[n, k]) * r[n] + bias[n]
 """
@@ -29,7 +29,7 @@ class PackedLinear(Protocol):
         """Return y + residual (T, out); `residual` may be overwritten."""
         ...
 
-    def linear_gelu_quantize(self, x_q: Tensor, scale: Tensor, zero_point: int | None = None) -> Tensor:
+    def linear_gelu_quantize(self, x_q: Tensor, scale: Tensor, zero_point: int | None = None, bits: int = 8) -> Tensor:
         """Return the carrier of quantize(gelu(y), scale, zero_point), for the next linear; scale as in `quantize`."""
         ...
 
@@ -47,7 +47,7 @@ class LinearKernel(Protocol):
         """Bytes of one quantized activation in the carrier."""
         ...
 
-    def quantize(self, x: Tensor, scale: Tensor, zero_point: int | None = None) -> Tensor:
+    def quantize(self, x: Tensor, scale: Tensor, zero_point: int | None = None, bits: int = 8) -> Tensor:
         """Turn x (T, in) into the carrier of its quantized values; scale is (1,), (in,) or (T, 1)."""
         ...
 

@@ -22,15 +22,15 @@ ZERO_POINT = 128
 _ROUND_TO_LOW_BYTE = 1.5 * 2**23
 
 
-def to_u8(x: Tensor, scale: Tensor, zero_point: int | None = None) -> Tensor:
-    """Return quantize(x, scale, zero_point), plus the zero point (or 128), as uint8, in the shape of x."""
-    return _round_to_u8(torch.mul(x, scale.reciprocal()), zero_point)
+def to_u8(x: Tensor, scale: Tensor, zero_point: int | None = None, bits: int = 8) -> Tensor:
+    """Return quantize(x, scale, zero_point, bits), plus the zero point (or 128), as uint8, in the shape of x."""
+    return _round_to_u8(torch.mul(x, scale.reciprocal()), zero_point, bits)
 
 
-def _round_to_u8(x: Tensor, zero_point: int | None) -> Tensor:
+def _round_to_u8(x: Tensor, zero_point: int | None, bits: int) -> Tensor:
     """Return round_half_even(x) within its limits, plus the zero point, as uint8; x is overwritten."""
     added = _ROUND_TO_LOW_BYTE + (ZERO_POINT if zero_point is None else zero_point)
-    return x.clamp_(*integer_limits(zero_point)).add_(added).view(torch.int32).to(torch.uint8)
+    return x.clamp_(*integer_limits(zero_point, bits)).add_(added).view(torch.int32).to(torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,11 @@ class OnednnLinear:
             1.0, 0, torch.float32, 1.0, 0, "sum", 1.0, "none", [], "",
         )  # fmt: skip
 
-    def linear_gelu_quantize(self, x_q: Tensor, scale: Tensor, zero_point: int | None = None) -> Tensor:
+    def linear_gelu_quantize(self, x_q: Tensor, scale: Tensor, zero_point: int | None = None, bits: int = 8) -> Tensor:
         """Return quantize(gelu(y), scale, zero_point), plus the zero point, as uint8 (T, out)."""
         # The operator could also write bytes, but it rounds a product that it never stores: occasionally (one value in
         # a hundred thousand) differently from training. Its fused GELU gives the same bits as torch's.
-        return _round_to_u8(self._run(x_q, "gelu", "none").mul_(scale.reciprocal()), zero_point)
+        return _round_to_u8(self._run(x_q, "gelu", "none").mul_(scale.reciprocal()), zero_point, bits)
 
     def _run(self, x_q: Tensor, post_op: str, algorithm: str) -> Tensor:
         return torch.ops.onednn.qlinear_pointwise.default(
@@ -78,9 +78,9 @@ class OnednnKernel:
     name = "onednn"
     carrier_bytes = 1
 
-    def quantize(self, x: Tensor, scale: Tensor, zero_point: int | None = None) -> Tensor:
+    def quantize(self, x: Tensor, scale: Tensor, zero_point: int | None = None, bits: int = 8) -> Tensor:
         """Return x on the grid of `scale`, plus the zero point, as uint8."""
-        return to_u8(x, scale, zero_point)
+        return to_u8(x, scale, zero_point, bits)
 
     def pack(self, weight_i8: Tensor, r: Tensor, bias: Tensor | None, zero_point: int | None = None) -> OnednnLinear:
         """Copy weight_i8 (out, in) into oneDNN's layout."""

@@ -35,9 +35,9 @@ class SplitLinear:
         """Return y + residual (T, out)."""
         return self.halves.linear_add(_twice(x_q), residual)
 
-    def linear_gelu_quantize(self, x_q: Tensor, scale: Tensor, zero_point: int | None = None) -> Tensor:
+    def linear_gelu_quantize(self, x_q: Tensor, scale: Tensor, zero_point: int | None = None, bits: int = 8) -> Tensor:
         """Return the carrier of quantize(gelu(y), scale, zero_point)."""
-        return self.halves.linear_gelu_quantize(_twice(x_q), scale, zero_point)
+        return self.halves.linear_gelu_quantize(_twice(x_q), scale, zero_point, bits)
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,9 @@ class SplitKernel:
         """Bytes of an activation, including its second copy."""
         return 2 * self.inner.carrier_bytes
 
-    def quantize(self, x: Tensor, scale: Tensor, zero_point: int | None = None) -> Tensor:
+    def quantize(self, x: Tensor, scale: Tensor, zero_point: int | None = None, bits: int = 8) -> Tensor:
         """Return the inner kernel's carrier."""
-        return self.inner.quantize(x, scale, zero_point)
+        return self.inner.quantize(x, scale, zero_point, bits)
 
     def pack(self, weight_i8: Tensor, r: Tensor, bias: Tensor | None, zero_point: int | None = None) -> SplitLinear:
         """Pack weight_i8 (out, in) as two addends side by side, (out, 2 * in)."""

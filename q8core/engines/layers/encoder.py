@@ -158,7 +158,9 @@ class StaticFeedForward:
     def __call__(self, x: Tensor) -> Tensor:
         """Return x + outer(gelu(inner(x)))."""
         outer = self.outer
-        state_q = self.inner.packed.linear_gelu_quantize(self.inner.quantize(x), outer.input_steps, outer.zero_point)
+        state_q = self.inner.packed.linear_gelu_quantize(
+            self.inner.quantize(x), outer.input_steps, outer.zero_point, outer.bits
+        )
         return outer.packed.linear_add(state_q, x)
 
 

@@ -66,16 +66,18 @@ class StaticLinear:
         packed: the weight.
         input_steps: the input's step (1,), or with smoothing its steps (in,).
         zero_point: the zero point of an asymmetric input; None for a symmetric one.
+        bits: bits of the input's integers.
     """
 
     kernel: LinearKernel
     packed: PackedLinear
     input_steps: Tensor
     zero_point: int | None = None
+    bits: int = 8
 
     def quantize(self, x: Tensor) -> Tensor:
         """Return x (T, in) as the kernel's carrier."""
-        return self.kernel.quantize(x, self.input_steps, self.zero_point)
+        return self.kernel.quantize(x, self.input_steps, self.zero_point, self.bits)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return y (T, out)."""

@@ -122,7 +122,7 @@ def _fit_together(layers: Sequence[LinearTensors]) -> bool:
     return (
         len({layer.kind for layer in layers}) == 1
         and len({tuple(layer.input_steps.tolist()) for layer in layers if layer.kind == "static"}) <= 1
-        and len({layer.zero_point for layer in layers}) == 1
+        and len({(layer.zero_point, layer.input_bits) for layer in layers}) == 1
         and (len(layers) < 3 or len(set(requantized)) == 1)
     )
 
@@ -156,7 +156,7 @@ def _pack(kernel: LinearKernel, layers: Sequence[LinearTensors]) -> StaticLinear
     factors = _side_by_side([(each, len(layer.weight)) for each, layer in zip(r, layers, strict=True)])
     zero_point = layers[0].zero_point
     packed = kernel.pack(weight, factors, torch.cat(bias), zero_point)
-    return StaticLinear(kernel, packed, layers[0].input_steps, zero_point)
+    return StaticLinear(kernel, packed, layers[0].input_steps, zero_point, layers[0].input_bits)
 
 
 def _side_by_side(factors: Sequence[tuple[Tensor, int]]) -> Tensor:

@@ -89,7 +89,7 @@ class NativeLinear:
         grid = None if inverse is None else address(inverse)
         view = structs.Linear(
             *(address(each) for each in (weight, comp[0], comp[1], r, bias)),
-            structs.Grid(grid, *integer_limits(tensors.zero_point), _ROUND + zero_point),
+            structs.Grid(grid, *integer_limits(tensors.zero_point, tensors.input_bits), _ROUND + zero_point),
             out,
             rows,
             depth // _DEPTH,

@@ -11,7 +11,6 @@ from q8core.engines.tensors.source import TensorSource
 from q8core.errors import CheckpointError
 from q8core.model.sites import RELATIVE_BIAS
 from q8core.quant.codes import Codebook
-from q8core.quant.ops.stored import U8_MAX
 from q8core.quant.plan import Kind, Plan, SitePlan
 from q8core.quant.weights import codebook, each_row, integers
 
@@ -32,6 +31,7 @@ class LinearTensors(Generic[Values]):
         input_smoothing: (in,), the factors that divide the input before it is quantized, if the plan has smoothing.
         output_scale: (1,), if the output is quantized.
         zero_point: that of a static layer's input, if it is asymmetric.
+        input_bits: bits of the input's integers.
     """
 
     weight: Values
@@ -42,6 +42,7 @@ class LinearTensors(Generic[Values]):
     zero_point: int | None = None
     input_smoothing: Values | None = None
     codebook: Codebook | None = None
+    input_bits: int = 8
 
     @property
     def input_steps(self) -> Values:
@@ -113,7 +114,8 @@ def take_linear(source: TensorSource, plan: SitePlan) -> LinearTensors[Array]:
     input_scale = own(source.scale(plan, "input_scale"))
     smoothing = own(source.scale(plan, "input_smoothing")) if plan.smooths else None
     zero_point = _zero_point(source, plan)
-    return LinearTensors(weight, bias, weight_scale, input_scale, output_scale, zero_point, smoothing, book)
+    bits = 8 if plan.input is None else plan.input.bits
+    return LinearTensors(weight, bias, weight_scale, input_scale, output_scale, zero_point, smoothing, book, bits)
 
 
 def take_table(source: TensorSource, plan: SitePlan) -> TableTensors:
@@ -159,8 +161,9 @@ def _zero_point(source: TensorSource, plan: SitePlan) -> int | None:
     if plan.input is None or plan.input.grid == "symmetric":
         return None
     zero_point = int(source.take(plan, "input_zero_point").item())
-    if not 0 <= zero_point < U8_MAX or zero_point % 2:
+    most = 2**plan.input.bits - 2
+    if not 0 <= zero_point <= most or zero_point % 2:
         raise CheckpointError(
-            f"{plan.path}.input_zero_point is {zero_point}; a zero point is an even number from 0 to 254"
+            f"{plan.path}.input_zero_point is {zero_point}; a zero point is an even number from 0 to {most}"
         )
     return zero_point

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from q8core.arrays import Array
 from q8core.errors import CalibrationError
 from q8core.quant.codes import Codebook, is_packed
-from q8core.quant.qat.layers import QATEmbedding, QATLinear
+from q8core.quant.qat.embedding import QATEmbedding
+from q8core.quant.qat.layers import QATLinear
 from q8core.quant.qat.prepare import learned_steps, quantized_layers
 from q8core.quant.qat.weight_grid import WeightGrid, spread, weight_integers
 from q8core.quant.quantizer import Quantizer

@@ -88,7 +88,9 @@ class _Gated(Function):
     """x itself; the gradient of its quantized copy s clamp(round(x / s)) goes on to x and to ln s.
 
     With v = x / s, and every rounding a constant distance, the copy's derivative by s is round(v) - v inside the limits
-    and the limit outside; by x it is 1 inside, and outside 0 if masked (LSQ, Esser et al., 2020).
+    and the limit outside; by x it is 1, and if masked 0 where round(v) is outside (LSQ, Esser et al., 2020, where v is
+    outside). Half of GELU's outputs lie less than half a step below a grid that begins at 0: they are rounded, not
+    clamped, and keep their gradients.
     """
 
     @staticmethod
@@ -107,11 +109,12 @@ class _Gated(Function):
         x, steps, low, high = ctx.saved_tensors
         grad = grads[0]
         v = x.to(torch.float32) * steps.reciprocal()
-        inside = (v >= low) & (v <= high)
-        grad_x = grad * inside if ctx.masked else grad
+        rounded = v.round()
+        grad_x = grad * ((rounded >= low) & (rounded <= high)) if ctx.masked else grad
         grad_log = None
         if ctx.shape is not None and ctx.needs_input_grad[1]:
-            by_step = torch.where(inside, v.round() - v, v.clamp(low, high)).mul_(steps).mul_(grad)
+            inside = (v >= low) & (v <= high)
+            by_step = torch.where(inside, rounded - v, v.clamp(low, high)).mul_(steps).mul_(grad)
             grad_log = by_step.sum().reshape(ctx.shape) if ctx.shape.numel() == 1 else by_step.sum(dim=-1)
         return grad_x, grad_log, None, None, None, None
 

@@ -1,8 +1,9 @@
-"""Fake-quantized versions of `nn.Linear` and `nn.Embedding`.
+"""The fake-quantized version of `nn.Linear`.
 
-They keep the parameter names of the layer they replace, so a state dict keeps the names of sites. Ranges are
+It keeps the parameter names of the layer that it replaces, so a state dict keeps the names of sites. Ranges are
 buffers (`input_threshold`, or of an asymmetric input `input_low_threshold` and `input_high_threshold`;
-`output_threshold`; `observed_steps`; with smoothing `input_smoothing`), so training resumes exactly.
+`output_threshold`; `observed_steps`; with smoothing `input_smoothing`), so training resumes exactly. Learned steps are
+parameters (`weight_steps.log_step`, `input_log_step`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from q8core.quant.ops.arithmetic import (
     asymmetric_grid,
     dequantize_bias,
     input_steps,
-    per_row,
+    integer_limits,
     quantize_bias,
     row_scales,
     scale_from_threshold,
@@ -27,10 +28,18 @@ from q8core.quant.ops.arithmetic import (
 from q8core.quant.ops.passes import to_grid
 from q8core.quant.plan import SitePlan
 from q8core.quant.qat.context import ForwardContext, compute_dtype
-from q8core.quant.qat.fake_quant import fake_quantize, quantized_linear, straight_through
-from q8core.quant.qat.weight_grid import WeightGrid, WeightSteps, spread, weight_grid, weight_integers
+from q8core.quant.qat.fake_quant import fake_quantize, gated, quantized_linear
+from q8core.quant.qat.weight_grid import WeightGrid, WeightSteps, weight_integers
 from q8core.quant.quantizer import Quantizer
-from q8core.quant.rules.ranges import RangeCollector, abs_max, ema_update, largest_of_processes, rows_of, side_maxima
+from q8core.quant.rules.ranges import (
+    RangeCollector,
+    abs_max,
+    ema_update,
+    largest_of_processes,
+    rows_of,
+    side_maxima,
+    sum_of_processes,
+)
 from q8core.quant.schemes import Scheme
 
 RangeName = Literal["input", "input_low", "input_high", "output"]
@@ -83,6 +92,9 @@ class QATLinear(nn.Linear):
         self.register_buffer("observed_steps", torch.zeros((), dtype=torch.int64))
         for name in self.own_ranges:
             self.register_buffer(f"{name}_threshold", torch.zeros(()))
+        self.input_log_step: nn.Parameter | None = None
+        if plan.input is not None and plan.input.rule == "learned" and not self._input_owner:
+            self.input_log_step = nn.Parameter(torch.zeros(()))
         self.columns: Tensor | None = None
         if plan.smooths and not self._input_owner:
             self.register_buffer("input_smoothing", torch.ones(self.in_features))
@@ -165,10 +177,25 @@ class QATLinear(nn.Linear):
             raise CalibrationError(
                 f"{owner.path}: the {name} range was never observed; train or calibrate before evaluating"
             )
-        if name == "input" and self.asymmetric:
-            low, high = (owner.get_buffer(f"input_{side}_threshold") for side in ("low", "high"))
-            return asymmetric_grid(low, high)
-        return scale_from_threshold(owner.get_buffer(f"{name}_threshold").reshape(1)), None
+        if name == "output":
+            return scale_from_threshold(self.get_buffer("output_threshold").reshape(1)), None
+        scale, zero_point = owner._observed_grid()
+        return scale if owner.input_log_step is None else owner.input_log_step.detach().exp().reshape(1), zero_point
+
+    def start_steps(self) -> None:
+        """Start a learned step of the input from its range, which also fixes the zero point."""
+        if self.input_log_step is not None:
+            with torch.no_grad():
+                self.input_log_step.copy_(self._observed_grid()[0].squeeze().log())
+
+    def _observed_grid(self) -> tuple[Tensor, int | None]:
+        """Return the (1,) scale and the zero point of the observed range of the input, whose buffers it holds."""
+        read = self.plan.input
+        assert read is not None
+        if self.asymmetric:
+            low, high = (self.get_buffer(f"input_{side}_threshold") for side in ("low", "high"))
+            return asymmetric_grid(low, high, read.bits)
+        return scale_from_threshold(self.get_buffer("input_threshold").reshape(1), read.largest), None
 
     def scales(self) -> LinearScales:
         """Return the layer's scales as they would be deployed now.
@@ -225,7 +252,7 @@ class QATLinear(nn.Linear):
             else:
                 bias_hat = self.bias.detach()
         return quantized_linear(
-            x, self.weight_steps.gated(self.weight, grid, self.smoothing), self.bias,
+            self._gated_input(x), self.weight_steps.gated(self.weight, grid, self.smoothing), self.bias,
             x_q=x_q, w_q=w_q, scale_x=scale_x, scale_w=scale_w, bias_hat=bias_hat, smoothing=self.smoothing,
         )  # fmt: skip
 
@@ -239,11 +266,23 @@ class QATLinear(nn.Linear):
             recalled = self.context.recall(owner, x)
             if recalled is not None:
                 return recalled
+        assert self.plan.input is not None
         scale_x, zero_point = self.range_grid("input")
-        x_q = to_grid(x, input_steps(scale_x, self.smoothing), dtype, zero_point)
+        x_q = to_grid(x, input_steps(scale_x, self.smoothing), dtype, zero_point, self.plan.input.bits)
         if self.shared:
             self.context.remember(self, x, x_q, scale_x)
         return x_q, scale_x
+
+    def _gated_input(self, x: Tensor) -> Tensor:
+        """Return the input (..., in), whose gradient goes on as its quantizer says, to a learned step too."""
+        read, log_step = self.plan.input, self.input_owner.input_log_step
+        assert read is not None
+        if log_step is None and read.gradient == "straight_through":
+            return x
+        scale, zero_point = self.range_grid("input")
+        low, high = (torch.tensor(float(limit), device=x.device) for limit in integer_limits(zero_point, read.bits))
+        steps, masked = input_steps(scale, self.smoothing), read.gradient == "masked"
+        return gated(x, log_step, steps=steps, limits=(low, high), masked=masked)
 
     def _smoothed(self, x: Tensor) -> Tensor:
         """Return the input (..., in) smoothed, so that one scale fits all its columns."""
@@ -251,6 +290,15 @@ class QATLinear(nn.Linear):
 
     def _observe(self, name: Literal["input", "output"], x: Tensor, step: int) -> None:
         """Move a range towards this batch's max|x|, or the maxima of both sides, before the batch is quantized."""
+        if name == "input" and self.plan.input is not None and self.plan.input.rule != "ema":
+            if step == 0:
+                raise CalibrationError(
+                    f"{self.path}: training of an input of rule {self.plan.input.rule!r} starts from a range that "
+                    "calibration found, and there is none"
+                )
+            if self.plan.input.rule == "mse":
+                self._follow(x.detach(), step, self.plan.input.bits)
+            return
         x = self._smoothed(x.detach()) if name == "input" else x
         names = [each for each in self.own_ranges if each.startswith(name)]
         mask = self.context.mask
@@ -262,6 +310,21 @@ class QATLinear(nn.Linear):
         for each, observed in zip(names, found, strict=True):
             threshold = self.get_buffer(f"{each}_threshold")
             threshold.copy_(ema_update(threshold, observed, step, self.ema_decay, self.ema_debias))
+
+    def _follow(self, x: Tensor, step: int, bits: int) -> None:
+        """Move the input's range towards the one with the least squared error for the integers of this batch."""
+        scale, zero_point = self.range_grid("input")
+        rows = rows_of(x, self.context.mask).to(torch.float32)
+        q = to_grid(rows, scale, torch.float32, zero_point, bits)
+        products, squares = sum_of_processes(torch.stack([(rows * q).sum(), (q * q).sum()]))
+        ratio = products / (squares * scale) if float(squares) != 0 else torch.ones(1)
+        if not isfinite(float(ratio)):
+            raise CalibrationError(f"{self.path}: the input of this layer is infinite or NaN at step {step}")
+        for name in self.own_ranges:
+            if name != "output":
+                threshold = self.get_buffer(f"{name}_threshold")
+                moved = ema_update(threshold, threshold * ratio.squeeze(), step, self.ema_decay, self.ema_debias)
+                threshold.copy_(moved)
 
     def _collect(self, x: Tensor, collectors: dict[RangeName, RangeCollector]) -> Tensor:
         """Calibration: hand input and output to the collectors and compute in float."""
@@ -275,59 +338,3 @@ class QATLinear(nn.Linear):
             except CalibrationError as error:
                 raise CalibrationError(f"{self.path}, {name}: {error}") from None
         return y
-
-
-class QATEmbedding(nn.Embedding):
-    """An embedding whose rows are on a grid: ids (...) -> (..., dim).
-
-    Only the rows that were looked up are quantized, which equals a lookup in the quantized table.
-    """
-
-    def __init__(self, embedding: nn.Embedding, *, plan: SitePlan) -> None:
-        nn.Module.__init__(self)
-        self.num_embeddings, self.embedding_dim = embedding.num_embeddings, embedding.embedding_dim
-        self.padding_idx = embedding.padding_idx
-        self.max_norm, self.norm_type = None, 2.0
-        self.scale_grad_by_freq, self.sparse = embedding.scale_grad_by_freq, embedding.sparse
-        self.weight = embedding.weight
-        assert plan.weight is not None
-        self.plan, self.path = plan, plan.path
-        self.weight_quantizer: Quantizer = plan.weight
-        self.weight_steps = WeightSteps(self.weight, plan.weight, plan.path, follows=False)
-        self.train(embedding.training)
-        self.collecting = False
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Return the dequantized rows (..., dim) of the ids `input` (...)."""
-        rows = super().forward(input)
-        if self.collecting:
-            return rows
-        ids, flat = input.reshape(-1), rows.detach().reshape(-1, self.embedding_dim)
-        log_step = self.weight_steps.log_step
-        with torch.no_grad():
-            grid = self._grid_of(ids, flat)
-            flat_q = weight_integers(flat, self.weight_quantizer, grid, torch.float32)
-            rows_hat = flat_q.mul_(per_row(grid.scale)).to(rows.dtype).view(rows.shape)
-        if log_step is not None and len(log_step) > 1:
-            log_step = spread(log_step, self.num_embeddings)[ids]
-        through = self.weight_steps.gated_rows(rows.reshape(flat.shape), grid, log_step)
-        return straight_through(through.view(rows.shape), rows_hat)
-
-    def weight_grid(self) -> WeightGrid:
-        """Return the table's grid as it would be deployed now.
-
-        Raises:
-            CalibrationError: if the table is not finite.
-        """
-        return self.weight_steps.grid(self.weight.detach())
-
-    def _grid_of(self, ids: Tensor, rows: Tensor) -> WeightGrid:
-        """Return the grid of the rows (N, dim) with these ids (N,); rows with a range of their own need no others."""
-        if self.weight_quantizer.granularity == "channel" and self.weight_steps.log_step is None:
-            return weight_grid(rows, self.weight_quantizer, self.path)
-        return self.weight_grid().rows(self.num_embeddings).of(ids)
-
-    def extra_repr(self) -> str:
-        """Describe shapes and scheme."""
-        weight = self.weight_quantizer
-        return f"{super().extra_repr()}, weight: {weight.bits} bits per {weight.granularity}"

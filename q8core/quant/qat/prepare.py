@@ -17,9 +17,16 @@ from q8core.model.sites import PROJECTIONS, float_shapes
 from q8core.quant.plan import Plan, SitePlan
 from q8core.quant.qat.attention import QATAttentionProducts
 from q8core.quant.qat.context import ForwardContext
-from q8core.quant.qat.layers import QATEmbedding, QATLinear, RangeName
+from q8core.quant.qat.embedding import QATEmbedding
+from q8core.quant.qat.layers import QATLinear, RangeName
 from q8core.quant.qat.smoothing import smoothing_factors
-from q8core.quant.rules.ranges import CalibrationMethod, MseCollector, create_collector, mse_sides
+from q8core.quant.rules.ranges import (
+    CalibrationMethod,
+    MseCollector,
+    RangeCollector,
+    create_collector,
+    mse_sides,
+)
 from q8core.quant.schemes import Scheme
 
 
@@ -73,7 +80,8 @@ def calibrate(
     Args:
         prepared: a model from `prepare`.
         batches: keyword arguments of the model, such as input_ids and attention_mask, (batch, sequence).
-        method: "max" clips nothing, "percentile" clips the largest magnitudes, "mse" minimises the squared error.
+        method: "max" clips nothing, "percentile" clips the largest magnitudes, "mse" minimises the squared error, which
+            is what inputs of rule "mse" or "learned" have in any case.
         percentile: share of magnitudes to cover, in percent, for the method "percentile".
 
     Raises:
@@ -92,7 +100,7 @@ def calibrate(
         if smoothed:
             _smooth(prepared, smoothed, batches)
         for layer in linears.values():
-            layer.collectors = {name: create_collector(method, percentile) for name in layer.own_ranges}
+            layer.collectors = {name: _collector(layer, name, method, percentile) for name in layer.own_ranges}
         count = 0
         with torch.no_grad():
             for batch in batches:
@@ -105,6 +113,7 @@ def calibrate(
             for name, threshold in thresholds.items():
                 linears[path].get_buffer(f"{name}_threshold").copy_(threshold)
             linears[path].observed_steps.fill_(count)
+            linears[path].start_steps()
     finally:
         for layer in linears.values():
             layer.collectors = layer.columns = None
@@ -157,13 +166,22 @@ def master_weights(prepared: nn.Module) -> dict[str, Tensor]:
     return {name: parameter.detach() for name, parameter in prepared.named_parameters() if name not in steps}
 
 
+def _collector(layer: QATLinear, name: RangeName, method: CalibrationMethod, percentile: float) -> RangeCollector:
+    read = layer.plan.input
+    if name == "output" or read is None:
+        return create_collector(method, percentile)
+    return create_collector(method if read.rule == "ema" else "mse", percentile, read.bits)
+
+
 def _collected(layer: QATLinear) -> dict[RangeName, Tensor]:
     """Return the thresholds that the layer's collectors found."""
     collectors = layer.collectors or {}
     thresholds: dict[RangeName, Tensor] = {}
     low, high = collectors.get("input_low"), collectors.get("input_high")
     if isinstance(low, MseCollector) and isinstance(high, MseCollector):
-        thresholds["input_low"], thresholds["input_high"] = mse_sides(low.histogram, high.histogram)
+        assert layer.plan.input is not None
+        ends = mse_sides(low.histogram, high.histogram, layer.plan.input.bits)
+        thresholds["input_low"], thresholds["input_high"] = ends
     thresholds |= {name: each.threshold() for name, each in collectors.items() if name not in thresholds}
     for name, threshold in thresholds.items():
         if not bool(torch.isfinite(threshold)):

@@ -1,7 +1,8 @@
 """How the threshold of a tensor (the largest magnitude it can represent) is chosen from data.
 
-In training: an exponential moving average of max|x|. In calibration: the maximum over all batches, a percentile,
-or the threshold with the least squared quantization error; the last two read a histogram of |x|.
+In training: an exponential moving average, of max|x| or of the threshold with the least error. In calibration: the
+maximum over all batches, a percentile, or the threshold with the least squared quantization error; the last two read a
+histogram of |x|.
 """
 
 from __future__ import annotations
@@ -80,6 +81,13 @@ def largest_of_processes(observed: Tensor) -> Tensor:
     if distributed.is_available() and distributed.is_initialized():
         observed = observed.nan_to_num(nan=math.inf, posinf=math.inf)
         distributed.all_reduce(observed, op=distributed.ReduceOp.MAX)
+    return observed
+
+
+def sum_of_processes(observed: Tensor) -> Tensor:
+    """Return the sum over all processes of distributed training; outside of it, the tensor itself."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.all_reduce(observed, op=distributed.ReduceOp.SUM)
     return observed
 
 

@@ -75,7 +75,8 @@ class Scheme:
         ema_debias: use min(ema_decay, (1 + n) / (10 + n)) at observation n, so that the first batch is forgotten.
         ignore_padding: leave positions with attention_mask 0 out of the ranges.
         share_qkv_input: query, key and value of a layer use one input range (they read the same tensor).
-        overrides: glob of a site's path -> what changes there, or "float"; later entries win.
+        overrides: glob of a site's path -> what changes there, or "float"; later entries win. `layers.lower.` and
+            `layers.upper.` at the start of a glob stand for half of the layers.
 
     Raises:
         SchemeError: if a slot is missing or unknown, or a value is not allowed.
@@ -117,6 +118,22 @@ class Scheme:
         check_site(slot, found, path)
         return found
 
+    def of_layers(self, count: int) -> Scheme:
+        """Return the scheme of a model with so many layers: globs of halves become those of their layers.
+
+        `layers.lower.` and `layers.upper.` are the first and the second half; of an odd number, the upper has one more.
+        """
+        overrides: dict[str, Mapping[str, object] | Literal["float"]] = {}
+        for glob, changes in self.overrides.items():
+            numbers = {"lower": range(count // 2), "upper": range(count // 2, count)}
+            _, half, rest = (*glob.split(".", 2), "", "")[:3]
+            if not glob.startswith("layers.") or not numbers.get(half):
+                overrides[glob] = changes
+                continue
+            for number in numbers[half]:
+                overrides[f"layers.{number}.{rest}"] = changes
+        return self if overrides == self.overrides else replace(self, overrides=overrides)
+
     @property
     def needs_ranges(self) -> bool:
         """Whether any range may come from training or calibration."""
@@ -125,7 +142,7 @@ class Scheme:
         for changes in self.overrides.values():
             if isinstance(changes, Mapping) and "input" in changes:
                 possible += [changed(linear, changes, "override") for linear in linears]
-        return any(site.input is not None and site.input.rule == "ema" for site in possible)
+        return any(site.input is not None and site.input.granularity == "tensor" for site in possible)
 
     def smoothed(self, strength: float) -> Scheme:
         """Return the scheme with this smoothing of all quantized inputs; 0 for one step for all columns."""
@@ -238,13 +255,16 @@ def _check_input(quantizer: Quantizer | None, what: str) -> None:
     if quantizer is None:
         return
     _check_one_of(f"{what}: input.granularity", quantizer.granularity, ("tensor", "token"))
-    rules = ("max",) if quantizer.granularity == "token" else ("ema",)
+    rules = ("max",) if quantizer.granularity == "token" else ("ema", "mse", "learned")
     _check_one_of(f"{what}: input.rule of one scale a {quantizer.granularity}", quantizer.rule, rules)
     if quantizer.granularity == "token":
         _check_one_of(f"{what}: input.smoothing of one scale a token", quantizer.smoothing, (0,))
         _check_one_of(f"{what}: input.grid of one scale a token", quantizer.grid, ("symmetric",))
         _check_one_of(f"{what}: input.gradient of one scale a token", quantizer.gradient, ("straight_through",))
-    _check_one_of(f"{what}: input.bits", quantizer.bits, (8,))
+    elif quantizer.rule != "ema":
+        _check_one_of(f"{what}: input.smoothing with rule {quantizer.rule!r}", quantizer.smoothing, (0,))
+    bits = (8,) if quantizer.granularity == "token" else (4, 8)
+    _check_one_of(f"{what}: input.bits of one scale a {quantizer.granularity}", quantizer.bits, bits)
 
 
 def _check_output(slot: str, scheme: SiteScheme, what: str) -> None:
