@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +12,21 @@ from q8core.checkpoint.config import ModelConfig, parse_config
 from q8core.model.head import TaskKind
 from q8core.model.network import Network
 from q8core.model.weights import load_network
-from q8core.quant import Plan, Scheme
+from q8core.quant import PRESETS, Plan, Scheme, preset
+
+FEW_BITS = ("qbert-4", "qbert-3", "qbert-2", "kdlsq-4", "kdlsq-2", "ternary", "binary", "mkq")
+"""The presets with weights of fewer than 8 bits."""
+EIGHT_BITS = tuple(name for name in PRESETS if name not in FEW_BITS)
+
+
+def small(name: str) -> Scheme:
+    """A preset for tiny models: with 8 groups of rows where it has 128."""
+    scheme = preset(name)
+    slots = dict(scheme.slots)
+    for slot, site in slots.items():
+        if site.weight is not None and site.weight.groups:
+            slots[slot] = replace(site, weight=replace(site.weight, groups=8))
+    return replace(scheme, slots=slots)
 
 
 def kind_of(model: Any) -> TaskKind:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from q8core.tasks.unlabelled import UnlabelledTask
 
 CALIBRATION_EXAMPLES = 512
+_UNTRAINED = ("static", "static-attention", "dynamic", "qbert-4", "qbert-3", "kdlsq-4")
+"""Presets that may be good enough without training; what has fewer bits is not."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,9 @@ def quantize(
     scheme: Annotated[
         str | None,
         typer.Option(
-            help="static or static-attention (calibrated), dynamic, or a file. [default: static; with --texts static, "
-            "then dynamic, then the better with layers in float, until the target is reached]"
+            help="static or static-attention (calibrated), dynamic, qbert-4, qbert-3 or kdlsq-4 (weights of few bits), "
+            "or a file. [default: static; with --texts static, then dynamic, then the better with layers in float, "
+            "until the target is reached]"
         ),
     ] = None,
     data: DataFolder = None,
@@ -218,8 +221,8 @@ def _post_training(name: str, calibration_examples: int | None, seed: int | None
     """
     from q8core.quant import PRESETS, find_scheme
 
-    if name in PRESETS and name not in ("static", "static-attention", "dynamic"):
-        allowed = "static, static-attention, dynamic, or a file (for QAT use `q8bert train`)"
+    if name in PRESETS and name not in _UNTRAINED:
+        allowed = f"{', '.join(_UNTRAINED)}, or a file (for QAT use `q8bert train`)"
         raise InputError(f"--scheme is {name!r}; allowed: {allowed}")
     scheme = find_scheme(name)
     for option, value in (("calibration-examples", calibration_examples), ("seed", seed)):

@@ -37,6 +37,7 @@ from tests.engines.conftest import (
     simulate,
 )
 from tests.engines.reachable import reachable_tensors
+from tests.models import small
 from tests.quant.test_asymmetric import symmetric
 
 LENGTHS = [5, 12, 12, 1, 90, 3]
@@ -64,7 +65,7 @@ def test_logits_equal_the_simulation(task: str, scheme: str) -> None:
     """
     # symmetric: as in checkpoints from before there were zero points
     own = {"odd": odd_scheme(task), "symmetric": symmetric()}
-    simulated = simulate(task, own[scheme] if scheme in own else preset(scheme))
+    simulated = simulate(task, own[scheme] if scheme in own else small(scheme))
     sequences = random_sequences(LENGTHS)
     expected = [reference_logits(task, simulated.model, [sequence])[0] for sequence in sequences]
     assert max(float(logits.abs().max()) for logits in expected) > 0.1
@@ -111,9 +112,9 @@ def test_quantized_products_in_some_layers() -> None:
 
 
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("scheme", ["q8bert", "q8bert-attention", "dynamic"])
+@pytest.mark.parametrize("scheme", ["q8bert", "q8bert-attention", "dynamic", "qbert-3", "binary", "mkq"])
 def test_both_torch_kernels_give_the_same_bits(task: str, scheme: str) -> None:
-    simulated = simulate(task, preset(scheme))
+    simulated = simulate(task, small(scheme))
     sequences = random_sequences(LENGTHS)
     engines = [build_engine(simulated.plan, simulated.tensors, kernel) for kernel in TORCH_KERNELS]
     found = [engine_logits(engine, sequences) for engine in engines]

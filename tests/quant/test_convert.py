@@ -14,19 +14,20 @@ from torch import Tensor
 from q8core.arrays import Array
 from q8core.errors import CalibrationError
 from q8core.model.network import Network
-from q8core.quant import PRESETS, Plan, Scheme, preset
+from q8core.quant import Plan, Scheme, preset
 from q8core.quant.dequantized import DequantizedTensors
 from q8core.quant.qat.convert import arrays, convert
 from q8core.quant.qat.layers import QATLinear
 from q8core.quant.qat.prepare import calibrate, master_weights, quantized_layers
 from q8core.quant.schemes.scheme import changed
 from tests.arrays import as_tensors
+from tests.models import EIGHT_BITS, FEW_BITS, small
 from tests.quant.conftest import Batch, make_batch, make_classifier, make_qa, plan_for, prepared
 from tests.quant.integer_reference import IntegerBert
 
 
 def quantized(name: str, task: str = "classify", **changes: Any) -> tuple[Network, Plan]:
-    return quantized_with(replace(preset(name), **changes), task)
+    return quantized_with(replace(small(name), **changes), task)
 
 
 def quantized_with(scheme: Scheme, task: str = "classify") -> tuple[Network, Plan]:
@@ -71,7 +72,7 @@ def check_against_integers(model: Network, plan: Plan) -> None:
     assert integer.largest_accumulator < 2**24
 
 
-@pytest.mark.parametrize("name", list(PRESETS))
+@pytest.mark.parametrize("name", [*EIGHT_BITS, *FEW_BITS])
 @pytest.mark.parametrize("task", ["classify", "qa"])
 def test_whole_model_equals_an_integer_bert(name: str, task: str) -> None:
     check_against_integers(*quantized(name, task))
@@ -99,7 +100,7 @@ def test_a_model_of_mixed_bits_equals_an_integer_bert() -> None:
 
 
 @pytest.mark.parametrize("path", ["layers.0.ffn_in", "layers.1.key"])
-@pytest.mark.parametrize("name", list(PRESETS))
+@pytest.mark.parametrize("name", [*EIGHT_BITS, *FEW_BITS])
 def test_one_linear_equals_int64(name: str, path: str) -> None:
     model, plan = quantized(name)
     layer = model.get_submodule(path)
@@ -142,7 +143,7 @@ def planned(plan: Plan) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
 
 @pytest.mark.parametrize("task", ["classify", "qa"])
 @pytest.mark.parametrize("bits", [8, 5, 4, 3, 2])
-@pytest.mark.parametrize("name", list(PRESETS))
+@pytest.mark.parametrize("name", EIGHT_BITS)
 def test_tensors_are_those_of_the_plan(name: str, bits: int, task: str) -> None:
     model, plan = quantized_with(with_bits(name, bits), task)
     tensors = convert(model)
@@ -213,7 +214,7 @@ def test_bad_weights_are_refused_by_name(name: str, bad: float, preset_name: str
         convert(model)
 
 
-@pytest.mark.parametrize("name", list(PRESETS))
+@pytest.mark.parametrize("name", EIGHT_BITS)
 def test_dequantized_tensors_fit_a_plain_model(name: str, batch: Batch) -> None:
     model, plan = quantized(name)
     tensors = convert(model)

@@ -12,8 +12,9 @@ from q8core.errors import SchemeError
 from q8core.model.head import HeadSpec
 from q8core.model.sites import float_shapes, sites
 from q8core.model.spec import EncoderSpec
-from q8core.quant import PRESETS, SLOTS, Plan, Scheme, SiteScheme, preset
+from q8core.quant import SLOTS, Plan, Scheme, SiteScheme, preset
 from q8core.quant.plan import TensorPlan
+from tests.models import EIGHT_BITS
 
 BERT = EncoderSpec(2, 32, 4, 64, 100, 64, 2, 1e-12)
 ELECTRA = replace(BERT, embedding=16)
@@ -30,7 +31,7 @@ def plan(scheme: Scheme | str | None, spec: EncoderSpec = BERT, head: HeadSpec =
 
 @pytest.mark.parametrize("head", [CLASSIFY, QA], ids=["classify", "qa"])
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
-@pytest.mark.parametrize("name", [None, *PRESETS])
+@pytest.mark.parametrize("name", [None, *EIGHT_BITS])
 def test_all_sites_are_planned_in_their_order(name: str | None, spec: EncoderSpec, head: HeadSpec) -> None:
     if spec is MPNET and name and name.endswith("attention"):
         name = name.removesuffix("-attention")  # see below
@@ -79,7 +80,7 @@ def test_tensors_of_the_default() -> None:
     assert leaves["weight_scale"] == linears + 2
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", EIGHT_BITS)
 def test_tensors_of_presets_differ_as_they_do(name: str) -> None:
     leaves = Counter(tensor.rpartition(".")[2] for tensor in plan(name).tensors)
     dynamic, paper = name == "dynamic", name == "q8bert-paper"

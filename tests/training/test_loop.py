@@ -12,19 +12,20 @@ import torch
 from torch import nn
 
 from q8core.errors import CheckpointError, InputError, TrainingError
-from q8core.quant import preset
-from q8core.quant.qat.prepare import prepare
+from q8core.quant.qat.prepare import calibrate, prepare
 from q8core.tasks.batching import sorted_batches
 from q8core.tasks.examples import ClassifyData, TextExample
 from q8core.tasks.task import ClassifyTask
 from q8core.tokenizer import load_tokenizer
 from q8core.training.batches import collate, epoch_batches
 from q8core.training.config import Precision, TrainConfig
-from q8core.training.loop import Interrupted, Trainer, schedule
+from q8core.training.loop import ALL_ALIKE, Interrupted, ParameterRules, Trainer, make_optimizer, schedule
 from q8core.training.model import load_model
+from q8core.training.qat import STEP_RATE, parameter_rules
 from q8core.training.recipe import load_recipe
 from q8core.training.score import model_logits
 from q8core.training.state import STATE_FILE
+from tests.models import small
 
 CONFIG = TrainConfig(epochs=2, batch_size=4, learning_rate=1e-3, evals=2, dropout=0.1)
 GOOD, BAD = ("good", "great", "funny"), ("bad", "awful", "boring")
@@ -43,16 +44,21 @@ def make_trainer(folder: Path, output: Path, scheme: str | None, config: TrainCo
     torch.manual_seed(config.seed)
     task = make_task(folder)
     model = load_model(str(folder), "classify", task.labels, config.dropout)
+    rules = ALL_ALIKE
     if scheme:
-        prepare(model.network, model.plan(preset(scheme)))
+        plan = model.plan(small(scheme))
+        prepare(model.network, plan)
+        if plan.starts_calibrated:
+            calibrate(model.network, [collate(task.train_features()[:8], "classify", with_targets=False)])
+        rules = parameter_rules(model.network)
 
     def score(module: nn.Module, limit: int | None) -> dict[str, float]:
         return task.score(model_logits(module, task.dev_features(limit), "classify"))
 
-    return Trainer(model.network, task, score, config, output)
+    return Trainer(model.network, task, score, config, output, rules=rules)
 
 
-@pytest.mark.parametrize("scheme", [None, "q8bert", "q8bert-attention"])
+@pytest.mark.parametrize("scheme", [None, "q8bert", "q8bert-attention", "qbert-4", "kdlsq-4", "mkq"])
 def test_training_learns(tiny_classifier: Path, tmp_path: Path, scheme: str | None) -> None:
     trainer = make_trainer(tiny_classifier, tmp_path, scheme, replace(CONFIG, epochs=12))
     before = trainer.score(trainer.model.eval(), None)["accuracy"] if scheme is None else 0.5
@@ -60,7 +66,10 @@ def test_training_learns(tiny_classifier: Path, tmp_path: Path, scheme: str | No
     assert trainer.score(trainer.model, None)["accuracy"] == 1.0 > before
 
 
-@pytest.mark.parametrize(("scheme", "average"), [(None, 0.3), ("q8bert", 0.3), ("q8bert-attention", 0.0)])
+@pytest.mark.parametrize(
+    ("scheme", "average"),
+    [(None, 0.3), ("q8bert", 0.3), ("q8bert-attention", 0.0), ("kdlsq-2", 0.3), ("mkq", 0.0), ("ternary", 0.0)],
+)
 def test_a_stopped_run_ends_with_the_same_weights(
     tiny_classifier: Path, tmp_path: Path, scheme: str | None, average: float
 ) -> None:
@@ -180,3 +189,34 @@ def test_impossible_settings_are_named() -> None:
         load_recipe("sst2").config(False, learning_rate=-1.0)
     with pytest.raises(InputError, match="batch_size is 0"):
         load_recipe("sst2").config(True, batch_size=0)
+
+
+def test_learned_steps_have_their_own_rate_and_few_bits_no_decay(tiny_classifier: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(tiny_classifier, tmp_path, "kdlsq-2")
+    names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
+    optimizer = make_optimizer(trainer.model, trainer.config, trainer.rules)
+    found = {
+        names[id(parameter)]: (group["peak"], group["weight_decay"])
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    assert found.keys() == set(names.values())
+    assert found["layers.0.query.input_log_step"] == found["word_embeddings.weight_steps.log_step"] == (STEP_RATE, 0)
+    assert found["layers.1.ffn_in.weight"] == found["layers.1.ffn_in.bias"] == (CONFIG.learning_rate, 0)
+    assert found["head.dense.weight"] == (CONFIG.learning_rate, CONFIG.weight_decay)
+    trainer.run(trainer.task.train_features())
+    for group in make_optimizer(trainer.model, trainer.config, ParameterRules()).param_groups:
+        assert group["peak"] == CONFIG.learning_rate
+
+
+def test_learned_steps_move_at_their_rate(tiny_classifier: Path, tmp_path: Path) -> None:
+    """Adam's first update is the learning rate itself, whatever the gradient."""
+    trainer = make_trainer(tiny_classifier, tmp_path, "kdlsq-4", replace(CONFIG, max_steps=1, warmup=0.0, evals=1))
+    before = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
+    trainer.run(trainer.task.train_features())
+    after = dict(trainer.model.named_parameters())
+    for name, rate in (
+        ("layers.0.ffn_in.weight_steps.log_step", STEP_RATE),
+        ("head.output.bias", CONFIG.learning_rate),
+    ):
+        assert float((after[name].detach() - before[name]).abs().max()) == pytest.approx(rate, rel=1e-3)

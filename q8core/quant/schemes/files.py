@@ -7,6 +7,7 @@ tables.weight = { granularity = "tensor" }   # fields of `SiteScheme` for all ta
 slots.ffn_in.weight = { bits = 4 }       # for one slot; fields left out keep their values
 slots.head_output = "float"              # a slot that is not quantized
 overrides."layers.0.*" = "float"         # for the sites whose path matches a glob
+overrides."layers.upper.*".weight.bits = 4   # for the second half of the layers; `lower` is the first
 """
 
 from __future__ import annotations
@@ -26,7 +27,11 @@ from q8core.quant.schemes.tables import SCHEME_VERSION, check_keys, table
 _GROUPS = {"tables": TABLES, "linears": LINEAR_SLOTS}
 _ENDINGS = (".toml", ".json")
 _FOLDER = Path(__file__).with_name("presets")
-_ORDER = ("q8bert", "q8bert-smooth", "q8bert-attention", "q8bert-paper", "static", "static-attention", "dynamic")
+_ORDER = (
+    *("q8bert", "q8bert-smooth", "q8bert-attention", "q8bert-paper"),
+    *("qbert-4", "qbert-3", "qbert-2", "kdlsq-4", "kdlsq-2", "ternary", "binary", "mkq"),
+    *("static", "static-attention", "dynamic"),
+)
 
 
 def find_scheme(name: str) -> Scheme:
@@ -49,7 +54,8 @@ def preset(name: str) -> Scheme:
 
     `q8bert` is the default for training, `q8bert-paper` follows the paper's rules exactly, `static` and
     `dynamic` quantize without training; `q8bert-attention` and `static-attention` also quantize the attention
-    products.
+    products. The others have weights of few bits: `qbert-` (Q-BERT), `kdlsq-` (KDLSQ-BERT), `ternary` (TernaryBERT),
+    `binary` (the signs of BinaryBERT) and `mkq` (4 bits in half of the layers, as MKQ-BERT).
 
     Raises:
         SchemeError: if there is no such preset; the message names the presets.

@@ -1,0 +1,91 @@
+"""The presets with few bits: what has how many, and what a checkpoint holds for it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from q8core.errors import SchemeError
+from q8core.model.head import HeadSpec
+from q8core.model.sites import LAYER_LINEARS
+from q8core.model.spec import EncoderSpec
+from q8core.quant import Plan, preset
+from q8core.quant.schemes import find_scheme
+from tests.models import EIGHT_BITS, FEW_BITS
+
+MINILM = EncoderSpec(6, 384, 12, 1536, 30522, 512, 2, 1e-12)
+HEAD = HeadSpec("first", 2, "tanh")
+
+BITS = {
+    "qbert-4": (4, 8, 8),
+    "qbert-3": (3, 8, 8),
+    "qbert-2": (2, 8, 8),
+    "kdlsq-4": (4, 4, 8),
+    "kdlsq-2": (2, 2, 8),
+    "ternary": (2, 2, 8),
+    "binary": (1, 1, 8),
+}
+"""Bits of the encoder's weights, of words, and of activations."""
+
+
+@pytest.mark.parametrize("name", BITS)
+def test_bits_of_weights_words_and_activations(name: str) -> None:
+    plan = Plan.of(MINILM, HEAD, preset(name))
+    of = {path: site for path, site in plan.sites.items() if site.weight is not None}
+    layers = [site for path, site in of.items() if path.startswith("layers.")]
+    assert len(layers) == 6 * len(LAYER_LINEARS)
+    weights, words, inputs = BITS[name]
+    assert {site.weight.bits for site in layers if site.weight} == {weights}
+    assert {site.input.bits for site in of.values() if site.input} == {inputs}
+    bits = {path: site.weight.bits for path, site in of.items() if site.weight and not path.startswith("layers.")}
+    assert bits == {"word_embeddings": words, "position_embeddings": 8, "head.dense": 8, "head.output": 8}
+
+
+def test_every_preset_is_of_one_kind() -> None:
+    assert {*BITS, "mkq"} == set(FEW_BITS)
+    for name in EIGHT_BITS:
+        assert {site.weight.bits for site in preset(name).slots.values() if site.weight} == {8}
+
+
+@pytest.mark.parametrize(("layers", "few"), [(6, [3, 4, 5]), (5, [2, 3, 4]), (1, [0]), (12, [6, 7, 8, 9, 10, 11])])
+def test_the_upper_half_of_mkq_has_4_bits(layers: int, few: list[int]) -> None:
+    plan = Plan.of(replace(MINILM, layers=layers), HEAD, preset("mkq"))
+    for slot in LAYER_LINEARS:
+        sites = [plan.of_layer(number, slot) for number in range(layers)]
+        bits = [(site.weight.bits, site.input.bits) for site in sites if site.weight and site.input]
+        assert bits == [(4, 4) if number in few else (8, 8) for number in range(layers)]
+    assert plan.scheme == preset("mkq")  # as it is written into a checkpoint
+    assert plan.starts_calibrated
+
+
+def test_halves_in_a_file(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    file = tmp_path / "halves.toml"
+    file.write_text(
+        'base = "q8bert"\noverrides."layers.lower.*" = "float"\noverrides."layers.upper.ffn_*".weight.bits = 3\n'
+    )
+    plan = Plan.of(replace(MINILM, layers=4), HEAD, find_scheme(str(file)))
+    assert [plan.of_layer(number, "key").kind for number in range(4)] == ["float", "float", "static", "static"]
+    widths = [plan.of_layer(number, "ffn_out").weight for number in (2, 3)]
+    assert [weight.bits for weight in widths if weight] == [3, 3]
+    with pytest.raises(SchemeError, match=r"override 'layers\.lower\.\*' matches no site"):
+        Plan.of(replace(MINILM, layers=1), HEAD, find_scheme(str(file)))
+
+
+def test_groups_are_stored_with_their_zero_points() -> None:
+    tensors = Plan.of(MINILM, HEAD, preset("qbert-3")).tensors
+    path = "layers.2.ffn_in"
+    found = {name.rpartition(".")[2]: (t.dtype, t.shape) for name, t in tensors.items() if name.startswith(f"{path}.")}
+    assert found == {
+        "weight": ("U8", (1536, 144)),
+        "weight_scale": ("F32", (128,)),
+        "weight_zero_point": ("I8", (128,)),
+        "weight_levels": ("I8", (8,)),
+        "bias": ("I32", (1536,)),
+        "input_scale": ("F32", (1,)),
+        "input_zero_point": ("I32", (1,)),
+    }
+    assert tensors["head.output.weight_scale"].shape == (2,)
+    assert Plan.of(MINILM, HEAD, preset("binary")).tensors["layers.0.key.weight"].shape == (384, 48)
+    with pytest.raises(SchemeError, match=r"^layers\.0\.query: weight\.groups is 128, which does not divide its 320"):
+        Plan.of(replace(MINILM, hidden=320, heads=10), HEAD, preset("qbert-4"))
