@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from q8core.tasks.unlabelled import UnlabelledTask
 
 CALIBRATION_EXAMPLES = 512
-_UNTRAINED = ("static", "static-attention", "dynamic", "qbert-4", "qbert-3", "kdlsq-4")
+_UNTRAINED = ("static", "static-attention", "dynamic", "qbert-4", "kdlsq-4")
 """Presets that may be good enough without training; what has fewer bits is not."""
 
 
@@ -70,7 +70,7 @@ def quantize(
     scheme: Annotated[
         str | None,
         typer.Option(
-            help="static or static-attention (calibrated), dynamic, qbert-4, qbert-3 or kdlsq-4 (weights of few bits), "
+            help="static or static-attention (calibrated), dynamic, qbert-4 or kdlsq-4 (weights of 4 bits), "
             "or a file. [default: static; with --texts static, then dynamic, then the better with layers in float, "
             "until the target is reached]"
         ),
