@@ -110,12 +110,14 @@ class _Gated(Function):
         grad = grads[0]
         v = x.to(torch.float32) * steps.reciprocal()
         rounded = v.round()
-        grad_x = grad * ((rounded >= low) & (rounded <= high)) if ctx.masked else grad
+        q = rounded.clamp(low, high)
+        grad_x = grad * (rounded == q) if ctx.masked else grad
         grad_log = None
         if ctx.shape is not None and ctx.needs_input_grad[1]:
-            inside = (v >= low) & (v <= high)
-            by_step = torch.where(inside, rounded - v, v.clamp(low, high)).mul_(steps).mul_(grad)
-            grad_log = by_step.sum().reshape(ctx.shape) if ctx.shape.numel() == 1 else by_step.sum(dim=-1)
+            # q - v inside, and q outside
+            by_step = q.sub_(v.mul_(v.clamp(low, high) == v)).mul_(grad)
+            sums = by_step.sum() if ctx.shape.numel() == 1 else by_step.sum(dim=-1)
+            grad_log = (sums * steps.squeeze()).reshape(ctx.shape)
         return grad_x, grad_log, None, None, None, None
 
 
@@ -161,7 +163,7 @@ def gated(x: Tensor, log_step: Tensor | None, *, steps: Tensor, limits: tuple[Te
     Args:
         x: (..., K), what is quantized.
         log_step: logarithms of steps that are learned, one element or, of a matrix, one for each row (rows,); or None.
-        steps: float32, all steps; broadcasts against `x`.
+        steps: float32, the steps, as many as logarithms if they are learned; broadcasts against `x`.
         limits: float32, the smallest and the largest integer; they broadcast against `x`.
         masked: whether values outside the limits get no gradient.
     """

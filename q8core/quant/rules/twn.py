@@ -31,9 +31,9 @@ def ternary_grid(weight: Tensor) -> TernaryGrid:
     """
     magnitudes = weight.abs()
     border = _SHARE * magnitudes.mean(dim=1)
-    kept = magnitudes > border.unsqueeze(1)
-    sums = torch.where(kept, magnitudes, 0.0).sum(dim=1)
-    return TernaryGrid(scale_from_threshold(sums / kept.sum(dim=1).clamp(min=1) + 0 * border, 1), border)
+    kept = (magnitudes > border.unsqueeze(1)).to(torch.float32)  # sums of booleans are slow
+    means = magnitudes.mul_(kept).sum(dim=1) / kept.sum(dim=1).clamp(min=1)
+    return TernaryGrid(scale_from_threshold(means, 1), border)
 
 
 def ternary(weight: Tensor, border: Tensor) -> Tensor:
