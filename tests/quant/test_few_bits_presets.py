@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from q8core.errors import SchemeError
 from q8core.model.head import HeadSpec
 from q8core.model.sites import LAYER_LINEARS
 from q8core.model.spec import EncoderSpec
 from q8core.quant import Plan, preset
+from q8core.quant.dequantized import DequantizedTensors
+from q8core.quant.qat.convert import arrays, convert
+from q8core.quant.qat.prepare import calibrate, quantized_layers
+from q8core.quant.qat.weight_grid import weight_integers
 from q8core.quant.schemes import find_scheme
-from tests.models import EIGHT_BITS, FEW_BITS
+from tests.models import EIGHT_BITS, FEW_BITS, small
+from tests.quant.conftest import make_batch, make_classifier, plan_for, prepared
 
 MINILM = EncoderSpec(6, 384, 12, 1536, 30522, 512, 2, 1e-12)
 HEAD = HeadSpec("first", 2, "tanh")
@@ -59,7 +67,7 @@ def test_the_upper_half_of_mkq_has_4_bits(layers: int, few: list[int]) -> None:
     assert plan.starts_calibrated
 
 
-def test_halves_in_a_file(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_halves_in_a_file(tmp_path: Path) -> None:
     file = tmp_path / "halves.toml"
     file.write_text(
         'base = "q8bert"\noverrides."layers.lower.*" = "float"\noverrides."layers.upper.ffn_*".weight.bits = 3\n'
@@ -89,3 +97,18 @@ def test_groups_are_stored_with_their_zero_points() -> None:
     assert Plan.of(MINILM, HEAD, preset("binary")).tensors["layers.0.key.weight"].shape == (384, 48)
     with pytest.raises(SchemeError, match=r"^layers\.0\.query: weight\.groups is 128, which does not divide its 320"):
         Plan.of(replace(MINILM, hidden=320, heads=10), HEAD, preset("qbert-4"))
+
+
+@pytest.mark.parametrize("name", FEW_BITS)
+def test_a_file_gives_back_the_weights_that_training_multiplied_with(name: str) -> None:
+    network = make_classifier()
+    plan = plan_for(network, small(name))
+    model = prepared(network, small(name))
+    calibrate(model, [make_batch(0)])
+    found = DequantizedTensors(plan, arrays(convert(model.eval())))
+    linears, tables = quantized_layers(model)
+    for path, layer in (linears | tables).items():
+        weight, grid = layer.weight.detach(), layer.weight_grid().rows(len(layer.weight))
+        q = weight_integers(weight, layer.weight_quantizer, grid, torch.float32)
+        assert np.array_equal(found[f"{path}.weight"], (q * grid.scale.reshape(-1, 1)).numpy()), path
+        assert len(q.unique()) <= 2**layer.weight_quantizer.bits or layer.weight_quantizer.grid == "asymmetric"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -32,6 +32,7 @@ def errors(weight: Tensor, scale: Tensor, largest: int) -> np.ndarray:
     return ((np.clip(np.rint(w / s), -largest, largest) * s - w) ** 2).sum(axis=1)
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 200), largest=st.sampled_from(LARGEST))
 def test_never_worse_than_the_largest_magnitude(seed: int, largest: int) -> None:
     weight = weights(seed)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -165,6 +165,7 @@ def test_one_bit_by_hand() -> None:
     assert grid.scale.tolist() == pytest.approx([0.1, 2.0**-20])
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 100), columns=st.integers(1, 400))
 def test_rows_do_not_see_each_other(seed: int, columns: int) -> None:
     weight = random(9, columns, seed=seed)
