@@ -94,8 +94,7 @@ def train(
     options = DataOptions(task, data, train_file, dev_file, text_column, pair_column, label_column, max_length, labels)
     work = _read(model, options)
     recipe = load_recipe(task, recipes)
-    config = recipe.config(
-        quantized,
+    config = (recipe.qat if quantized else recipe.fp32).changed(
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=learning_rate,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -71,6 +71,14 @@ class TrainConfig:
         for name, fine in checks.items():
             if not fine:
                 raise InputError(f"{name} is {getattr(self, name)}, out of its range")
+
+    def changed(self, **changes: Any) -> TrainConfig:
+        """Return the hyperparameters with all changes that are not None.
+
+        Raises:
+            InputError: a change is out of its range.
+        """
+        return replace(self, **{name: value for name, value in changes.items() if value is not None})
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""

@@ -8,7 +8,7 @@ it continues from as its `teacher` where that was fine-tuned for the same labels
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,15 +36,6 @@ class Recipe:
     fp32: TrainConfig
     qat: TrainConfig
     teacher: bool
-
-    def config(self, quantized: bool, **changes: Any) -> TrainConfig:
-        """Return the hyperparameters of one of the two trainings, with all changes that are not None.
-
-        Raises:
-            InputError: a change is out of its range.
-        """
-        wanted = {name: value for name, value in changes.items() if value is not None}
-        return replace(self.qat if quantized else self.fp32, **wanted)
 
 
 def load_recipe(task: str, folder: Path | None = None) -> Recipe:

@@ -370,4 +370,4 @@ def test_the_losses_of_shared_batches_add_up_to_that_of_the_whole(
 def test_impossible_weights_are_named() -> None:
     for name, value in (("distill_hidden", -1.0), ("distill_logits", float("nan")), ("distill_temperature", 0.0)):
         with pytest.raises(InputError, match=f"{name} is {value}"):
-            load_recipe("sst2").config(True, **{name: value})
+            load_recipe("sst2").qat.changed(**{name: value})

@@ -186,9 +186,9 @@ def test_collate_pads_with_a_mask(tiny_classifier: Path) -> None:
 
 def test_impossible_settings_are_named() -> None:
     with pytest.raises(InputError, match="learning_rate is -1"):
-        load_recipe("sst2").config(False, learning_rate=-1.0)
+        load_recipe("sst2").fp32.changed(learning_rate=-1.0)
     with pytest.raises(InputError, match="batch_size is 0"):
-        load_recipe("sst2").config(True, batch_size=0)
+        load_recipe("sst2").qat.changed(batch_size=0)
 
 
 def test_learned_steps_have_their_own_rate_and_few_bits_no_decay(tiny_classifier: Path, tmp_path: Path) -> None:

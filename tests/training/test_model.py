@@ -118,4 +118,4 @@ def test_a_new_head_is_drawn_by_the_seed(tiny_classifier: Path, tiny_qa: Path) -
 
 @pytest.mark.parametrize("task", [*GLUE, "squad", "classify"])
 def test_every_task_has_recipes(task: str) -> None:
-    assert load_recipe(task).config(True, seed=3).seed == load_recipe(task).config(False, seed=3).seed == 3
+    assert load_recipe(task).qat.changed(seed=3).seed == load_recipe(task).fp32.changed(seed=3).seed == 3

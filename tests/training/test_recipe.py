@@ -30,7 +30,7 @@ def test_a_file_says_everything_that_a_config_can_and_defaults_fill_the_rest(tmp
     assert (loaded.seeds, loaded.teacher) == (4, True)
     assert loaded.qat == TrainConfig(**VALUES)  # pyright: ignore[reportArgumentType]
     assert loaded.fp32 == TrainConfig(precision=best_precision())
-    assert load_recipe("rte", tmp_path).config(True, epochs=5.0, seed=None).epochs == 5.0
+    assert load_recipe("rte", tmp_path).qat.changed(epochs=5.0, seed=None).epochs == 5.0
     assert load_recipe("cola", tmp_path) == load_recipe("cola")  # no file of the user's: the packaged one
 
 
