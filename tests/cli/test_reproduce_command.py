@@ -19,40 +19,9 @@ from q8core.reproduce.methods import BASELINES, Scored
 from q8core.reproduce.record import METHODS
 from q8core.tasks.task import Task
 from q8core.training.config import TrainConfig
-from tests.tasks.glue_files import write_glue
+from tests.cli.small_recipe import RECIPE
 
-RECIPE = """
-seeds = {seeds}
-[fp32]
-epochs = 3.0
-batch_size = 8
-learning_rate = 1e-3
-precision = "fp32"
-evals = 1
-[qat]
-epochs = 1.0
-batch_size = 8
-learning_rate = 1e-4
-precision = "fp32"
-evals = 1
-"""
 Command = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Data of two tasks, in folders named as people name them."""
-    folder = tmp_path_factory.mktemp("data")
-    sides = (("good", "great", "funny"), ("bad", "awful", "boring"))
-    rows = [(f"a {sides[i % 2][i % 3]} film {i}", "", str(i % 2)) for i in range(24)]
-    rows += [("a good film", "", "1"), ("a bad plot", "", "1"), ("a very funny actor", "", "0")]  # never all right
-    write_glue(folder / "glue" / "CoLA", "cola", rows)
-    words = [{"id": str(i), "question": "who sat?", "answers": [{"text": "cat", "answer_start": 4}]} for i in range(4)]
-    document = {"data": [{"paragraphs": [{"context": "the cat sat on the mat. " * 3, "qas": words}]}]}
-    (folder / "squad").mkdir()
-    for name in ("train", "dev"):
-        (folder / "squad" / f"{name}-v1.1.json").write_text(json.dumps(document))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -62,12 +31,6 @@ def recipes(tmp_path_factory: pytest.TempPathFactory) -> Path:
         teacher = "teacher = true\n" if task == "squad" else ""
         (folder / f"{task}.toml").write_text(teacher + RECIPE.format(seeds=seeds))
     return folder
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory, tiny_qa: Path) -> Path:
-    """A pretrained model: without a head for either task's labels that would matter."""
-    return Path(shutil.copytree(tiny_qa, tmp_path_factory.mktemp("base") / "tiny"))
 
 
 @pytest.fixture(scope="module")
