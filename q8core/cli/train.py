@@ -28,6 +28,7 @@ from q8core.errors import InputError
 if TYPE_CHECKING:
     from q8core.tasks.task import Task
     from q8core.training.config import TrainConfig
+    from q8core.training.scheme_recipes import SchemeRecipe
 
 
 def train(
@@ -80,6 +81,7 @@ def train(
     int8_only: Int8Only = False,
 ) -> None:
     """Fine-tune in fp32, or train with quantization into an int8 checkpoint."""
+    from q8core.quant import find_scheme
     from q8core.training.recipe import load_recipe
 
     quantized = scheme != "fp32"
@@ -94,7 +96,8 @@ def train(
     options = DataOptions(task, data, train_file, dev_file, text_column, pair_column, label_column, max_length, labels)
     work = _read(model, options)
     recipe = load_recipe(task, recipes)
-    config = (recipe.qat if quantized else recipe.fp32).changed(
+    own = recipe.of_scheme(find_scheme(scheme).name) if quantized else None
+    config = (own.config if own else recipe.fp32).changed(
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=learning_rate,
@@ -106,8 +109,11 @@ def train(
         precision=None if precision == "auto" else precision,
         **distillation,
     )
+    if own is not None and own.table:
+        _tell_table(own)
     if teacher is None:
-        teacher = _own_teacher(model, work, distillation, wanted=quantized and recipe.teacher)
+        _check_own_teacher(model, own)
+        teacher = _own_teacher(model, work, distillation, wanted=own is not None and own.teacher)
     prepare_training(quantized)
     _run(model, work, config, scheme, output, data=options.description, keep_float=not int8_only, teacher=teacher)
 
@@ -143,6 +149,21 @@ def _check_options(precision: str, *, quantized: bool, int8_only: bool) -> None:
         raise InputError(f"--precision is {precision!r}; allowed: auto, fp32, bf16")
     if int8_only and not quantized:
         raise InputError("--int8-only is for int8 checkpoints; --scheme fp32 makes none")
+
+
+def _tell_table(own: SchemeRecipe) -> None:
+    """Say which table of the recipe holds, and which model it is for."""
+    changes = ", ".join(f"{name} {value}" for name, value in own.changes.items())
+    before = f"; it is for a model trained with {own.after}, taught by the fine-tuned one (--teacher)"
+    typer.echo(f"note: {own.table}: {changes or 'no changes'}{before if own.after else ''}", err=True)
+
+
+def _check_own_teacher(model: str, own: SchemeRecipe | None) -> None:
+    """Refuse to take a model trained with another scheme for the fine-tuned one, which teaches."""
+    from q8core.checkpoint.manifest import MANIFEST_FILE
+
+    if own is not None and own.after and own.teacher and (Path(model) / MANIFEST_FILE).is_file():
+        raise InputError(f"--model {model} was trained with quantization; name the fine-tuned model with --teacher")
 
 
 def _own_teacher(model: str, work: Task, distillation: Mapping[str, float | None], *, wanted: bool) -> str | None:

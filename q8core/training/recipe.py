@@ -3,12 +3,14 @@
 A file has the number of `seeds` that `q8bert reproduce` trains, whether quantization-aware training has the model that
 it continues from as its `teacher` where that was fine-tuned for the same labels, and the tables `[fp32]` and
 `[qat]` with fields of :class:`~q8core.training.config.TrainConfig`; what a table leaves out has that class' default.
-``precision`` is "auto" where it is left out.
+``precision`` is "auto" where it is left out. Tables `[schemes.NAME]` say what differs from `[qat]` for one scheme: see
+:mod:`q8core.training.scheme_recipes`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +19,7 @@ from pydantic import Field
 from q8core.documents import read_toml, validated
 from q8core.errors import InputError
 from q8core.training.config import TrainConfig
+from q8core.training.scheme_recipes import SchemeRecipe, read_scheme_recipes
 
 PACKAGED = Path(__file__).parent / "recipes"
 
@@ -30,12 +33,18 @@ class Recipe:
         fp32: hyperparameters of fine-tuning.
         qat: hyperparameters of the quantization-aware training that continues from it.
         teacher: whether that learns from the fine-tuned model instead of the labels.
+        schemes: name of a scheme -> what holds for it instead of `qat` and `teacher`.
     """
 
     seeds: int
     fp32: TrainConfig
     qat: TrainConfig
     teacher: bool
+    schemes: Mapping[str, SchemeRecipe] = field(default_factory=dict[str, SchemeRecipe])
+
+    def of_scheme(self, name: str) -> SchemeRecipe:
+        """Return how a model is trained with the scheme of that name."""
+        return self.schemes.get(name) or SchemeRecipe(self.qat, self.teacher)
 
 
 def load_recipe(task: str, folder: Path | None = None) -> Recipe:
@@ -80,6 +89,7 @@ class _Document:
     qat: dict[str, Any]
     seeds: Annotated[int, Field(ge=1)] = 1
     teacher: bool = False
+    schemes: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
 
 
 def _read(file: Path) -> Recipe:
@@ -88,4 +98,5 @@ def _read(file: Path) -> Recipe:
         validated(TrainConfig, {"precision": "auto", **table}, f"{file}, [{name}]")
         for name, table in (("fp32", found.fp32), ("qat", found.qat))
     )
-    return Recipe(found.seeds, fp32, qat, teacher=found.teacher)
+    schemes = read_scheme_recipes(found.schemes, found.qat, found.teacher, file)
+    return Recipe(found.seeds, fp32, qat, found.teacher, schemes)
