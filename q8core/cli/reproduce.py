@@ -31,8 +31,9 @@ def reproduce(
 
     After Ctrl-C the same command goes on, and repeats nothing that is finished.
     """
+    from q8core.reproduce.planning import Order
     from q8core.reproduce.plot import check_plot
-    from q8core.reproduce.series import Order, reproduce
+    from q8core.reproduce.series import reproduce
 
     if plot:
         check_plot()

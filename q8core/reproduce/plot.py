@@ -15,12 +15,13 @@ from typing import Any
 
 from q8core.bench.plot import subtitle_of
 from q8core.errors import InputError
+from q8core.reproduce.cells import METRIC_TITLES, signed
 from q8core.reproduce.data import TITLES
 from q8core.reproduce.methods import BASELINES
 from q8core.reproduce.paper import PAPER
 from q8core.reproduce.record import QAT
 from q8core.reproduce.summary import Cell, Row, metrics_of
-from q8core.reproduce.table import METRIC_TITLES, PAPER_DYNAMIC, signed
+from q8core.reproduce.table import PAPER_DYNAMIC
 
 _DPI = 200
 # In inches.

@@ -6,22 +6,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from q8core.reproduce.cells import (
+    METRIC_TITLES,
+    failures_text,
+    markdown_table,
+    relative_text,
+    score_text,
+    signed,
+    with_relative,
+)
 from q8core.reproduce.data import OFFICIAL, TITLES
 from q8core.reproduce.methods import BASELINES
 from q8core.reproduce.paper import PAPER, PaperRow, PaperScore
 from q8core.reproduce.record import FP32, QAT, RunRecord
-from q8core.reproduce.summary import Cell, Row, metrics_of, summarize
+from q8core.reproduce.summary import Row, metrics_of, summarize
 
-METRIC_TITLES = {
-    "mcc": "MCC",
-    "f1": "F1",
-    "accuracy": "accuracy",
-    "pearson": "Pearson",
-    "spearman": "Spearman",
-    "exact_match": "EM",
-}
 PAPER_DYNAMIC = "dynamic-paper"
-_MINUS = "\N{MINUS SIGN}"
 
 
 @dataclass(frozen=True)
@@ -61,17 +61,9 @@ def markdown(report: Report) -> str:
         _full_table(rows),
         _legend(),
         _data_notes(report.records),
-        _failures(report.records),
+        failures_text(report.records),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def signed(value: float | None, digits: int = 2) -> str:
-    """Return a relative error with a sign, as in the paper."""
-    if value is None:
-        return "undefined"
-    text = f"{abs(value):.{digits}f} %"
-    return text if float(f"{value:.{digits}f}") == 0 else (_MINUS if value < 0 else "+") + text
 
 
 def _progress(report: Report) -> str:
@@ -91,10 +83,10 @@ def _paper_table(rows: Sequence[Row]) -> str:
             continue
         title, metric = TITLES[row.task], METRIC_TITLES[row.metric]
         fp32, qat, dynamic = (row.cells.get(name) for name in (FP32, QAT, PAPER_DYNAMIC))
-        ours = (_score(fp32), _score(qat), _relative(qat), _score(dynamic), _relative(dynamic))
+        ours = (score_text(fp32), score_text(qat), relative_text(qat), score_text(dynamic), relative_text(dynamic))
         lines.append((f"**{title}**", "this one", metric, _seeds(row), *ours))
         lines += [_paper_line(title, metric, paper) for paper in PAPER.get(row.task, ())]
-    return _table(lines)
+    return markdown_table(lines)
 
 
 def _paper_line(title: str, metric: str, paper: PaperRow) -> tuple[str, ...]:
@@ -121,36 +113,14 @@ def _full_table(rows: Sequence[Row]) -> str:
     titles = {FP32: "fp32", QAT: "QAT", **{name: method.title for name, method in BASELINES.items()}}
     lines: list[tuple[str, ...]] = [("task", "metric", "seeds", *titles.values())]
     for row in rows:
-        cells = [_score(row.cells.get(FP32))]
-        cells += [_with_relative(row.cells.get(name), row.cells.get(FP32)) for name in titles if name != FP32]
+        cells = [score_text(row.cells.get(FP32))]
+        cells += [with_relative(row.cells.get(name), row.cells.get(FP32)) for name in titles if name != FP32]
         lines.append((TITLES[row.task], METRIC_TITLES[row.metric], _seeds(row), *cells))
-    return _table(lines)
-
-
-def _table(lines: Sequence[tuple[str, ...]]) -> str:
-    head, *body = [f"| {' | '.join(line)} |" for line in lines]
-    return "\n".join((head, "|---" * len(lines[0]) + "|", *body))
+    return markdown_table(lines)
 
 
 def _seeds(row: Row) -> str:
     return str(max((cell.seeds for cell in row.cells.values()), default=0))
-
-
-def _score(cell: Cell | None) -> str:
-    if cell is None:
-        return "-"
-    return f"{cell.mean:.2f}" + ("" if cell.deviation is None else f" ({cell.deviation:.2f})")
-
-
-def _relative(cell: Cell | None) -> str:
-    return "-" if cell is None else signed(cell.relative)
-
-
-def _with_relative(cell: Cell | None, fp32: Cell | None) -> str:
-    if cell is None:
-        return "-"
-    fewer = "" if fp32 is None or cell.seeds == fp32.seeds else f", {cell.seeds} seeds"
-    return f"{_score(cell)}, {signed(cell.relative)}{fewer}"
 
 
 def _legend() -> str:
@@ -169,12 +139,3 @@ def _data_notes(records: Sequence[RunRecord]) -> str:
             if (train, dev) != official
         ]
     return "\n".join(("## Data", *notes)) if notes else ""
-
-
-def _failures(records: Sequence[RunRecord]) -> str:
-    lines = [
-        f"- **{TITLES[record.task]}, seed {record.seed}**, {method}: {' '.join(error.split())}"
-        for record in records
-        for method, error in record.errors.items()
-    ]
-    return "\n".join(("## Failed", *lines)) if lines else ""

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from q8core.reproduce.cells import signed
 from q8core.reproduce.data import TITLES
 from q8core.reproduce.record import FP32, QAT, RunRecord, check_same, load_records
 from q8core.reproduce.summary import summarize
-from q8core.reproduce.table import signed
 from q8core.training.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]

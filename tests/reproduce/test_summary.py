@@ -10,13 +10,13 @@ import pytest
 
 from q8core.bench.environment import environment
 from q8core.errors import InputError
+from q8core.reproduce.cells import signed
 from q8core.reproduce.data import DataFacts, find_folder
 from q8core.reproduce.paper import PAPER
 from q8core.reproduce.plot import draw_errors, plot_errors
 from q8core.reproduce.record import METHODS, RunRecord, check_same
 from q8core.reproduce.run import RunSettings
 from q8core.reproduce.summary import summarize
-from q8core.reproduce.table import signed
 from q8core.reproduce.timing import remaining
 from q8core.training.config import TrainConfig
 
