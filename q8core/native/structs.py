@@ -22,8 +22,8 @@ class Linear(ctypes.Structure):
 
     _fields_ = (
         ("w", c_void_p),
+        ("order", c_void_p),
         ("comp", c_void_p),
-        ("signed_comp", c_void_p),
         ("r", c_void_p),
         ("bias", c_void_p),
         ("input", Grid),

@@ -110,8 +110,8 @@ class TorchBuilder:
 class NativeBuilder:
     """Builds the library's structures, int8 or float32, and keeps what they point to."""
 
-    def __init__(self, parts: Parts) -> None:
-        self.parts, self.spec, self.kept = parts, parts.spec, list[Any]()
+    def __init__(self, parts: Parts, variant: int) -> None:
+        self.parts, self.spec, self.kept, self.variant = parts, parts.spec, list[Any](), variant
         self.integers = parts.output.weight_scale is not None
 
     def keep(self, tensor: Tensor) -> int:
@@ -160,7 +160,7 @@ class NativeBuilder:
             assert layer.weight_scale is not None
             tensors = (layer.weight, layer.bias, layer.weight_scale, layer.input_scale)
             values = (None if each is None else each.numpy() for each in tensors)
-            packed = NativeLinear.pack(LinearTensors[Any](*values, zero_point=layer.zero_point))
+            packed = NativeLinear.pack(LinearTensors[Any](*values, zero_point=layer.zero_point), self.variant)
             self.kept.append(packed)
             return packed.view
         out, columns = layer.weight.shape
@@ -189,7 +189,7 @@ class NativeBuilder:
 
 def native_logits(parts: Parts, batch: TokenBatch, variant: str, threads: int = 2) -> Tensor:
     """Return (B, outputs) or (T, outputs), as the library computes them."""
-    library, builder = load_library(), NativeBuilder(parts)
+    library, builder = load_library(), NativeBuilder(parts, variants()[variant])
     view = builder.model()
     lengths = torch.tensor(batch.lengths, dtype=torch.int32)
     types = address(batch.token_type_ids) if parts.types else None

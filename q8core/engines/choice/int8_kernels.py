@@ -127,7 +127,8 @@ def accumulate(
     (rows, size), out = x.shape, len(weight)
     one = np.ones(1, np.float32)
     layer = NativeLinear.pack(
-        LinearTensors(weight.astype(np.int8), np.zeros(out, np.int32), one, input_scale=one, zero_point=zero_point)
+        LinearTensors(weight.astype(np.int8), np.zeros(out, np.int32), one, input_scale=one, zero_point=zero_point),
+        variants()[variant],
     )
     depth = layer.view.kb
     padded = np.zeros((-(-rows // 16) * 16 + 16, depth * 64), np.uint8)

@@ -47,8 +47,8 @@ class NativeLinear:
 
     Attributes:
         weight: uint8 (out rounded up to 32, in rounded up to 64).
-        comp: int32 (2, rows of `weight`): removes the activations' zero point from the sums; the second row does so
-            where the library subtracts 128 from all activations.
+        order: uint8, in which order `weight` holds its inputs, see order.h; None if in their own.
+        comp: int32 (rows of `weight`): where the sums begin, which removes the activations' zero point from them.
         r, bias: float32, one value for each row of `weight`; `r` lacks the scales of a dynamic layer's tokens.
         inverse: float32, 1 / step of each input, zeros in the padding; one vector longer than `weight` has columns.
             None in a dynamic layer.
@@ -56,6 +56,7 @@ class NativeLinear:
     """
 
     weight: NDArray[np.uint8]
+    order: NDArray[np.uint8] | None
     comp: NDArray[np.int32]
     r: NDArray[np.float32]
     bias: NDArray[np.float32]
@@ -63,8 +64,8 @@ class NativeLinear:
     view: structs.Linear
 
     @classmethod
-    def pack(cls, tensors: LinearTensors[Array]) -> NativeLinear:
-        """Copy a layer into the library's layout.
+    def pack(cls, tensors: LinearTensors[Array], variant: int) -> NativeLinear:
+        """Copy a layer into the layout that the variant at this address reads.
 
         Raises:
             EngineError: if the layer is in float.
@@ -73,11 +74,14 @@ class NativeLinear:
             raise EngineError(f"the native kernel computes int8 layers; found a {tensors.kind} one")
         out, columns = tensors.weight.shape
         rows, depth = _up(out, _PANEL), _up(columns, _DEPTH)
-        weight, comp = zeros((rows, depth), np.uint8), zeros((2, rows), np.int32)
+        weight, comp = zeros((rows, depth), np.uint8), zeros(rows, np.int32)
+        order_bytes = load_library().q8_order_bytes(variant, out, columns)
+        order = zeros(order_bytes, np.uint8) if order_bytes else None
+        places = None if order is None else address(order)
         source = np.ascontiguousarray(tensors.weight)
         zero_point = _SIGNED if tensors.zero_point is None else tensors.zero_point
         load_library().q8_pack(
-            address(source), out, columns, zero_point, address(weight), address(comp[0]), address(comp[1])
+            variant, address(source), out, columns, zero_point, address(weight), places, address(comp)
         )
         if tensors.input_scale is None:
             factors, biases, inverse = tensors.weight_scale, tensors.bias, None
@@ -88,13 +92,15 @@ class NativeLinear:
         r, bias = padded(factors, rows, out), padded(biases, rows)
         grid = None if inverse is None else address(inverse)
         view = structs.Linear(
-            *(address(each) for each in (weight, comp[0], comp[1], r, bias)),
+            address(weight),
+            places,
+            *(address(each) for each in (comp, r, bias)),
             structs.Grid(grid, *integer_limits(tensors.zero_point, tensors.input_bits), _ROUND + zero_point),
             out,
             rows,
             depth // _DEPTH,
         )
-        return cls(weight, comp, r, bias, inverse, view)
+        return cls(weight, order, comp, r, bias, inverse, view)
 
 
 class Workspace:
@@ -215,14 +221,14 @@ def load_native(plan: Plan, source: TensorSource, variant: str | None = None) ->
     refusal = refused(plan)
     if refusal is not None:
         raise EngineError(refusal)
-    key = packed_key(source.sha256, plan) if source.sha256 else None
-    packed = place(key, lambda store: _pack_model(plan, source, store))
+    key = packed_key(source.sha256, plan, name) if source.sha256 else None
+    packed = place(key, lambda store: _pack_model(plan, Loader(source, plan, store, usable[name])))
     return NativeModel(plan.spec, plan.head.outputs, (name, usable[name]), packed)
 
 
-def _pack_model(plan: Plan, source: TensorSource, store: Store) -> structs.Model:
-    """Pack every tensor of the source into the store."""
-    loader, spec = Loader(source, plan, store), plan.spec
+def _pack_model(plan: Plan, loader: Loader) -> structs.Model:
+    """Pack every tensor of the loader's source into its store."""
+    spec = plan.spec
     view = structs.Model(spec.hidden, spec.heads, spec.inner, spec.layers, spec.norm_epsilon)
     view.head_reads_first = plan.head.reads == "first"
     loader.embeddings(view)
@@ -232,7 +238,7 @@ def _pack_model(plan: Plan, source: TensorSource, store: Store) -> structs.Model
         view.head_activation = structs.ACTIVATIONS[plan.head.dense]
         view.head_dense = loader.linear(HEAD_DENSE)
     view.head = loader.linear(HEAD_OUTPUT)
-    source.finish()
+    loader.source.finish()
     return view
 
 
@@ -255,10 +261,11 @@ def refused(plan: Plan) -> str | None:
 
 
 class Loader:
-    """Takes tensors from a source and packs them; a store keeps the arrays that the structures point to."""
+    """Takes tensors from a source and packs them for a variant; a store keeps what the structures point to."""
 
-    def __init__(self, source: TensorSource, plan: Plan, store: Store) -> None:
+    def __init__(self, source: TensorSource, plan: Plan, store: Store, variant: int) -> None:
         self.source, self.plan, self.store, self.keep = source, plan, store, store.keep
+        self.variant = variant
 
     def embeddings(self, view: structs.Model | structs.FloatModel) -> None:
         """Load the tables, their norm and, if there is one, the projection after it."""
@@ -319,7 +326,7 @@ class Loader:
 
         The library quantizes an input once for all layers whose grids have the same address.
         """
-        packed = NativeLinear.pack(tensors)
+        packed = NativeLinear.pack(tensors, self.variant)
         view, known = packed.view, {} if inverses is None else inverses
         if packed.inverse is not None:
             content = packed.inverse.tobytes()
@@ -327,7 +334,8 @@ class Loader:
                 known[content] = self.keep(packed.inverse)
             view.input.inverse = known[content]
         view.w, view.comp = self.keep(packed.weight), self.keep(packed.comp)
-        view.signed_comp = view.comp + packed.comp[0].nbytes
+        if packed.order is not None:
+            view.order = self.keep(packed.order)
         view.r, view.bias = self.keep(packed.r), self.keep(packed.bias)
         return view
 

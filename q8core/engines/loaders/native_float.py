@@ -62,7 +62,7 @@ def load_native_float(plan: Plan, source: TensorSource, variant: str | None = No
     if name not in usable:
         raise EngineError(f"the variant {name!r} cannot run here; usable: {', '.join(usable)}")
     store, spec = PrivateStore(), plan.spec
-    loader = _FloatLoader(source, plan, store, _packed_rows(plan))
+    loader = _FloatLoader(source, plan, store, usable[name])
     view = structs.FloatModel(spec.hidden, spec.heads, spec.inner, spec.layers, spec.norm_epsilon)
     view.score_scale, view.head_reads_first = score_scale(spec), plan.head.reads == "first"
     loader.embeddings(view)
@@ -80,9 +80,9 @@ def load_native_float(plan: Plan, source: TensorSource, variant: str | None = No
 class _FloatLoader(Loader):
     """Takes float tensors from a source and packs them into one block."""
 
-    def __init__(self, source: TensorSource, plan: Plan, store: Store, rows: int) -> None:
-        super().__init__(source, plan, store)
-        self._free = empty((rows, _LANES), np.float32)
+    def __init__(self, source: TensorSource, plan: Plan, store: Store, variant: int) -> None:
+        super().__init__(source, plan, store, variant)
+        self._free = empty((_packed_rows(plan), _LANES), np.float32)
         load_library().q8_prefer_large_pages(address(self._free), self._free.nbytes)
         self.keep(self._free)
 

@@ -119,8 +119,8 @@ class FileStore:
         self._size += len(content)
 
 
-def packed_key(sha256: str, plan: Plan) -> Key:
-    """Return everything that a packed model depends on: the tensors' file, the plan, and the packing code."""
+def packed_key(sha256: str, plan: Plan, variant: str) -> Key:
+    """Return everything that a packed model depends on: the tensors' file, the plan, the code and who reads it."""
     return {
         "sha256": sha256,
         "spec": asdict(plan.spec),
@@ -129,6 +129,7 @@ def packed_key(sha256: str, plan: Plan) -> Key:
         "library": load_library().q8_digest().decode(),
         "code": code_digest(),
         "machine": platform.machine(),
+        "variant": variant,
     }
 
 

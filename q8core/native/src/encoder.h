@@ -306,8 +306,7 @@ inline void accumulate(const Linear& layer, const uint8_t* a, int64_t rows, int3
     for (int64_t column = 0; column < layer.np; column += kPanel) {
       alignas(64) int32_t block[kRows][kPanel];
       const uint8_t* blocks[1] = {a + at(row, 0, layer.kb)};
-      const uint8_t* weights[2] = {layer.w + column * layer.kb * kDepth, layer.w + (column + 16) * layer.kb * kDepth};
-      multiply<1, 0>(blocks, kBlock, weights, layer.kb, starts(layer) + column, block[0], kPanel);
+      multiply_panel<1>(layer, blocks, rows - row, column, block[0]);
       for (int64_t m = 0; m < lesser(kRows, rows - row); m++)
         for (int64_t n = 0; n < kPanel; n++) sums[(row + m) * layer.np + column + n] = block[m][n];
     }

@@ -11,6 +11,7 @@
 namespace {
 
 constexpr int kRows = 16, kDepth = 64, kBlock = kRows * kDepth, kPanel = 32;
+constexpr int kGroup = 16;  // inputs whose order is free, see order.h
 
 // Not those of <algorithm>: the linker would keep one copy of a standard template for all variants, which might be one
 // that this CPU cannot run. Everything here has internal linkage.
@@ -28,12 +29,12 @@ inline uint64_t at(uint64_t row, uint64_t column, uint64_t kb) {
 // `columns`: the first weight block of each 16 columns, the others follow; `comp` (32): where the sums begin.
 // `ahead`: 0, or the weights are not in a near cache yet, and those that many bytes on are what this thread will
 // probably multiply next: the CPU's own prefetcher starts anew at every panel. ZeroPoint: 128, or 0 with `comp` as from
-// start_without_zero_point or `starts`. Lines: of a weight block; those after them hold zeros.
+// start_without_zero_point or that of a layer. Lines: of a weight block; those after them hold zeros.
 template <int Tiles, int ZeroPoint = 128, int Lines = 16>
 inline void multiply(const uint8_t* const* rows, int64_t step, const uint8_t* const* columns, int64_t kb,
                      const int32_t* comp, int32_t* sums, int64_t pitch, int64_t ahead = 0);
 
-// AVX2 without VNNI takes 128 off all activations.
+// AVX2 without VNNI takes 128 off all activations, but for those that it multiplies in an order of its own (ordered.h).
 #if defined(__AVX2__) && !defined(__AVX512VNNI__) && !defined(__AVXVNNI__)
 constexpr bool kSigned = true;
 #else
@@ -205,24 +206,24 @@ template <int Tiles, int ZeroPoint, int Lines>
 inline void multiply(const uint8_t* const* rows, int64_t step, const uint8_t* const* columns, int64_t kb,
                      const int32_t* comp, int32_t* sums, int64_t pitch, int64_t ahead) {
 #if defined(__AVX512VNNI__)
-  constexpr int kGroup = 8;
+  constexpr int kAtOnce = 8;
   constexpr bool kFetches = true;
 #elif defined(__AVXVNNI__)
-  constexpr int kGroup = 6;  // 12 sums in 16 registers: with fewer, each would wait for its last product
+  constexpr int kAtOnce = 6;  // 12 sums in 16 registers: with fewer, each would wait for its last product
   constexpr bool kFetches = true;
 #else
-  constexpr int kGroup = 4;
+  constexpr int kAtOnce = 4;
   constexpr bool kFetches = false;  // arithmetic takes longer than the weights' way from memory
 #endif
-  constexpr int kLast = kRows % kGroup;
+  constexpr int kLast = kRows % kAtOnce;
   for (int tile = 0; tile < Tiles; tile++) {
-    for (int m = 0; m < kRows - kLast; m += kGroup) {
+    for (int m = 0; m < kRows - kLast; m += kAtOnce) {
       const uint8_t* a = rows[tile] + m * kDepth;
       int32_t* to = sums + (tile * kRows + m) * pitch;
       if (kFetches && ahead && !tile && !m)
-        multiply_rows<kGroup, ZeroPoint, Lines, true>(a, step, columns, kb, comp, to, pitch, ahead);
+        multiply_rows<kAtOnce, ZeroPoint, Lines, true>(a, step, columns, kb, comp, to, pitch, ahead);
       else
-        multiply_rows<kGroup, ZeroPoint, Lines, false>(a, step, columns, kb, comp, to, pitch, 0);
+        multiply_rows<kAtOnce, ZeroPoint, Lines, false>(a, step, columns, kb, comp, to, pitch, 0);
     }
     if constexpr (kLast > 0)
       multiply_rows<kLast, ZeroPoint, Lines, false>(rows[tile] + (kRows - kLast) * kDepth, step, columns, kb, comp,

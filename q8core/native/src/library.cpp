@@ -4,6 +4,7 @@
 #include "encoder.h"
 #include "float_encoder.h"
 #include "floor.h"
+#include "order.h"
 #if defined(__linux__)
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -79,20 +80,23 @@ Q8_EXPORT const char* q8_variant_name(const Variant* variant) { return variant->
 // Bytes of a packed weight (n, k).
 Q8_EXPORT int64_t q8_packed_bytes(int64_t n, int64_t k) { return up(n, kPanel) * up(k, kDepth); }
 
-// Pack a weight (n, k) into `packed`, which must be zeros, and the corrections for activations with this zero point
-// into comp and signed_comp (n rounded up to 32).
-Q8_EXPORT void q8_pack(const int8_t* weight, int64_t n, int64_t k, int32_t zero_point, uint8_t* packed, int32_t* comp,
-                       int32_t* signed_comp) {
-  const int64_t kb = up(k, kDepth) / kDepth;
-  for (int64_t row = 0; row < n; row++) {
-    int32_t total = 0;
-    for (int64_t i = 0; i < k; i++) {
-      const int8_t w = weight[row * k + i];
-      total += w;
-      packed[(row / 16 * kb + i / kDepth) * kBlock + i % kDepth / 4 * 64 + row % 16 * 4 + i % 4] = static_cast<uint8_t>(w);
-    }
-    comp[row] = -zero_point * total;
-    signed_comp[row] = (128 - zero_point) * total;
+// Bytes of the order of its inputs; 0 for a variant that reads them in their own.
+Q8_EXPORT int64_t q8_order_bytes(const Variant* variant, int64_t n, int64_t k) {
+  return variant->orders ? up(n, kPanel) / kPanel * order_bytes(up(k, kDepth)) : 0;
+}
+
+// Pack a weight (n, k) for a variant: into `packed`, and the order of its inputs into `order` if there is one. Where the
+// sums begin for activations with this zero point goes into `comp` (n rounded up to 32), which must be zeros.
+Q8_EXPORT void q8_pack(const Variant* variant, const int8_t* weight, int64_t n, int64_t k, int32_t zero_point,
+                       uint8_t* packed, uint8_t* order, int32_t* comp) {
+  const Weight from{weight, n, k, zero_point};
+  const int64_t depth = up(k, kDepth);
+  for (int64_t row = 0; row < n; row += kPanel) {
+    const Packed to{packed + row * depth, comp + row, depth};
+    if (variant->orders)
+      pack_panel_in_order(from, row, to, order + row / kPanel * order_bytes(depth));
+    else
+      pack_panel(from, row, to);
   }
 }
 

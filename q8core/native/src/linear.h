@@ -3,7 +3,7 @@
 
 #include <omp.h>
 
-#include "gemm.h"
+#include "ordered.h"
 
 namespace {
 
@@ -33,9 +33,6 @@ struct Block {
   }
 };
 
-// Where the sums of a layer's outputs begin, for `multiply` with activations whose zero point is the layer's own.
-inline const int32_t* starts(const Linear& layer) { return kSigned ? layer.signed_comp : layer.comp; }
-
 // Rows that one task takes, a multiple of 32: they share its weights, and stay in the second level cache from task to
 // task. Fewer where threads would have too little to choose from.
 inline int64_t chunk_rows(const Linear& layer, int64_t rows) {
@@ -58,15 +55,14 @@ inline void linear(const Linear& layer, const Activations& a, int64_t rows, Fini
   for (int64_t task = 0; task < panels * chunks; task++) {
     alignas(64) int32_t sums[2 * kRows][kPanel];
     const int64_t column = task % panels * kPanel, end = lesser(rows, (task / panels + 1) * chunk);
-    const uint8_t* weights[2] = {layer.w + column * kb * kDepth, layer.w + (column + 16) * kb * kDepth};
     const int64_t begin = task / panels * chunk;
     for (int64_t row = begin; row < end; row += 2 * kRows) {
       const uint8_t* blocks[2] = {a.bytes + at(row, 0, kb), a.bytes + at(row + kRows, 0, kb)};
       const int64_t ahead = row == begin ? next : 0;
       if (end - row > kRows)
-        multiply<2, 0>(blocks, kBlock, weights, kb, starts(layer) + column, sums[0], kPanel, ahead);
+        multiply_panel<2>(layer, blocks, end - row, column, sums[0], ahead);
       else
-        multiply<1, 0>(blocks, kBlock, weights, kb, starts(layer) + column, sums[0], kPanel, ahead);
+        multiply_panel<1>(layer, blocks, end - row, column, sums[0], ahead);
       for (int64_t m = 0; m < 2 * kRows && row + m < end; m += kRows) {
         const float* own = scales ? scales + row + m : nullptr;
         for (int n = 0; n < kPanel; n += 16)

@@ -18,13 +18,15 @@ struct Grid {
 // An int8 linear layer (k -> n): y = float(sum_k (a - zero point) * w) * r + bias, a being u8; where each row of a has
 // its own scale, y = float(sum) * r * scale + bias.
 struct Linear {
-  const uint8_t* w;            // packed, see gemm.h
-  const int32_t* comp;         // (np): -zero point * sum_k w, takes the zero point out of the sums
-  const int32_t* signed_comp;  // (np): (128 - zero point) * sum_k w, the same where 128 is taken off all activations
-  const float* r;              // (np): input scale (1 if each row has its own) * weight scale, 0 in the padding
-  const float* bias;           // (np), 0 in the padding
+  const uint8_t* w;      // packed, see gemm.h
+  const uint8_t* order;  // of its inputs for each panel of outputs, see order.h; null if they are in their own
+  // (np): where the sums begin: -zero point * sum_k w, which takes the zero point out of them. On top of it comes
+  // 128 * sum_k w of the inputs whose activations the library takes 128 off.
+  const int32_t* comp;
+  const float* r;        // (np): input scale (1 if each row has its own) * weight scale, 0 in the padding
+  const float* bias;     // (np), 0 in the padding
   Grid input;
-  int32_t n, np, kb;           // outputs, outputs rounded up to 32, blocks of 64 inputs
+  int32_t n, np, kb;     // outputs, outputs rounded up to 32, blocks of 64 inputs
 };
 
 // Rows of 8-bit integers with scales, or of floats.
@@ -104,6 +106,7 @@ struct Passes {
 // One build of the engine: a row in the table that the CPU's features choose from.
 struct Variant {
   const char* name;
+  int orders;  // whether it reads weights in the order of order.h
   float (*forward)(const Model&, const Batch&, char* workspace, float* logits, int threads);
   void (*accumulate)(const Linear&, const uint8_t* a, int64_t rows, int32_t* sums);
   void (*products)(const Model&, const Batch&, char* memory, int threads);

@@ -15,7 +15,7 @@
 #define Q8_TEXT(a) Q8_TEXT_(a)
 
 extern const Variant Q8_JOIN(variant_, Q8_VARIANT);
-const Variant Q8_JOIN(variant_, Q8_VARIANT) = {Q8_TEXT(Q8_VARIANT), forward, accumulate, products,
+const Variant Q8_JOIN(variant_, Q8_VARIANT) = {Q8_TEXT(Q8_VARIANT), kOrders, forward, accumulate, products,
                                                  Q8_FORWARD_FLOAT,
                                                  {Run::row_magnitudes, Run::row_sides, Run::to_grid, Run::rescale,
                                                   Run::column_sums}};
