@@ -19,6 +19,7 @@ from q8core.cli.import_model import import_
 from q8core.cli.info import info
 from q8core.cli.quantize import quantize
 from q8core.cli.reproduce import reproduce
+from q8core.cli.sensitivity import sensitivity
 from q8core.cli.train import train
 
 app = typer.Typer(
@@ -53,4 +54,4 @@ def add_commands(*commands: Callable[..., None]) -> None:
         app.command(name, short_help=(command.__doc__ or "").partition("\n")[0])(command)
 
 
-add_commands(import_, train, quantize, evaluate, reproduce, bench, info, export)
+add_commands(import_, train, quantize, sensitivity, evaluate, reproduce, bench, info, export)

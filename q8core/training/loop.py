@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import signal
-import sys
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -28,6 +27,7 @@ from q8core.training.batches import collate, epoch_batches
 from q8core.training.config import TrainConfig
 from q8core.training.losses import task_loss
 from q8core.training.processes import Processes, current_processes
+from q8core.training.progress_bar import progress_bar
 from q8core.training.state import STATE_FILE, Progress, load_state, save_state
 from q8core.training.step import training_step
 
@@ -152,7 +152,8 @@ class Trainer:
         steps = _Steps.of(self.config, len(features))
         state = self._start(steps)
         progress = state.progress
-        with self._bar(steps.total, progress.step) as bar, _stop_signals(self.processes.is_first) as stopped:
+        bar = progress_bar("training", steps.total, "step", initial=progress.step, off=not self.processes.is_first)
+        with bar, _stop_signals(self.processes.is_first) as stopped:
             started = saved = time.monotonic()
             before = progress.seconds
             meter = _Meter()
@@ -250,14 +251,6 @@ class Trainer:
             return
         with (self.output / LOG_FILE).open("a") as log:
             log.write(json.dumps({"time": round(time.time(), 1), **entry}) + "\n")
-
-    def _bar(self, total: int, initial: int) -> tqdm[Any]:
-        # a log file gets one line a minute, a terminal a moving bar
-        quiet = 0.1 if sys.stderr.isatty() else 60
-        off = not self.processes.is_first
-        return tqdm(
-            None, "training", total, disable=off, unit="step", mininterval=quiet, dynamic_ncols=True, initial=initial
-        )
 
 
 def discard_state(folder: Path) -> None:

@@ -17,8 +17,8 @@ from tests.service.tiny_checkpoints import make_checkpoint
 
 BUNDLED = Path(service.__file__).parent / "checkpoints"
 COMMANDS = (
-    "import", "train", "quantize", "evaluate", "reproduce", "bench", "info", "serve", "compare", "loadtest", "export",
-    "hash-key",
+    "import", "train", "quantize", "sensitivity", "evaluate", "reproduce", "bench", "info", "serve", "compare",
+    "loadtest", "export", "hash-key",
 )  # fmt: skip
 # Prints the modules that are there when q8bert has run with the arguments, one command line after the other.
 PROGRAM = """
