@@ -73,6 +73,13 @@ def train(
     distill_attention: Annotated[
         float | None, typer.Option(help="Weight of its attention scores. [default: the recipe's]")
     ] = None,
+    distill_relations: Annotated[
+        float | None,
+        typer.Option(help="Weight of its last layer's relations between tokens. [default: the recipe's]"),
+    ] = None,
+    relation_heads: Annotated[
+        int | None, typer.Option(help="Heads of these relations. [default: the recipe's, or the model's own]")
+    ] = None,
     distill_temperature: Annotated[
         float | None, typer.Option(help="Softens the answers. [default: the recipe's]")
     ] = None,
@@ -91,6 +98,8 @@ def train(
         "distill_logits": distill_logits,
         "distill_hidden": distill_hidden,
         "distill_attention": distill_attention,
+        "distill_relations": distill_relations,
+        "relation_heads": relation_heads,
         "distill_temperature": distill_temperature,
     }
     options = DataOptions(task, data, train_file, dev_file, text_column, pair_column, label_column, max_length, labels)

@@ -11,7 +11,7 @@ import torch
 from q8core.errors import InputError
 
 Precision = Literal["fp32", "bf16"]
-DISTILL_WEIGHTS = ("distill_labels", "distill_logits", "distill_hidden", "distill_attention")
+DISTILL_WEIGHTS = ("distill_labels", "distill_logits", "distill_hidden", "distill_attention", "distill_relations")
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,10 @@ class TrainConfig:
     distill_logits: float = 1.0
     distill_hidden: float = 1.0
     distill_attention: float = 1.0
+    distill_relations: float = 0.0
+    """Weight of the relations between tokens in the last layer, for which the teacher may have another shape."""
+    relation_heads: int | None = None
+    """Heads of these relations; None for the student's attention heads."""
     distill_temperature: float = 1.0
     """Divisor of both models' logits before the softmax."""
 
@@ -65,6 +69,7 @@ class TrainConfig:
             "max_steps": self.max_steps is None or self.max_steps >= 1,
             "evals": self.evals >= 1,
             "eval_examples": self.eval_examples is None or self.eval_examples >= 1,
+            "relation_heads": self.relation_heads is None or self.relation_heads >= 1,
             "distill_temperature": 0 < self.distill_temperature < math.inf,
             **{name: 0 <= getattr(self, name) < math.inf for name in DISTILL_WEIGHTS},
         }

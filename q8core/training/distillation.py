@@ -1,12 +1,13 @@
 """Distillation: learning the outputs and hidden states of a teacher, a fine-tuned float model.
 
     L = labels * L_task + logits * L_logits + hidden * sum_l MSE(H_l) + attention * sum_l MSE(A_l)
+        + relations * L_relations
 
 with H_l the hidden states of layer l (0: the embeddings) and A_l the attention scores Q K^T / sqrt(head size) before
 the softmax, as in TernaryBERT (Zhang et al., 2020) and KDLSQ-BERT (2021), after TinyBERT (Jiao et al., 2019). There are
 two differences. Padding is excluded from the sums and their divisors, and each row of a batch has the same weight, as
 in L_task. L_logits is the cross entropy less the teacher's own entropy (Kullback-Leibler), which has the same gradient
-and is 0 for a perfect student.
+and is 0 for a perfect student. L_relations is that of `q8core.training.relations`.
 """
 
 from __future__ import annotations
@@ -28,11 +29,12 @@ from q8core.errors import InputError
 from q8core.model.network import Network
 from q8core.model.sites import layer_path
 from q8core.tasks.task import Task
-from q8core.training.config import TrainConfig
+from q8core.training.config import DISTILL_WEIGHTS, TrainConfig
 from q8core.training.identity import weights_digest
 from q8core.training.loop import Loss
 from q8core.training.losses import network_inputs, target_loss, task_loss
 from q8core.training.model import TaskModel, find_source, load_for_task
+from q8core.training.relations import check_heads, relation_loss, relation_paths
 
 
 def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float, visible: Tensor | None = None) -> Tensor:
@@ -115,12 +117,19 @@ class Distillation:
 
     def __post_init__(self) -> None:
         config = self.config
-        if not (config.distill_logits or config.distill_hidden or config.distill_attention):
-            raise InputError("a teacher needs distill_logits, distill_hidden or distill_attention above 0; all are 0")
+        if not any(getattr(config, name) for name in DISTILL_WEIGHTS if name != "distill_labels"):
+            raise InputError(
+                "a teacher needs distill_logits, distill_hidden, distill_attention or distill_relations above 0; all "
+                "are 0"
+            )
         if config.distill_hidden:
             self._check_equal("hidden", "layers", "hidden")
         if config.distill_attention:
             self._check_equal("attention", "layers", "heads")
+        if config.distill_relations:
+            check_heads(self._relation_heads, self.student.spec, self.teacher.spec)
+        elif config.relation_heads is not None:
+            raise InputError(f"relation_heads is {config.relation_heads}, but distill_relations is 0")
         self.teacher.eval().requires_grad_(False)
 
     def __call__(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
@@ -131,9 +140,9 @@ class Distillation:
         """
         config, mask = self.config, batch["attention_mask"]
         inputs = network_inputs(batch)
-        paths = self._paths()
+        paths, taught = self._paths(self.student), self._paths(self.teacher)
         nn.Module.to(self.teacher, mask.device)  # moves only once, to the student's device
-        with torch.no_grad(), _recorded(self.teacher, paths) as theirs:
+        with torch.no_grad(), _recorded(self.teacher, taught) as theirs:
             expected = self.teacher(**inputs)
         with _recorded(self.student, paths) as ours:
             found = model(**inputs)
@@ -149,6 +158,8 @@ class Distillation:
             terms.append(config.distill_hidden * self._hidden(ours, theirs, mask))
         if config.distill_attention:
             terms.append(config.distill_attention * self._attention(ours, theirs, mask))
+        if config.distill_relations:
+            terms.append(config.distill_relations * self._relations(ours, theirs, mask))
         return torch.stack(terms).sum()
 
     def _hidden(self, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], mask: Tensor) -> Tensor:
@@ -166,11 +177,24 @@ class Distillation:
             losses.append(visible_mse(scores, wanted, visible))
         return torch.stack(losses).sum()
 
-    def _paths(self) -> list[str]:
+    def _relations(self, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], mask: Tensor) -> Tensor:
+        student, teacher = (
+            {slot: outputs[path] for slot, path in relation_paths(model.spec).items()}
+            for model, outputs in ((self.student, ours), (self.teacher, theirs))
+        )
+        return relation_loss(student, teacher, mask, self._relation_heads)
+
+    @property
+    def _relation_heads(self) -> int:
+        return self.config.relation_heads or self.student.spec.heads
+
+    def _paths(self, model: Network) -> list[str]:
         paths = list(self._hidden_paths()) if self.config.distill_hidden else []
         if self.config.distill_attention:
             paths += [path for pair in self._attention_paths() for path in pair]
-        return paths
+        if self.config.distill_relations:
+            paths += relation_paths(model.spec).values()
+        return list(dict.fromkeys(paths))
 
     def _hidden_paths(self) -> tuple[str, ...]:
         return self.student.hidden_state_paths
