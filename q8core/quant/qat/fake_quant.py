@@ -3,7 +3,8 @@
 The forward pass computes on integer-valued floats, exactly what the integer engine computes (in float32 as long
 as an accumulator stays below 2**24; in bfloat16 the operands are exact, products and sums are not). The backward
 pass is the straight-through estimator: the gradient of the float linear with the dequantized operands, identity
-through every rounding and clamping, clamped elements included (Q8BERT; harmless at 8 bits).
+through every rounding and clamping, clamped elements included (Q8BERT; harmless at 8 bits). Where a quantizer is to
+pass on less, or to learn its step, its float operand goes through `gated` first.
 """
 
 from __future__ import annotations
