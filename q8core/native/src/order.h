@@ -37,6 +37,13 @@ inline void find_partners(const int8_t (&weights)[kGroup][kPanel], uint32_t (&ma
     }
 }
 
+// Elements of a set. The compiler's own function would need libgcc at run time, where it is not always there.
+inline int count(uint32_t set) {
+  int found = 0;
+  for (; set; set &= set - 1) found++;
+  return found;
+}
+
 // Write the inputs of the set `left` so that every two neighbours are partners, or return false. The one with the
 // fewest partners chooses first; `tries` limits the search.
 inline bool pair_up(const uint32_t (&may)[kGroup], uint32_t left, uint8_t* order, int& tries) {
@@ -44,7 +51,7 @@ inline bool pair_up(const uint32_t (&may)[kGroup], uint32_t left, uint8_t* order
   if (tries-- == 0) return false;
   int hardest = 0, fewest = kGroup;
   for (int i = 0; i < kGroup; i++) {
-    const int partners = __builtin_popcount(may[i] & left);
+    const int partners = count(may[i] & left);
     if (left >> i & 1 && partners < fewest) fewest = partners, hardest = i;
   }
   for (uint32_t partners = may[hardest] & left; partners; partners &= partners - 1) {
