@@ -15,10 +15,13 @@ from q8core.arrays import Array
 from q8core.bench.models import bench_config
 from q8core.engines import TokenBatch
 from q8core.model.network import Network
+from q8core.native import library, variants
+from q8core.native.library import VARIANT_NAMES
 from q8core.quant import Plan, Scheme, preset
 from q8core.quant.qat.convert import arrays, convert
 from q8core.quant.qat.prepare import calibrate, prepare
 from tests.conftest import tiny_config
+from tests.engines.stand_in import compiled_for_avx2
 from tests.models import logits_of, network_of, plan_of, site_tensors
 
 VOCABULARY = 60
@@ -29,6 +32,9 @@ KERNELS = ("native", *TORCH_KERNELS)
 
 DYNAMIC = {"grid": "symmetric", "granularity": "token", "rule": "max"}
 """An input with a scale for each token, as overrides say it."""
+
+EACH_VARIANT = pytest.mark.parametrize("variant", VARIANT_NAMES)
+"""The native kernel's variants, for tests with the fixture `every_variant`."""
 
 Sequences = Sequence[tuple[Sequence[int], Sequence[int]]]
 
@@ -154,3 +160,26 @@ def attentive() -> Simulated:
 @pytest.fixture(scope="session")
 def answerer() -> Simulated:
     return simulate("qa", preset("q8bert"))
+
+
+@pytest.fixture(scope="session")
+def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
+    """Variants that were compiled for another instruction set: name -> address."""
+    return {}
+
+
+@pytest.fixture
+def every_variant(
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    stand_ins: dict[str, int],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """Let a test run the variant that it is for, compiled for AVX2 where this CPU has no more."""
+    variant = request.node.callspec.params.get("variant") if hasattr(request.node, "callspec") else None
+    if variant is None or variant in variants():
+        return
+    if variant not in stand_ins:
+        stand_ins[variant] = compiled_for_avx2(variant, tmp_path_factory.mktemp(variant))
+    found = {variant: stand_ins[variant], **variants()}
+    monkeypatch.setattr(library, "_runnable", lambda: found)

@@ -25,26 +25,9 @@ from q8core.errors import EngineError, InputError
 from q8core.native import compile, library, structs, variants
 from q8core.quant import Plan, preset
 from tests.arrays import batch_of, infer
-from tests.engines.conftest import TASKS, Simulated, plan_for, simulate
-from tests.engines.stand_in import avx_vnni_for_avx2
+from tests.engines.conftest import EACH_VARIANT, TASKS, Simulated, plan_for, simulate
 
-EACH_VARIANT = pytest.mark.parametrize("variant", ["amx", "avx512_vnni", "avx_vnni", "avx2", "portable"])
-
-
-@pytest.fixture(scope="module")
-def stand_in(tmp_path_factory: pytest.TempPathFactory) -> int:
-    return avx_vnni_for_avx2(tmp_path_factory.mktemp("variant"))
-
-
-@pytest.fixture(autouse=True)
-def skip_what_this_cpu_cannot_run(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    variant = request.node.callspec.params.get("variant") if hasattr(request.node, "callspec") else None
-    if variant is None or variant in variants():
-        return
-    if variant != "avx_vnni":
-        pytest.skip(f"this CPU has no {variant}")
-    found = {variant: request.getfixturevalue("stand_in"), **variants()}
-    monkeypatch.setattr(library, "_runnable", lambda: found)
+pytestmark = pytest.mark.usefixtures("every_variant")
 
 
 @EACH_VARIANT
