@@ -18,7 +18,7 @@ class Grid(ctypes.Structure):
 
 
 class Linear(ctypes.Structure):
-    """An int8 linear layer."""
+    """An int8 linear layer, or one with weights of fewer bits."""
 
     _fields_ = (
         ("w", c_void_p),
@@ -30,13 +30,25 @@ class Linear(ctypes.Structure):
         ("n", c_int32),
         ("np", c_int32),
         ("kb", c_int32),
+        ("bits", c_int32),
+        ("largest", c_int32),
+        ("levels", c_void_p),
+        ("zeros", c_void_p),
     )
 
 
 class Table(ctypes.Structure):
     """An embedding table; all null if a model has none."""
 
-    _fields_ = (("q", c_void_p), ("f", c_void_p), ("scale", c_void_p), ("scale_per_row", c_int32))
+    _fields_ = (
+        ("q", c_void_p),
+        ("f", c_void_p),
+        ("scale", c_void_p),
+        ("scale_per_row", c_int32),
+        ("bits", c_int32),
+        ("levels", c_void_p),
+        ("zeros", c_void_p),
+    )
 
 
 class Norm(ctypes.Structure):

@@ -29,7 +29,7 @@ from q8core.engines.layers.encoder import (
 from q8core.engines.layers.encoder import Norm as EngineNorm
 from q8core.engines.layers.linear import DynamicLinear, FloatLinear, StaticLinear
 from q8core.engines.layers.model import Model
-from q8core.engines.loaders.native import NativeLinear
+from q8core.engines.loaders.native_linear import NativeLinear
 from q8core.engines.tensors.site_tensors import LinearTensors
 from q8core.native import load_library, structs, variants
 from q8core.quant.ops.arithmetic import dequantize_bias, rescale_factor

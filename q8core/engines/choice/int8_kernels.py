@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 
 from q8core.arrays import address, copied, empty
 from q8core.engines.engine import Forward
-from q8core.engines.loaders.native import NativeLinear, load_native, refused
+from q8core.engines.loaders.native import load_native, refused
+from q8core.engines.loaders.native_linear import NativeLinear
 from q8core.engines.tensors.site_tensors import LinearTensors
 from q8core.engines.tensors.source import TensorSource
 from q8core.errors import EngineError
 from q8core.native import load_library, variants
+from q8core.quant.codes import Codebook
 from q8core.quant.plan import Plan
 
 
@@ -121,15 +123,27 @@ def proven_native(variant: str, inner_sizes: Iterable[int]) -> Native:
 
 
 def accumulate(
-    variant: str, x: NDArray[np.int64], weight: NDArray[np.int64], zero_point: int | None = None
+    variant: str,
+    x: NDArray[np.int64],
+    weight: NDArray[np.int64],
+    zero_point: int | None = None,
+    book: Codebook | None = None,
 ) -> NDArray[np.int32]:
-    """Return the sums (rows, out) of integers x (rows, K) and weight (out, K), as the library computes them."""
+    """Return the sums (rows, out) of integers x (rows, K) and weight (out, K), as the library computes them.
+
+    Args:
+        variant: the library's.
+        x: integers from minus the zero point to 255 less it.
+        weight: from -127 to 127; with `book`, integers that it has codes for.
+        zero_point: that of the activations; None for 128.
+        book: the codes as which the library keeps the weight; None for int8.
+    """
     (rows, size), out = x.shape, len(weight)
     one = np.ones(1, np.float32)
-    layer = NativeLinear.pack(
-        LinearTensors(weight.astype(np.int8), np.zeros(out, np.int32), one, input_scale=one, zero_point=zero_point),
-        variants()[variant],
+    tensors = LinearTensors(
+        weight.astype(np.int8), np.zeros(out, np.int32), one, one, zero_point=zero_point, codebook=book
     )
+    layer = NativeLinear.pack(tensors, variants()[variant])
     depth = layer.view.kb
     padded = np.zeros((-(-rows // 16) * 16 + 16, depth * 64), np.uint8)
     padded[:rows, :size] = x + (128 if zero_point is None else zero_point)

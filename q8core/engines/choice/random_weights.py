@@ -69,7 +69,8 @@ def _quantized(site: SitePlan, name: str) -> Maker:
     if leaf == "weight_zero_point":
         return lambda generator: generator.integers(0, 2**weight.bits, size, np.int8)
     if leaf == "weight_scale":
-        return _constant(_WEIGHT_STD / (weight.largest / _DEVIATIONS), size)
+        deviations = 3**0.5 if is_packed(weight.bits) else _DEVIATIONS  # few bits have all values equally often
+        return _constant(_WEIGHT_STD / (weight.largest / deviations), size)
     if leaf == "bias":
         return _biases(size) if site.kind == "static" else _constant(0.01, size)
     if leaf == "input_zero_point" and site.input is not None:

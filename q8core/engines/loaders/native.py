@@ -13,7 +13,16 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from q8core.arrays import Array, Logits, address, empty, zeros
+from q8core.arrays import Array, Logits, address, empty
+from q8core.engines.loaders.native_linear import (
+    DEPTH,
+    LANES,
+    NativeLinear,
+    padded,
+    reciprocal,
+    rounded_up,
+    without_code,
+)
 from q8core.engines.loaders.team_size import TeamSize
 from q8core.engines.memory.footprint import footprint
 from q8core.engines.memory.packed_file import PackedModel, Store, packed_key, place
@@ -26,81 +35,14 @@ from q8core.model.head import Reads
 from q8core.model.sites import EMBEDDING_PROJECTION, HEAD_DENSE, HEAD_OUTPUT, PRODUCTS, PROJECTIONS, layer_path
 from q8core.model.spec import EncoderSpec
 from q8core.native import load_library, runtime_threads, structs, variants
-from q8core.quant.ops.stored import dequantize_bias, integer_limits, rescale_factor, score_factor
-from q8core.quant.plan import Plan
-
-_LANES, _PANEL, _DEPTH = 16, 32, 64
-_SIGNED = 128
-"""The zero point of symmetric activations."""
-_ROUND = 1.5 * 2**23
-"""Adding this to a small float32 rounds it and leaves the integer in the lowest bits."""
+from q8core.quant.codes import Codebook, is_packed
+from q8core.quant.ops.stored import score_factor
+from q8core.quant.plan import Plan, SitePlan
 
 SMALL = 16_000_000
 """Up to so many multiply-adds a pass runs on one thread. Others have to be woken, and waited for 7 times a layer. On 2
 CPUs of an EPYC with AVX2 a second one costs more than it gains up to 2 million in passes that follow each other, and up
 to 13 million after a pause, when it sleeps (about 1 ms). CPUs with AVX-512 do more in that time."""
-
-
-@dataclass(frozen=True)
-class NativeLinear:
-    """An int8 layer in the library's layout.
-
-    Attributes:
-        weight: uint8 (out rounded up to 32, in rounded up to 64).
-        order: uint8, in which order `weight` holds its inputs, see order.h; None if in their own.
-        comp: int32 (rows of `weight`): where the sums begin, which removes the activations' zero point from them.
-        r, bias: float32, one value for each row of `weight`; `r` lacks the scales of a dynamic layer's tokens.
-        inverse: float32, 1 / step of each input, zeros in the padding; one vector longer than `weight` has columns.
-            None in a dynamic layer.
-        view: the structure with pointers to them.
-    """
-
-    weight: NDArray[np.uint8]
-    order: NDArray[np.uint8] | None
-    comp: NDArray[np.int32]
-    r: NDArray[np.float32]
-    bias: NDArray[np.float32]
-    inverse: NDArray[np.float32] | None
-    view: structs.Linear
-
-    @classmethod
-    def pack(cls, tensors: LinearTensors[Array], variant: int) -> NativeLinear:
-        """Copy a layer into the layout that the variant at this address reads.
-
-        Raises:
-            EngineError: if the layer is in float.
-        """
-        if tensors.weight_scale is None:
-            raise EngineError(f"the native kernel computes int8 layers; found a {tensors.kind} one")
-        out, columns = tensors.weight.shape
-        rows, depth = _up(out, _PANEL), _up(columns, _DEPTH)
-        weight, comp = zeros((rows, depth), np.uint8), zeros(rows, np.int32)
-        order_bytes = load_library().q8_order_bytes(variant, out, columns)
-        order = zeros(order_bytes, np.uint8) if order_bytes else None
-        places = None if order is None else address(order)
-        source = np.ascontiguousarray(tensors.weight)
-        zero_point = _SIGNED if tensors.zero_point is None else tensors.zero_point
-        load_library().q8_pack(
-            variant, address(source), out, columns, zero_point, address(weight), places, address(comp)
-        )
-        if tensors.input_scale is None:
-            factors, biases, inverse = tensors.weight_scale, tensors.bias, None
-        else:
-            factors = rescale_factor(tensors.input_scale, tensors.weight_scale)
-            biases = dequantize_bias(tensors.bias, tensors.input_scale, tensors.weight_scale)
-            inverse = padded(reciprocal(tensors.input_steps), depth + _LANES, columns)
-        r, bias = padded(factors, rows, out), padded(biases, rows)
-        grid = None if inverse is None else address(inverse)
-        view = structs.Linear(
-            address(weight),
-            places,
-            *(address(each) for each in (comp, r, bias)),
-            structs.Grid(grid, *integer_limits(tensors.zero_point, tensors.input_bits), _ROUND + zero_point),
-            out,
-            rows,
-            depth // _DEPTH,
-        )
-        return cls(weight, order, comp, r, bias, inverse, view)
 
 
 class Workspace:
@@ -249,6 +191,8 @@ def refused(plan: Plan) -> str | None:
             continue
         if site.kind == "float":
             return f"the native kernel computes int8 layers; {path} is {site.kind}"
+        if _lacks_zero(site) and site.site.shape[-1] % DEPTH:
+            return f"{path}: {without_code(site.site.shape[-1])}"
     for number in range(plan.spec.layers):
         query, key = (plan.of_layer(number, slot) for slot in ("query", "key"))
         if (query.output is None) != (key.output is None):
@@ -258,6 +202,12 @@ def refused(plan: Plan) -> str | None:
                 f"only the output of {plain.path} is in float"
             )
     return None
+
+
+def _lacks_zero(site: SitePlan) -> bool:
+    """Return whether no code of the weight means 0, as with one symmetric bit."""
+    weight = site.weight
+    return weight is not None and is_packed(weight.bits) and 0 not in Codebook.of(weight.bits, weight.grid).levels
 
 
 class Loader:
@@ -290,13 +240,18 @@ class Loader:
         """Load an embedding table from its row `first` on."""
         tensors, keep = take_table(self.source, self.plan.sites[path]).behind(first), self.store.keep_copy
         if tensors.scale is None:
-            return structs.Table(None, keep(tensors.rows), None, 0)
-        return structs.Table(keep(tensors.rows), None, keep(tensors.scale), tensors.scale.size > 1)
+            return structs.Table(None, keep(tensors.stored), None, 0)
+        view = structs.Table(keep(tensors.stored), None, keep(tensors.scale), tensors.scale.size > 1, 8)
+        if tensors.codebook is not None:
+            book = tensors.codebook
+            view.bits, view.levels = book.bits, keep(book.levels)
+            view.zeros = None if book.zero_points is None else keep(book.zero_points)
+        return view
 
     def norm(self, path: str) -> structs.Norm:
         """Load a layer norm, padded to whole vectors."""
         parts = take_norm(self.source, self.plan.sites[path])
-        return structs.Norm(*(self.keep(padded(each, _up(len(each), _LANES))) for each in parts))
+        return structs.Norm(*(self.keep(padded(each, rounded_up(len(each), LANES))) for each in parts))
 
     def linear(self, path: str) -> structs.Linear:
         """Load and pack a linear layer."""
@@ -337,21 +292,7 @@ class Loader:
         if packed.order is not None:
             view.order = self.keep(packed.order)
         view.r, view.bias = self.keep(packed.r), self.keep(packed.bias)
+        if packed.codes is not None:
+            points = packed.codes.zero_points
+            view.levels, view.zeros = self.keep(packed.codes.levels), None if points is None else self.keep(points)
         return view
-
-
-def reciprocal(scale: Array) -> NDArray[np.float32]:
-    """Return the float32 reciprocals of scales."""
-    with np.errstate(over="ignore"):  # infinite for a subnormal scale, which training never gives
-        return np.reciprocal(scale)
-
-
-def padded(values: Array, size: int, used: int | None = None) -> NDArray[np.float32]:
-    """Return values (used,), or one value repeated `used` times, padded with zeros to (size,)."""
-    found = zeros(size, np.float32)
-    found[: len(values) if used is None else used] = values
-    return found
-
-
-def _up(size: int, to: int) -> int:
-    return -(-size // to) * to

@@ -15,15 +15,28 @@ inline int64_t longest_of(const Batch& batch) {
   return longest;
 }
 
+// The integers of `count` columns, at most 16, from `column` on, a multiple of 16.
+inline void decode_columns(const Table& table, int64_t row, int64_t column, int64_t columns, int64_t count, float* to) {
+  const uint8_t* from = table.q + row * ((columns * table.bits + 7) / 8) + column * table.bits / 8;
+  uint64_t codes = 0;  // of 4 bits at most
+  std::memcpy(&codes, from, (count * table.bits + 7) / 8);
+  const int zero = table.zeros ? table.zeros[row] : 0, mask = (1 << table.bits) - 1;
+  for (int64_t i = 0; i < count; i++) to[i] = table.levels[codes >> i * table.bits & mask] - zero;
+}
+
 inline Floats table_row(const Table& table, int64_t row, int64_t column, int64_t columns) {
   const int64_t count = lesser(16, columns - column);
   if (table.f) {
     const float* from = table.f + row * columns + column;
     return count == kLanes ? load(from) : load(from, count);
   }
-  const int8_t* from = table.q + row * columns + column;
   float x[kLanes] = {};
-  for (int64_t i = 0; i < count; i++) x[i] = from[i];
+  if (table.levels) {
+    decode_columns(table, row, column, columns, count, x);
+  } else {
+    const int8_t* from = reinterpret_cast<const int8_t*>(table.q) + row * columns + column;
+    for (int64_t i = 0; i < count; i++) x[i] = from[i];
+  }
   return load(x) * table.scale[table.scale_per_row ? row : 0];
 }
 
@@ -306,7 +319,10 @@ inline void accumulate(const Linear& layer, const uint8_t* a, int64_t rows, int3
     for (int64_t column = 0; column < layer.np; column += kPanel) {
       alignas(64) int32_t block[kRows][kPanel];
       const uint8_t* blocks[1] = {a + at(row, 0, layer.kb)};
-      multiply_panel<1>(layer, blocks, rows - row, column, block[0]);
+      if (layer.levels)
+        product_of(layer)(layer, column, blocks, 1, block[0], 0);
+      else
+        multiply_panel<1>(layer, blocks, rows - row, column, block[0]);
       for (int64_t m = 0; m < lesser(kRows, rows - row); m++)
         for (int64_t n = 0; n < kPanel; n++) sums[(row + m) * layer.np + column + n] = block[m][n];
     }

@@ -77,20 +77,26 @@ Q8_EXPORT const Variant* q8_variant(int place) {
 
 Q8_EXPORT const char* q8_variant_name(const Variant* variant) { return variant->name; }
 
-// Bytes of a packed weight (n, k).
-Q8_EXPORT int64_t q8_packed_bytes(int64_t n, int64_t k) { return up(n, kPanel) * up(k, kDepth); }
-
 // Bytes of the order of its inputs; 0 for a variant that reads them in their own.
 Q8_EXPORT int64_t q8_order_bytes(const Variant* variant, int64_t n, int64_t k) {
   return variant->orders ? up(n, kPanel) / kPanel * order_bytes(up(k, kDepth)) : 0;
 }
 
-// Pack a weight (n, k) for a variant: into `packed`, and the order of its inputs into `order` if there is one. Where the
-// sums begin for activations with this zero point goes into `comp` (n rounded up to 32), which must be zeros.
-Q8_EXPORT void q8_pack(const Variant* variant, const int8_t* weight, int64_t n, int64_t k, int32_t zero_point,
-                       uint8_t* packed, uint8_t* order, int32_t* comp) {
+// Pack a weight (n, k) for a variant: into `packed`, which must be zeros, and the order of its inputs into `order` if there
+// is one. Where the sums begin for activations with this zero point goes into `comp` (n rounded up to 32), which must be
+// zeros, too. With `levels`, as codes of `bits` bits, without an order; `zeros`: one of each row, or null. Returns the
+// largest magnitude, or the largest possible one; -1 if there is no code for a number, or for the zeros of the padding.
+Q8_EXPORT int32_t q8_pack(const Variant* variant, const int8_t* weight, int64_t n, int64_t k, int32_t zero_point,
+                          int32_t bits, const int8_t* levels, const int8_t* zeros, uint8_t* packed, uint8_t* order,
+                          int32_t* comp) {
   const Weight from{weight, n, k, zero_point};
   const int64_t depth = up(k, kDepth);
+  if (levels) {
+    const int32_t largest = pack_codes(weight, n, k, CodeOf(bits, levels), zeros, bits, packed, comp);
+    const int32_t taken_off = variant->orders && largest > kLargestIn16Bits ? 128 : 0;
+    for (int64_t row = 0; row < n; row++) comp[row] *= taken_off - zero_point;
+    return largest;
+  }
   for (int64_t row = 0; row < n; row += kPanel) {
     const Packed to{packed + row * depth, comp + row, depth};
     if (variant->orders)
@@ -98,6 +104,7 @@ Q8_EXPORT void q8_pack(const Variant* variant, const int8_t* weight, int64_t n, 
     else
       pack_panel(from, row, to);
   }
+  return 127;
 }
 
 Q8_EXPORT int64_t q8_workspace_bytes(const Model* model, const Batch* batch, int threads) {

@@ -3,6 +3,7 @@
 
 #include <omp.h>
 
+#include "code_products.h"
 #include "ordered.h"
 
 namespace {
@@ -50,7 +51,9 @@ inline void linear(const Linear& layer, const Activations& a, int64_t rows, Fini
   const float* scales = layer.input.per_row() ? a.scales : nullptr;
   const int64_t kb = layer.kb, chunk = chunk_rows(layer, rows);
   const int64_t panels = layer.np / kPanel, chunks = (rows + chunk - 1) / chunk;
-  const int64_t next = omp_get_num_threads() * kPanel * kb * kDepth;  // from a thread's panel to its next one, in bytes
+  // From a thread's panel to its next one, in bytes.
+  const int64_t next = omp_get_num_threads() * kPanel * kb * kDepth / 8 * layer.bits;
+  const ProductOfCodes of_codes = layer.levels ? product_of(layer) : nullptr;
 #pragma omp for schedule(dynamic) nowait
   for (int64_t task = 0; task < panels * chunks; task++) {
     alignas(64) int32_t sums[2 * kRows][kPanel];
@@ -59,7 +62,9 @@ inline void linear(const Linear& layer, const Activations& a, int64_t rows, Fini
     for (int64_t row = begin; row < end; row += 2 * kRows) {
       const uint8_t* blocks[2] = {a.bytes + at(row, 0, kb), a.bytes + at(row + kRows, 0, kb)};
       const int64_t ahead = row == begin ? next : 0;
-      if (end - row > kRows)
+      if (of_codes)
+        of_codes(layer, column, blocks, end - row > kRows ? 2 : 1, sums[0], ahead);
+      else if (end - row > kRows)
         multiply_panel<2>(layer, blocks, end - row, column, sums[0], ahead);
       else
         multiply_panel<1>(layer, blocks, end - row, column, sums[0], ahead);

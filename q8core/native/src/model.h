@@ -15,10 +15,10 @@ struct Grid {
   bool per_row() const { return !inverse; }
 };
 
-// An int8 linear layer (k -> n): y = float(sum_k (a - zero point) * w) * r + bias, a being u8; where each row of a has
+// A linear layer (k -> n): y = float(sum_k (a - zero point) * w) * r + bias, a being u8 and w s8; where each row of a has
 // its own scale, y = float(sum) * r * scale + bias.
 struct Linear {
-  const uint8_t* w;      // packed, see gemm.h
+  const uint8_t* w;      // packed, see gemm.h; where there are levels, codes: see codes.h
   const uint8_t* order;  // of its inputs for each panel of outputs, see order.h; null if they are in their own
   // (np): where the sums begin: -zero point * sum_k w, which takes the zero point out of them. On top of it comes
   // 128 * sum_k w of the inputs whose activations the library takes 128 off.
@@ -26,15 +26,21 @@ struct Linear {
   const float* r;        // (np): input scale (1 if each row has its own) * weight scale, 0 in the padding
   const float* bias;     // (np), 0 in the padding
   Grid input;
-  int32_t n, np, kb;     // outputs, outputs rounded up to 32, blocks of 64 inputs
+  int32_t n, np, kb;      // outputs, outputs rounded up to 32, blocks of 64 inputs
+  int32_t bits, largest;  // 8, or those of a code: 4, 2 or 1; the largest |w|
+  const int8_t* levels;   // (16), what each code means, less the output's zero point; null where w is s8
+  const int8_t* zeros;    // (np), zero points; null where all are 0
 };
 
-// Rows of 8-bit integers with scales, or of floats.
+// Rows of 8-bit integers or of codes, with scales, or of floats.
 struct Table {
-  const int8_t* q;
+  const uint8_t* q;
   const float* f;
   const float* scale;
   int32_t scale_per_row;
+  int32_t bits;           // of a code; the first column is in the lowest bits, and rows begin at whole bytes
+  const int8_t* levels;   // (2^bits), what each code means, less the row's zero point; null where q is s8
+  const int8_t* zeros;    // of each row; null where all are 0
 };
 
 // LayerNorm; both arrays are padded to a multiple of 16 with zeros.
