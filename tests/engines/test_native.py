@@ -177,6 +177,16 @@ def test_wrong_sums_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
         proven_native("portable", [64])
 
 
+def test_wrong_sums_of_codes_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = accumulate
+    monkeypatch.setattr(
+        "q8core.engines.choice.int8_kernels.accumulate",
+        lambda *values: right(*values) + (values[-1] is not None and values[-1].bits == 2),
+    )
+    with pytest.raises(EngineError, match=r"native kernel \(portable\) does not compute exact"):
+        proven_native("portable", [64])
+
+
 def test_a_missing_library_is_said_with_the_way_to_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(library, "__file__", str(tmp_path / "library.py"))
     with pytest.raises(EngineError, match=r"was not built.*g\+\+"):

@@ -116,9 +116,13 @@ def proven_native(variant: str, inner_sizes: Iterable[int]) -> Native:
         EngineError: if the variant's sums are not exact.
     """
     for size in inner_sizes:
-        x, weight = extreme_operands(size)
-        if not np.array_equal(accumulate(variant, x, weight), x @ weight.T):
-            raise EngineError(f"the native kernel ({variant}) does not compute exact integer sums on this CPU")
+        x, extremes = extreme_operands(size)
+        for book in (None, *(Codebook.of(bits, "symmetric") for bits in (4, 2))):
+            weight = (
+                extremes if book is None else np.where(extremes > 0, int(book.levels.max()), int(book.levels.min()))
+            )
+            if not np.array_equal(accumulate(variant, x, weight, None, book), x @ weight.T):
+                raise EngineError(f"the native kernel ({variant}) does not compute exact integer sums on this CPU")
     return Native(variant)
 
 
