@@ -17,11 +17,11 @@ from typer.testing import CliRunner
 
 from q8core.bench import models, speed, workloads
 from q8core.bench.comparison import FLOOR, FP32_PEER, INT8_PEER, with_references
-from q8core.bench.contender import CONTENDERS, STOCK
-from q8core.bench.contenders import load_contender
+from q8core.bench.contender import CONTENDERS, FEW_BITS, STOCK
+from q8core.bench.contenders import load_contender, load_named_engine
 from q8core.bench.environment import environment, usable_cpus
 from q8core.bench.floor import FLOORS
-from q8core.bench.folder import random_folder
+from q8core.bench.folder import prepare_few_bits, random_folder
 from q8core.bench.models import bench_config
 from q8core.bench.padding import pad
 from q8core.bench.resident import measure_resident
@@ -30,6 +30,7 @@ from q8core.bench.timing import Timing, take_turns
 from q8core.bench.workloads import Shape, Workload, parse_workload, random_batch
 from q8core.cache import CACHE_VARIABLE
 from q8core.checkpoint import Checkpoint
+from q8core.checkpoint.manifest import INT8_FILE
 from q8core.cli import app
 from q8core.engines import TokenBatch, build_engine
 from q8core.engines.choice.random_weights import RandomFloat, RandomInt8
@@ -100,7 +101,8 @@ def test_latencies_are_percentiles_of_batches_and_the_time_is_their_sum() -> Non
 
 def test_the_references_are_the_fastest_peers_and_the_floor_of_the_same_precision() -> None:
     times = {"transformers": 9.0, "a-fp32": 4.0, "b-fp32": 3.0, "a-int8": 2.0}
-    times |= {"a-int4": 1.0, "floor-fp32": 2.0, "floor-int8-onednn": 0.75, "floor-int8-native": 0.5}
+    times |= {"w4-native": 1.0, "floor-w4-native": 0.25, "a-int4": 1.0}
+    times |= {"floor-fp32": 2.0, "floor-int8-onednn": 0.75, "floor-int8-native": 0.5}
     timings = [Timing("m", "w", name, 2, 1, (value,)) for name, value in {**times, "int8-native": 1.0}.items()]
     found = {t.engine: t for t in with_references(timings, ("a-fp32", "b-fp32", "a-int8", "a-int4"))}
     named = {key: name for key, (name, _) in found["int8-native"].references.items()}
@@ -109,6 +111,8 @@ def test_the_references_are_the_fastest_peers_and_the_floor_of_the_same_precisio
     assert found["int8-native"].faster_than(FP32_PEER) == (3.0, 3.0, 3.0)
     assert found["floor-int8-onednn"].over(FLOOR) == (1.5, 1.5, 1.5)
     assert found["a-int4"].over(FLOOR) == (2.0, 2.0, 2.0)
+    assert found["w4-native"].over(FLOOR) == (4.0, 4.0, 4.0)
+    assert found["w4-native"].faster_than(INT8_PEER) == (2.0, 2.0, 2.0)
     assert FLOOR not in with_references(timings[3:4], ())[0].references
 
 
@@ -219,6 +223,35 @@ def test_all_contenders_agree_on_what_they_compute() -> None:
             out: Any = load_contender(name, Checkpoint.open(folder), 1).bind(batch)()
             logits = out if isinstance(out, np.ndarray) else np.stack([out.start_logits, out.end_logits], -1)
             assert logits.size == 2 * 7 * 2
+
+
+@pytest.mark.usefixtures("tiny_shape")
+def test_engines_of_few_bits_stand_beside_int8_with_floors_of_their_own(tmp_path: Path) -> None:
+    file = tmp_path / "bench.json"
+    chosen = ("int8-native", "w4-native", "w2-native")
+    options = [option for name in chosen for option in ("--engine", name)]
+    code, output, _ = run(*options, "--shape", "2x8", "--repeats", "2", "--threads", "1", "--json", str(file))
+    assert code == 0
+    floors = ("floor-int8-onednn", "floor-int8-native", "floor-w4-native", "floor-w2-native")
+    timings = json.loads(file.read_text())["timings"]
+    assert [timing["engine"] for timing in timings] == [*chosen, *floors]
+    assert [timing["ratios"]["floor"]["contender"] for timing in timings[1:3]] == [*floors[2:]]
+    assert all(name in output for name in chosen)
+
+
+@pytest.mark.usefixtures("tiny_shape")
+def test_weights_of_few_bits_are_so_in_the_file_and_in_memory() -> None:
+    with random_folder("bert-base", "qa") as folder:
+        engines: dict[str, Any] = {"int8-native": load_named_engine("int8-native", Checkpoint.open(folder), 1)}
+        for name, bits in FEW_BITS.items():
+            prepare_few_bits(name, folder)
+            engines[name] = load_named_engine(name, Checkpoint.open(folder), 1)
+            assert engines[name].model.packed.view.layer[0].query.bits == bits
+            assert engines[name].model.packed.view.head.bits == 8
+            assert (folder / name / INT8_FILE).stat().st_size < (folder / INT8_FILE).stat().st_size
+    sizes = [engine.memory().weights for engine in engines.values()]
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(set(sizes)) == 3
 
 
 @pytest.mark.usefixtures("tiny_shape")

@@ -110,6 +110,7 @@ def test_names_are_chosen_in_a_fixed_order(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(registry, "find_spec", lambda name: name)
     assert choose_contenders((), peers=False) == CONTENDERS
     assert choose_contenders(("openvino-int8", "int8-native"), peers=False) == ("int8-native", "openvino-int8")
+    assert choose_contenders(("w4-native", "int8-native"), peers=False) == ("int8-native", "w4-native")
     assert choose_contenders(("int8-native",), peers=True) == ("int8-native", *PEER_NAMES)
     assert choose_contenders((), peers=True) == (*CONTENDERS, *PEER_NAMES)
 
@@ -185,4 +186,4 @@ def test_the_memory_of_a_peer(tmp_path: Path) -> None:
 
 def test_peers_have_no_checkpoint() -> None:
     result = CliRunner().invoke(app, ["bench", "--memory", "--checkpoint", "x", "--engine", "torch-int8-dynamic"])
-    assert "peers are measured on random weights" in str(result.exception)
+    assert "are measured on random weights" in str(result.exception)

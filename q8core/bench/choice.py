@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from q8core.bench.contender import CONTENDERS
+from q8core.bench.contender import CONTENDERS, FEW_BITS
 from q8core.bench.contenders import missing_engines
 from q8core.bench.peers.registry import PEER_NAMES, check_packages
 from q8core.errors import InputError
@@ -12,13 +12,13 @@ def choose_contenders(names: tuple[str, ...], *, peers: bool) -> tuple[str, ...]
     """Return the contenders of a run, in a fixed order.
 
     Args:
-        names: contenders or peers; if empty, all of `CONTENDERS` that this installation has a kernel for.
+        names: contenders, engines of `FEW_BITS` or peers; if empty, all of `CONTENDERS` that have a kernel here.
         peers: whether to add all peers.
 
     Raises:
         InputError: for an unknown name, or a peer whose packages are not installed.
     """
-    known = (*CONTENDERS, *PEER_NAMES)
+    known = (*CONTENDERS, *FEW_BITS, *PEER_NAMES)
     for name in names:
         if name not in known:
             raise InputError(f"engine is {name!r}; allowed: {', '.join(known)}")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from q8core.bench.contender import STOCK
-from q8core.bench.floor import FLOORS
+from q8core.bench.contender import FEW_BITS, STOCK
+from q8core.bench.floor import FEW_BITS_FLOORS, FLOORS
 from q8core.bench.timing import Timing
 
 FLOOR = "floor"
@@ -20,8 +20,8 @@ def is_int8(name: str) -> bool:
 
 
 def _has_small_weights(name: str) -> bool:
-    """Return whether weights have 4 bits: a peer in memory, whose answers are further from fp32 than those of int8."""
-    return "int4" in name
+    """Return whether weights have fewer bits: answers are then further from fp32 than those of int8."""
+    return "int4" in name or any(engine in name for engine in FEW_BITS)
 
 
 def with_references(timings: Sequence[Timing], peers: Collection[str]) -> list[Timing]:
@@ -41,7 +41,9 @@ def with_references(timings: Sequence[Timing], peers: Collection[str]) -> list[T
     found: list[Timing] = []
     for timing in timings:
         own = dict(shared)
-        floors = [by_name[name] for name in FLOORS[is_int8(timing.engine)] if name in by_name]
+        few = (floors for engine, floors in FEW_BITS_FLOORS.items() if engine in timing.engine)
+        names = next(few, FLOORS[is_int8(timing.engine)])
+        floors = [by_name[name] for name in names if name in by_name]
         if floors:
             own[FLOOR] = min(floors, key=lambda floor: floor.median)
         found.append(replace(timing, references={name: (t.engine, t.milliseconds) for name, t in own.items()}))

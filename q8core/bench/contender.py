@@ -10,6 +10,9 @@ if TYPE_CHECKING:
 
 STOCK = "transformers"
 ENGINES = ("fp32", "fp32-onednn", "int8-fbgemm", "int8-onednn", "int8-native")
+FEW_BITS = {"w4-native": 4, "w2-native": 2}
+"""Engines whose encoder has weights of so many bits; tables and head stay int8."""
+OURS = (*ENGINES, *FEW_BITS)
 CONTENDERS = (STOCK, *ENGINES)
 """Contenders that need no further packages; stock transformers in fp32 first."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from q8core.bench.contender import STOCK, Contender
+from q8core.bench.contender import FEW_BITS, STOCK, Contender
 from q8core.checkpoint import Checkpoint
 from q8core.engines import Engine, TokenBatch, load_engine
 from q8core.engines.engine import EncoderEngine
@@ -33,17 +33,19 @@ class OurEngine:
 
 
 def load_named_engine(name: str, checkpoint: Checkpoint, threads: int) -> EncoderEngine:
-    """Load one of `ENGINES`, as serving does.
+    """Load one of `OURS`, as serving does; one of few bits from the checkpoint that `prepare_few_bits` wrote.
 
     Raises:
         EngineError: if its kernel cannot be used on this machine.
     """
+    if name in FEW_BITS:
+        return load_engine(checkpoint.path / name, "int8", "native", threads)
     backend, _, kernel = name.partition("-")
     return load_engine(checkpoint, backend, kernel or "auto", threads)
 
 
 def load_contender(name: str, checkpoint: Checkpoint, threads: int) -> Contender:
-    """Load one of `CONTENDERS`.
+    """Load stock transformers or one of `OURS`.
 
     Raises:
         EngineError: if its kernel cannot be used on this machine.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from q8core.bench.contender import ENGINES, STOCK, Contender
+from q8core.bench.contender import OURS, STOCK, Contender
 
 if TYPE_CHECKING:
     from q8core.engines import TokenBatch
@@ -36,7 +36,7 @@ def _load(request: dict[str, Any]) -> Contender:
         from q8core.bench.stock import load_stock
 
         return load_stock(folder, task)
-    if name in ENGINES:
+    if name in OURS:
         from q8core.bench.contenders import load_contender
         from q8core.checkpoint import Checkpoint
 
@@ -49,7 +49,7 @@ def _load(request: dict[str, Any]) -> Contender:
 def _batch(request: dict[str, Any], sequences: int, length: int) -> TokenBatch:
     ids = np.random.default_rng(0).integers(request["vocabulary"], size=sequences * length)
     fields: dict[str, Any] = {"input_ids": ids, "token_type_ids": np.zeros_like(ids), "lengths": (length,) * sequences}
-    if request["engine"] in ENGINES:
+    if request["engine"] in OURS:
         from q8core.engines import TokenBatch
 
         return TokenBatch(**fields)

@@ -5,12 +5,13 @@ into everything that is not a matrix product. Each layer has its own weights, as
 
 In fp32 the products are oneDNN's, with prepacked weights. In int8 there are two floors, both of which write bytes:
 oneDNN's products, and the native library's, computed in one team of threads, if this machine has that library. An
-engine is compared with the faster floor of its precision.
+engine is compared with the faster floor of its precision, and one with weights of few bits with its own products.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from q8core.arrays import Array, address, empty
-from q8core.bench.contender import Contender
+from q8core.bench.contender import FEW_BITS, Contender
 from q8core.bench.contenders import load_named_engine
 from q8core.checkpoint import Checkpoint
 from q8core.engines import TokenBatch
@@ -32,6 +33,8 @@ from q8core.quant import Plan
 _FP32, _ONEDNN, _NATIVE = "floor-fp32", "floor-int8-onednn", "floor-int8-native"
 FLOORS = ((_FP32,), (_ONEDNN, _NATIVE))
 """Names of the floors, indexed by whether they are int8."""
+FEW_BITS_FLOORS = {name: (f"floor-{name}",) for name in FEW_BITS}
+"""Engine of few bits -> its floor, the native one with the same weights."""
 
 
 @dataclass(frozen=True)
@@ -70,12 +73,21 @@ def load_floors(checkpoint: Checkpoint, threads: int, *, int8: bool) -> dict[str
     if not int8:
         return {_FP32: OnednnFloor(checkpoint.float_plan, int8=False)}
     floors: dict[str, Contender] = {_ONEDNN: OnednnFloor(checkpoint.float_plan, int8=True)}
-    try:
-        model = load_named_engine("int8-native", checkpoint, threads).model
-    except EngineError:  # no compiler, or a kernel that computes wrongly: then there is no native floor
-        return floors
+    with suppress(EngineError):  # no compiler, or a kernel that computes wrongly: then there is no native floor
+        floors[_NATIVE] = _native_floor("int8-native", checkpoint, threads)
+    return floors
+
+
+def load_few_bits_floor(engine: str, checkpoint: Checkpoint, threads: int) -> dict[str, Contender]:
+    """Load the floor of one of `FEW_BITS`, by name."""
+    (name,) = FEW_BITS_FLOORS[engine]
+    return {name: _native_floor(engine, checkpoint, threads)}
+
+
+def _native_floor(engine: str, checkpoint: Checkpoint, threads: int) -> NativeFloor:
+    model = load_named_engine(engine, checkpoint, threads).model
     assert isinstance(model, NativeModel)
-    return {**floors, _NATIVE: NativeFloor(model)}
+    return NativeFloor(model)
 
 
 class OnednnFloor:

@@ -5,21 +5,25 @@ from __future__ import annotations
 import os
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 
+from q8core.bench.contender import FEW_BITS
 from q8core.bench.models import bench_config
 from q8core.cache import CACHE_VARIABLE
+from q8core.checkpoint import Checkpoint
 from q8core.checkpoint.config import ModelConfig
 from q8core.checkpoint.manifest import FLOAT_FILE
 from q8core.checkpoint.tensors import write_tensors
 from q8core.checkpoint.writer import write_checkpoint
 from q8core.engines.choice.random_weights import RandomFloat, RandomInt8
 from q8core.model.head import TaskKind
-from q8core.quant import Plan, preset
+from q8core.model.sites import LAYER_LINEARS
+from q8core.quant import Plan, Scheme, preset
 
 
 @contextmanager
@@ -48,6 +52,28 @@ def random_folder(model: str, task: TaskKind, **changes: int) -> Generator[Path]
 def write_random(folder: Path, name: str, config: ModelConfig, task: TaskKind) -> None:
     """Write a random checkpoint that can be opened like any other; its tokenizer is a dummy."""
     Tokenizer(WordPiece({"[UNK]": 0}, unk_token="[UNK]")).save(str(folder / "tokenizer.json"))
+    _write_quantized(folder, name, config, task, preset("q8bert"), folder)
+    # Written last, so that it is not hashed whenever the checkpoint is opened.
+    floats, names = RandomFloat(Plan.of(config.spec, config.head(task))), config.file_names(task)
+    write_tensors(folder / FLOAT_FILE, {names[name]: tensor for name, tensor in floats.items()})
+
+
+def prepare_few_bits(engine: str, folder: Path) -> None:
+    """Write the checkpoint of one of `FEW_BITS` into a random folder, under the engine's name."""
+    opened, base = Checkpoint.open(folder), preset("q8bert")
+    slots = dict(base.slots)
+    for slot in LAYER_LINEARS:
+        weight = slots[slot].weight
+        assert weight is not None
+        slots[slot] = replace(slots[slot], weight=replace(weight, bits=FEW_BITS[engine]))
+    scheme = replace(base, name=engine, slots=slots)
+    (folder / engine).mkdir(exist_ok=True)
+    _write_quantized(folder / engine, opened.name, opened.config, opened.task, scheme, folder)
+
+
+def _write_quantized(
+    folder: Path, name: str, config: ModelConfig, task: TaskKind, scheme: Scheme, tokenizer_folder: Path
+) -> None:
     write_checkpoint(
         folder,
         name=name,
@@ -55,13 +81,10 @@ def write_random(folder: Path, name: str, config: ModelConfig, task: TaskKind) -
         task=task,
         labels=config.labels if task == "classify" else (),
         max_length=config.spec.positions,
-        scheme=preset("q8bert"),
-        tensors=RandomInt8(Plan.of(config.spec, config.head(task), preset("q8bert"))),
-        tokenizer_folder=folder,
+        scheme=scheme,
+        tensors=RandomInt8(Plan.of(config.spec, config.head(task), scheme)),
+        tokenizer_folder=tokenizer_folder,
     )
-    # Written last, so that it is not hashed whenever the checkpoint is opened.
-    floats, names = RandomFloat(Plan.of(config.spec, config.head(task))), config.file_names(task)
-    write_tensors(folder / FLOAT_FILE, {names[name]: tensor for name, tensor in floats.items()})
 
 
 @contextmanager

@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from q8core.bench.comparison import is_int8
-from q8core.bench.contender import ENGINES, STOCK
-from q8core.bench.floor import FLOORS
+from q8core.bench.contender import OURS, STOCK
+from q8core.bench.floor import FEW_BITS_FLOORS, FLOORS
 from q8core.bench.threads import threads_text
 from q8core.bench.timing import Ratio, Timing
 
 _COLUMNS = 4
 """Most panels in a row."""
 
-_ALL_FLOORS = [name for names in FLOORS for name in names]
+_ALL_FLOORS = [name for names in (*FLOORS, *FEW_BITS_FLOORS.values()) for name in names]
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Panel:
 
 def label_of(name: str) -> str:
     """Return the name of a contender in a picture."""
-    return f"q8bert {name}" if name in ENGINES else f"{name} fp32" if name == STOCK else name
+    return f"q8bert {name}" if name in OURS else f"{name} fp32" if name == STOCK else name
 
 
 def describe_workload(name: str) -> str:
@@ -102,7 +102,7 @@ def _panel(group: str, workload: str, timings: Sequence[Timing]) -> Panel:
         group,
         describe_workload(workload),
         tuple(
-            Bar(label_of(each.engine), is_int8(each.engine), each.engine in ENGINES, ratios[each.engine], each.median)
+            Bar(label_of(each.engine), is_int8(each.engine), each.engine in OURS, ratios[each.engine], each.median)
             for each in sorted(contenders, key=lambda timing: is_int8(timing.engine))
         ),
         floors,

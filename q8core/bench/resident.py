@@ -12,9 +12,9 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from q8core.bench.contender import STOCK
+from q8core.bench.contender import FEW_BITS, STOCK
 from q8core.bench.first_answer import measure_first_answer
-from q8core.bench.folder import random_folder
+from q8core.bench.folder import prepare_few_bits, random_folder
 from q8core.bench.peers.registry import PEER_NAMES, prepare_peer
 from q8core.checkpoint.manifest import FLOAT_FILE, INT8_FILE
 from q8core.errors import EngineError
@@ -83,6 +83,8 @@ def measure_resident(engine: str, folder: Path, task: TaskKind, threads: int) ->
         if engine in PEER_NAMES:
             for each in (tiny, folder):
                 prepare_peer(engine, each, task)
+        elif engine in FEW_BITS:
+            prepare_few_bits(engine, folder)
         request = {"engine": engine, "folder": str(folder), "tiny": str(tiny), "task": task, "threads": threads}
         command.append(json.dumps({**request, "second": False}))
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)

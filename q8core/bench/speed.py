@@ -11,10 +11,10 @@ import torch
 from transformers.utils import logging
 
 from q8core.bench.comparison import is_int8, with_references
-from q8core.bench.contender import Contender
+from q8core.bench.contender import FEW_BITS, Contender
 from q8core.bench.contenders import load_contender
-from q8core.bench.floor import load_floors
-from q8core.bench.folder import random_folder
+from q8core.bench.floor import load_few_bits_floor, load_floors
+from q8core.bench.folder import prepare_few_bits, random_folder
 from q8core.bench.models import bench_config
 from q8core.bench.peers.registry import PEER_NAMES, about, import_runtime, load_peer, prepare_peer
 from q8core.bench.threads import threads_text
@@ -85,6 +85,9 @@ def measure_speed(run: SpeedRun, found: Measured, say: Callable[[str], None], on
                 if name in PEER_NAMES:
                     say(f"{model}: preparing {name} ({about(name)}), up to a minute or two")
                     prepare_peer(name, folder, run.task)
+                elif name in FEW_BITS:
+                    say(f"{model}: writing weights of {FEW_BITS[name]} bits")
+                    prepare_few_bits(name, folder)
             checkpoint = Checkpoint.open(folder)
             for threads in run.threads:
                 _measure_model(model, checkpoint, threads, run, found, say, on_round)
@@ -107,8 +110,11 @@ def _measure_model(
     for name in run.engines:
         say(f"{where}: loading {name}")
         contenders[name], seconds[name] = _timed_load(name, checkpoint, threads)
-    for int8 in sorted({is_int8(name) for name in run.engines}):
+    for int8 in sorted({is_int8(name) for name in run.engines if name not in FEW_BITS}):
         contenders |= load_floors(checkpoint, threads, int8=int8)
+    for name in run.engines:
+        if name in FEW_BITS:
+            contenders |= load_few_bits_floor(name, checkpoint, threads)
     for workload in run.workloads:
         say(f"{where}: {workload.name}")
         timings = take_turns(model, threads, contenders, workload, config.spec.vocabulary, run.repeats, on_round)

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from q8core.bench.choice import choose_contenders
+from q8core.bench.contender import FEW_BITS
 from q8core.bench.contenders import missing_engines
 from q8core.bench.environment import environment
 from q8core.bench.folder import random_folder
@@ -56,8 +57,10 @@ def run_bench(
     names, counts = choose_contenders(engines, peers=peers), parse_threads(threads)
     if memory and len(counts) > 1:
         raise InputError(f"--memory is measured with one thread count; --threads names {len(counts)}")
-    if checkpoint is not None and any(name in PEER_NAMES for name in names):
-        raise InputError("peers are measured on random weights: leave out either --checkpoint or the peers")
+    if checkpoint is not None and any(name in (*PEER_NAMES, *FEW_BITS) for name in names):
+        raise InputError(
+            f"peers, {' and '.join(FEW_BITS)} are measured on random weights: leave out either --checkpoint or these"
+        )
     workloads = [Shape.parse(text).workload() for text in shapes]
     workloads += [parse_workload(text, tokenizer) for text in texts]
     for name in models:
