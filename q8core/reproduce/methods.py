@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -32,10 +33,11 @@ _PLAIN_STATIC = replace(preset("static").smoothed(0), name="static-plain")
 
 @dataclass(frozen=True)
 class Scored:
-    """Scores on the dev set, and how they were computed."""
+    """Scores on the dev set, how they were computed, and the files of weights that were written, by method."""
 
     scores: dict[str, float]
     how: str
+    files: dict[str, Path] = field(default_factory=dict[str, Path])
 
 
 Score = Callable[[str, Task, int], Scored]

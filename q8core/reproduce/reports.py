@@ -47,7 +47,7 @@ class Reports:
         records = [current.get((record.task, record.seed), record) for record in on_disk]
         machine, rows = environment(), summarize(records)
         table = markdown(Report(self.base, self.scheme, machine, records, len(planned)))
-        _replace(self.output / TABLE_FILE, table)
+        replace_file(self.output / TABLE_FILE, table)
         document = {
             "base": self.base,
             "scheme": self.scheme,
@@ -57,12 +57,13 @@ class Reports:
             "summary_in_percent": [row.to_dict() for row in rows],
             "runs": [record.to_dict() for record in records],
         }
-        _replace(self.output / RESULTS_FILE, json.dumps(document, indent=1) + "\n")
+        replace_file(self.output / RESULTS_FILE, json.dumps(document, indent=1) + "\n")
         if draw and self.plot and any(row.cells.keys() - {FP32} for row in rows):
             plot_errors(rows, self.base, machine, self.output / PLOT_FILE)
 
 
-def _replace(file: Path, text: str) -> None:
+def replace_file(file: Path, text: str) -> None:
+    """Write a file as a whole, or leave the old one."""
     part = file.with_name(f"{file.name}.part")
     part.write_text(text, encoding="utf-8")
     os.replace(part, file)

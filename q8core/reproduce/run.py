@@ -1,20 +1,19 @@
-"""One run: fine-tune a base model on a task, score the baselines, train with quantization, score the int8 engine."""
+"""One run: fine-tune a base model on a task, score the baselines, train with a scheme, score the int8 engine."""
 
 from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from q8core.checkpoint import Checkpoint
-from q8core.checkpoint.manifest import FLOAT_FILE, MANIFEST_FILE
-from q8core.errors import Q8Error
+from q8core.checkpoint.manifest import FLOAT_FILE, INT8_FILE, MANIFEST_FILE
+from q8core.errors import InputError, Q8Error
 from q8core.quant import find_scheme
 from q8core.reproduce.methods import BASELINES, Scored
-from q8core.reproduce.record import FP32, QAT, RunRecord
+from q8core.reproduce.record import FP32, RunRecord
 from q8core.tasks.task import Task
 from q8core.training.config import TrainConfig
 from q8core.training.finetune import finetune
@@ -35,6 +34,7 @@ class RunSettings:
         qat: recipe of the quantization-aware training, with the run's seed.
         teacher: whether it learns from the fine-tuned model instead of the labels.
         keep_float: whether a finished run keeps its float weights.
+        after: name of the scheme from whose float weights it starts; None for the fine-tuned model.
     """
 
     base: str
@@ -43,37 +43,48 @@ class RunSettings:
     qat: TrainConfig
     teacher: bool
     keep_float: bool
+    after: str | None = None
 
 
-def execute(record: RunRecord, settings: RunSettings, task: Task, changed: Callable[[str], None]) -> None:
+def execute(
+    record: RunRecord, settings: RunSettings, methods: Sequence[str], task: Task, changed: Callable[[str], None]
+) -> None:
     """Compute the scores that the record lacks; an error is recorded too, and the other methods go on.
+
+    Weights that others need and that are not there any more are trained again.
 
     Args:
         record: the record of this run; saved after each method.
         settings: the settings of the run.
+        methods: those of the record's methods to score.
         task: the data.
         changed: called with a method's name when its scores or error have been recorded.
     """
     record.errors.clear()
     record.save()  # before anything else is written there: a later command must know the settings of the run
     (record.folder / ERROR_FILE).unlink(missing_ok=True)
-    float_folder, checkpoint = record.folder / "fp32", record.folder / "qat"
-    if not (float_folder / FLOAT_FILE).is_file() and not record.complete:
-        record.scores.pop(FP32, None)  # the weights are needed, so the model is trained again
-    stages: dict[str, Callable[[], Scored]] = {FP32: lambda: _fine_tune(record, settings, task, float_folder)}
-    for name, method in BASELINES.items():
-        stages[name] = lambda method=method: method.score(str(float_folder), task, record.seed)
-    stages[QAT] = lambda: _train_quantized(record, settings, task, float_folder, checkpoint)
-    for name, stage in stages.items():
+    if not record.weights.is_file() and (settings.keep_float or not record.of_scheme):
+        record.scores.pop(record.methods[0], None)
+    for name in methods:
         if name not in record.scores:
             with _noting(record, name):
-                result = stage()
+                result = _stage(name, record, settings, task)()
                 record.scores[name], record.how[name] = result.scores, result.how
+                record.file_bytes |= {method: file.stat().st_size for method, file in result.files.items()}
             changed(name)
         if FP32 in record.errors:
             return
     if record.complete:
-        _tidy(float_folder, checkpoint, settings.keep_float)
+        _tidy(record, settings.keep_float)
+
+
+def _stage(name: str, record: RunRecord, settings: RunSettings, task: Task) -> Callable[[], Scored]:
+    """Return the function that computes a method's scores."""
+    if name == FP32:
+        return lambda: _fine_tune(record, settings, task)
+    if name in BASELINES and not record.of_scheme:
+        return lambda: BASELINES[name].score(str(record.fine_tuned), task, record.seed)
+    return lambda: _train_quantized(name, record, settings, task)
 
 
 @contextmanager
@@ -91,23 +102,33 @@ def _noting(record: RunRecord, name: str) -> Generator[None]:
         record.save()
 
 
-def _fine_tune(record: RunRecord, settings: RunSettings, task: Task, output: Path) -> Scored:
-    made = base_record(str(output))
-    if made.get("config") == settings.fp32.to_dict() and (output / FLOAT_FILE).is_file():
-        return Scored(made["scores"], "executed in float32")  # trained, but interrupted before it was recorded
-    scores = finetune(settings.base, task, settings.fp32, output, record.task)
-    return Scored(scores["fp32"], "executed in float32")
+def _fine_tune(record: RunRecord, settings: RunSettings, task: Task) -> Scored:
+    made, how, files = base_record(str(record.fine_tuned)), "executed in float32", {FP32: record.weights}
+    if made.get("config") == settings.fp32.to_dict() and record.weights.is_file():
+        return Scored(made["scores"], how, files)  # trained, but interrupted before it was recorded
+    scores = finetune(settings.base, task, settings.fp32, record.fine_tuned, record.task)
+    return Scored(scores["fp32"], how, files)
 
 
-def _train_quantized(record: RunRecord, settings: RunSettings, task: Task, source: Path, output: Path) -> Scored:
+def _train_quantized(name: str, record: RunRecord, settings: RunSettings, task: Task) -> Scored:
+    after = f", after {settings.after}" if settings.after else ""
     taught = ", taught by the fine-tuned model" if settings.teacher else ""
-    how = f"trained with scheme {find_scheme(settings.scheme).name}{taught}, executed in int8"
-    if (output / MANIFEST_FILE).is_file():  # written last
+    how = f"trained with scheme {find_scheme(settings.scheme).name}{after}{taught}, executed in int8"
+    teacher, output = record.fine_tuned, record.checkpoint
+    source = record.folder.with_name(settings.after) if settings.after else teacher
+    for folder in (teacher, source):
+        if not (folder / FLOAT_FILE).is_file():
+            raise InputError(f"{folder} has no {FLOAT_FILE}: its own training failed")
+    files = {name: output / INT8_FILE, **({FP32: teacher / FLOAT_FILE} if record.of_scheme else {})}
+    kept = not (settings.keep_float and record.of_scheme) or record.weights.is_file()
+    if (output / MANIFEST_FILE).is_file() and kept:  # written last
         made = Checkpoint.open(output).manifest
         assert made is not None
         if made.training.get("config") == settings.qat.to_dict():
-            return Scored(made.scores["int8"], how)
+            return Scored(made.scores["int8"], how, files)
     known = {name: record.scores[name] for name in (FP32, "dynamic") if name in record.scores}
+    if record.of_scheme:
+        known[FP32] = base_record(str(teacher))["scores"]
     scores = train_quantized(
         str(source),
         task,
@@ -117,14 +138,14 @@ def _train_quantized(record: RunRecord, settings: RunSettings, task: Task, sourc
         record.task,
         settings.keep_float,
         baselines=known,
-        teacher=str(source) if settings.teacher else None,
+        teacher=str(teacher) if settings.teacher else None,
     )
-    return Scored(scores["int8"], how)
+    return Scored(scores["int8"], how, files)
 
 
-def _tidy(float_folder: Path, checkpoint: Path, keep_float: bool) -> None:
+def _tidy(record: RunRecord, keep_float: bool) -> None:
     """Keep the int8 checkpoint and all records, and the float weights only if wanted."""
-    discard_state(float_folder)
-    discard_state(checkpoint)
+    discard_state(record.fine_tuned)
+    discard_state(record.checkpoint)
     if not keep_float:
-        (float_folder / FLOAT_FILE).unlink(missing_ok=True)
+        record.weights.unlink(missing_ok=True)

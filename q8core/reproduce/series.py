@@ -8,13 +8,16 @@ from collections.abc import Callable, Sequence
 from q8core.quant import find_scheme
 from q8core.reproduce.data import TITLES
 from q8core.reproduce.methods import BASELINES
-from q8core.reproduce.planning import Order, Planned, base_name, plan
-from q8core.reproduce.record import RunRecord
+from q8core.reproduce.planned import Order, Planned, unfinished
+from q8core.reproduce.planning import base_name, plan
+from q8core.reproduce.record import FP32, RunRecord
 from q8core.reproduce.reports import Reports
 from q8core.reproduce.run import execute
+from q8core.reproduce.scheme_reports import SchemeReports
 from q8core.reproduce.summary import metrics_of
 from q8core.reproduce.timing import remaining
 from q8core.tasks.task import Task
+from q8core.training.model import find_source
 
 
 def reproduce(order: Order, say: Callable[[str], None]) -> bool:
@@ -28,15 +31,16 @@ def reproduce(order: Order, say: Callable[[str], None]) -> bool:
         InputError: data, recipe, model or an earlier run in the output folder is wrong; raised before any training.
     """
     source, runs = plan(order)
-    reports = Reports(order.output, base_name(order.model), find_scheme(order.scheme).name, order.plot)
+    reports = _reports(order, runs)
     planned = [run.record for run in runs]
     reports.write(planned)
-    todo = [run for run in runs if not run.record.complete]
+    todo = unfinished(runs)
     say(f"{len(runs)} runs, {len(runs) - len(todo)} of them finished before")
     data: dict[str, Task] = {}
     for place, run in enumerate(todo, 1):
         record = run.record
-        say(f"run {place} of {len(todo)}: {TITLES[record.task]}, seed {record.seed}")
+        scheme = f", {record.methods[0]}" if record.of_scheme else ""
+        say(f"run {place} of {len(todo)}: {TITLES[record.task]}, seed {record.seed}{scheme}")
         if record.task not in data:
             data.clear()  # one data set in memory at a time
             data[record.task] = source.read(record.task)
@@ -45,10 +49,42 @@ def reproduce(order: Order, say: Callable[[str], None]) -> bool:
             say(f"  {_outcome(record, method)}")
             reports.write(planned, draw=False)
 
-        execute(record, run.settings, data[record.task], note)
+        execute(record, run.settings, run.methods, data[record.task], note)
+        _discard_weights(order, runs)
         reports.write(planned)
         say(f"run {place} of {len(todo)}: {record.status}, {_left(runs, todo[place:])}")
-    return all(run.record.complete for run in runs)
+    if isinstance(reports, SchemeReports):
+        _measure(runs, reports, say)
+        reports.write(planned)
+    return all(run.complete for run in runs)
+
+
+def _reports(order: Order, runs: Sequence[Planned]) -> Reports | SchemeReports:
+    base = base_name(order.model)
+    if not order.schemes:
+        return Reports(order.output, base, find_scheme(order.scheme).name, order.plot)
+    names = dict.fromkeys(run.record.methods[0] for run in runs if run.record.of_scheme)
+    return SchemeReports(order.output, base, find_source(order.model).config, list(names), order.plot)
+
+
+def _discard_weights(order: Order, runs: Sequence[Planned]) -> None:
+    """Discard the float weights of models that were fine-tuned for schemes alone, when these have been trained."""
+    waiting = {(run.record.task, run.record.seed) for run in runs if not run.complete}
+    for run in runs:
+        record = run.record
+        if record.methods == (FP32,) and not order.keep_float and (record.task, record.seed) not in waiting:
+            record.weights.unlink(missing_ok=True)
+
+
+def _measure(runs: Sequence[Planned], reports: SchemeReports, say: Callable[[str], None]) -> None:
+    """Time the schemes of each task, on the checkpoints of its first seed."""
+    first: dict[str, int] = {}
+    for run in runs:
+        first.setdefault(run.record.task, run.record.seed)
+    for task, seed in first.items():
+        say(f"timing the schemes of {TITLES[task]}, seed {seed}")
+        if not reports.measure(task, seed):
+            say("  none of them is finished")
 
 
 def _outcome(record: RunRecord, method: str) -> str:

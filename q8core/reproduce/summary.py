@@ -63,9 +63,10 @@ def summarize(records: Sequence[RunRecord]) -> list[Row]:
 
 def _cells(records: Sequence[RunRecord], task: str, metric: str) -> dict[str, Cell]:
     percent = 1.0 if task == "squad" else 100.0
+    methods = dict.fromkeys((*METHODS, *(method for record in records for method in record.scores)))
     by_method = {
         method: {r.seed: percent * r.scores[method][metric] for r in records if method in r.scores}
-        for method in METHODS
+        for method in methods
     }
     return {method: _cell(found, by_method[FP32]) for method, found in by_method.items() if found}
 

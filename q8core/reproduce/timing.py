@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from q8core.reproduce.data import DataFacts
-from q8core.reproduce.record import METHODS, RunRecord
+from q8core.reproduce.record import FP32, RunRecord
 from q8core.reproduce.run import RunSettings
 
 # Rough cost of a QAT step and of scoring, for the same data, relative to fp32 training.
@@ -18,10 +18,11 @@ def remaining(runs: Sequence[tuple[RunRecord, RunSettings, DataFacts]], todo: Se
     Estimated from runs of the same task if there are some, else from the amount of text and the epochs.
     """
     spent: dict[str, list[float]] = {}
-    costs = {id(record): _cost(settings, facts) for record, settings, facts in runs}
+    costs = {id(record): _cost(record, settings, facts) for record, settings, facts in runs}
     for record, _, _ in runs:
         if record.complete:
-            spent.setdefault(record.task, []).append(sum(record.seconds[name] for name in METHODS) / costs[id(record)])
+            seconds = sum(record.seconds[name] for name in record.methods)
+            spent.setdefault(record.task, []).append(seconds / costs[id(record)])
     rates = {task: sum(found) / len(found) for task, found in spent.items()}
     if not rates:
         return None
@@ -29,8 +30,11 @@ def remaining(runs: Sequence[tuple[RunRecord, RunSettings, DataFacts]], todo: Se
     return sum(costs[id(record)] * rates.get(record.task, overall) for record in todo)
 
 
-def _cost(settings: RunSettings, facts: DataFacts) -> float:
+def _cost(record: RunRecord, settings: RunSettings, facts: DataFacts) -> float:
     train, dev = facts.characters
-    passes = settings.fp32.epochs + _QAT_STEP * settings.qat.epochs
-    evaluations = settings.fp32.evals + settings.qat.evals + len(METHODS)
+    passes, evaluations = 0.0, len(record.methods)
+    if FP32 in record.methods:
+        passes, evaluations = passes + settings.fp32.epochs, evaluations + settings.fp32.evals
+    if record.methods != (FP32,):
+        passes, evaluations = passes + _QAT_STEP * settings.qat.epochs, evaluations + settings.qat.evals
     return train * passes + dev * _SCORING * evaluations
