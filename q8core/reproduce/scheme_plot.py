@@ -62,8 +62,9 @@ def _draw(axes: Any, lines: Sequence[SchemeLine]) -> None:
         # names of neighbours stand above and below in turns, or those of like sizes would cover each other
         above = number % 2 == 0
         offset, side = ((0, 7), "bottom") if above else ((0, -7), "top")
+        end = cell.mean + (cell.deviation or 0.0) * (1 if above else -1)
         axes.annotate(
-            f"{line.scheme}\n{line.bits}", (size, cell.mean), offset, textcoords="offset points", ha="center", va=side,
+            f"{line.scheme}\n{line.bits}", (size, end), offset, textcoords="offset points", ha="center", va=side,
             fontsize=6.5,
         )  # fmt: skip
     axes.margins(x=0.12, y=0.3)
