@@ -48,6 +48,22 @@ def test_the_scheme_is_one_to_train_with(run, tiny_classifier: Path, data: Path,
     assert {path: plan.sites[path].weight.bits for path in bits} == bits
 
 
+def test_bits_fit_into_a_base_whose_weights_have_another_grid(
+    run, tiny_classifier: Path, data: Path, tmp_path: Path
+) -> None:
+    """Q-BERT's have zero points, which 8 bits cannot have, for groups that do not divide the rows here."""
+    scheme, quantized = tmp_path / "bits.toml", tmp_path / "int"
+    code, _, err = run(*arguments(tiny_classifier, data, scheme, "--average-bits", "3.5", "--scheme", "qbert-4"))
+    assert code == 0, err
+    own = ["--task", "classify", "--train-file", data, "--dev-file", data, "--model", tiny_classifier]
+    code, _, err = run("train", *own, "--scheme", scheme, "--max-steps", "1", "--output", quantized)
+    assert code == 0, err
+    sites = Checkpoint.open(quantized).plan.sites.values()
+    weights = [site.weight for site in sites if site.site.kind == "linear" and site.path.startswith("layers.")]
+    found = {(weight.rule, weight.grid, weight.granularity) for weight in weights if weight is not None}
+    assert found == {("mse", "symmetric", "channel")}
+
+
 def test_the_control_measures_nothing_again(run, tiny_classifier: Path, data: Path, tmp_path: Path) -> None:
     texts: list[str] = []
     for name, more in (("bits", ()), ("reverse", ("--reverse",)), ("rank", ("--allocation", "rank"))):

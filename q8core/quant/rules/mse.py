@@ -30,10 +30,10 @@ def mse_scale(weight: Tensor, largest: int) -> Tensor:
         CalibrationError: if a value is infinite or NaN.
     """
     start = best = scale_from_threshold(row_magnitudes(weight), largest)
-    least = _error(weight, best, largest)
+    least = squared_errors(weight, best, largest)
     for number in range(1, _STARTS):
         scale = start * 2 ** (-number / 4)
-        error = _error(weight, scale, largest)
+        error = squared_errors(weight, scale, largest)
         best, least = torch.where(error < least, scale, best), torch.minimum(error, least)
     for _ in range(_TURNS):
         best = mse_turn(weight, best, largest)
@@ -48,7 +48,8 @@ def mse_turn(weight: Tensor, scale: Tensor, largest: int) -> Tensor:
     return torch.where(found > 0, found, scale)
 
 
-def _error(weight: Tensor, scale: Tensor, largest: int) -> Tensor:
+def squared_errors(weight: Tensor, scale: Tensor, largest: int) -> Tensor:
+    """Return the summed squared differences (rows,) between a weight (rows, columns) and its copy with these steps."""
     return _integers(weight, scale, largest).mul_(scale.unsqueeze(1)).sub_(weight).square_().sum(dim=1)
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
+
+import torch
+from torch import Tensor
 
 from q8core.errors import InputError
 from q8core.model.network import Network
 from q8core.model.sites import LAYER_LINEARS
-from q8core.quant import PRESETS
+from q8core.quant import PRESETS, Quantizer
+from q8core.quant.rules.mse import mse_scale, squared_errors
 from q8core.training.sensitivity.allocation import (
     BITS,
     Matrix,
@@ -19,10 +24,12 @@ from q8core.training.sensitivity.allocation import (
     total_cost,
     uniform,
 )
-from q8core.training.sensitivity.error import squared_error
 from q8core.training.sensitivity.record import Estimate, Measured
 
 Method = Literal["budget", "rank"]
+
+_GRIDS = {bits: Quantizer(bits, granularity="channel", rule="mse", gradient="masked") for bits in BITS}
+"""Bits -> how a matrix is quantized with them: on the grid whose error is counted."""
 
 
 @dataclass(frozen=True)
@@ -132,8 +139,8 @@ def allocate(network: Network, measured: Measured, wanted: Wanted) -> Sensitivit
     traces = measured.traces()
     matrices: list[Matrix] = []
     for path, trace in traces.items():
-        weight = network.get_parameter(f"{path}.weight")
-        errors = {bits: squared_error(weight, bits) for bits in BITS}
+        weight = network.get_parameter(f"{path}.weight").detach()
+        errors = {bits: squared_error(weight, grid.largest) for bits, grid in _GRIDS.items()}
         matrices.append(Matrix(path, weight.numel(), trace.mean, errors))
     omegas = measured.omegas()
     if wanted.method == "rank":
@@ -144,6 +151,11 @@ def allocate(network: Network, measured: Measured, wanted: Wanted) -> Sensitivit
     return Sensitivity(measured, traces, omegas, matrices, wanted, bits)
 
 
+def squared_error(weight: Tensor, largest: int) -> float:
+    """Return the least squared error of a weight (rows, columns) on a symmetric grid with a step for each row."""
+    return float(squared_errors(weight, mse_scale(weight, largest), largest).sum(dtype=torch.float64))
+
+
 def scheme_text(found: Sensitivity) -> str:
     """Return the bits as a scheme file in TOML."""
     wanted = found.wanted
@@ -151,6 +163,12 @@ def scheme_text(found: Sensitivity) -> str:
     lines = [
         f"# Bits of each matrix of the encoder, by q8bert sensitivity: {how}, {found.average:.4g} bits on average.",
         f'base = "{wanted.base}"',
-        *(f'overrides."{path}".weight.bits = {bits}' for path, bits in found.bits.items()),
+        *(f'overrides."{path}".weight = {_inline(_GRIDS[bits])}' for path, bits in found.bits.items()),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _inline(quantizer: Quantizer) -> str:
+    """Return a quantizer as a TOML table in one line, whole: a base may have another grid."""
+    values = {name: value for name, value in asdict(quantizer).items() if name != "smoothing"}
+    return f"{{ {', '.join(f'{name} = {json.dumps(value)}' for name, value in values.items())} }}"

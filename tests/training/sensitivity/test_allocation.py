@@ -17,7 +17,7 @@ from q8core.training.sensitivity.allocation import (
     total_cost,
     uniform,
 )
-from q8core.training.sensitivity.error import squared_error
+from q8core.training.sensitivity.report import squared_error
 
 
 def matrix(path: str, size: int, trace: float, spread: float = 1.0) -> Matrix:
@@ -119,11 +119,11 @@ def test_the_step_is_as_good_as_the_best_of_many(bits: int) -> None:
         return (weight.double() - q * steps[:, None]).square().sum(dim=1)
 
     best = torch.stack([errors(widest * share) for share in torch.linspace(0.02, 1.0, 4000).double()]).amin(dim=0)
-    found = squared_error(weight, bits)
+    found = squared_error(weight, largest)
     assert found <= float(errors(widest).sum()) * (1 + 1e-5)
     assert found <= float(best.sum()) * 1.1
 
 
 def test_rows_of_zeros_and_of_one_magnitude_have_no_error() -> None:
     weight = torch.tensor([[0.0, 0.0, 0.0, 0.0], [0.5, -0.5, 0.5, 0.5]])
-    assert [squared_error(weight, bits) for bits in BITS] == pytest.approx([0.0] * 4, abs=1e-12)
+    assert [squared_error(weight, 2 ** (bits - 1) - 1) for bits in BITS] == pytest.approx([0.0] * 4, abs=1e-12)
