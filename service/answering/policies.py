@@ -140,6 +140,6 @@ class TwoVariants:
                     logits = await self._steps.compute(share, encoded[work], variant.lane, deadline)
                     answer = await self._steps.finish(share, work, logits)
                 trace.close_share(share)
-                answered[variant.shown_as] = Answered(variant, answer, share)
+                answered[variant.shown_as] = Answered(variant, answer, share, variant.loaded)
         first, second = (answered[variant.shown_as] for variant, _ in asked)
         return first, second

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from service.errors import BadInput
+from service.models.model import LoadedEngine
 from service.models.variant import Variant
 from service.tasks import schemas
 from service.tasks.verdict import compare_answers, compare_scores
@@ -19,11 +20,12 @@ FLOAT, INTEGER = BACKENDS = ("fp32", "int8")
 
 @dataclass(frozen=True)
 class Answered(Generic[T]):
-    """A variant's answer, and its share of the request's time."""
+    """A variant's answer, its share of the request's time, and its engine, which may be unloaded by now."""
 
     variant: Variant
     answer: T
     share: RequestTrace
+    loaded: LoadedEngine
 
 
 Pair = tuple[Answered[T], Answered[T]]
@@ -60,7 +62,7 @@ def compare_labels(pair: Pair[schemas.ClassifyResponse]) -> schemas.ClassifyComp
         delta=delta,
         speedup=_speedup(first.share, second.share),
         results={
-            one.variant.shown_as: schemas.ClassifyShare(answer=one.answer, **_facts(one.variant, one.share))
+            one.variant.shown_as: schemas.ClassifyShare(answer=one.answer, **_facts(one.loaded, one.share))
             for one in pair
         },
     )
@@ -79,17 +81,17 @@ def compare_spans(pair: Pair[schemas.AnswerSpan]) -> schemas.QAComparison:
         delta=schemas.SpanDelta(span_f1=found.span_f1),
         speedup=_speedup(first.share, second.share),
         results={
-            one.variant.shown_as: schemas.QAShare(answer=one.answer, **_facts(one.variant, one.share)) for one in pair
+            one.variant.shown_as: schemas.QAShare(answer=one.answer, **_facts(one.loaded, one.share)) for one in pair
         },
     )
 
 
-def _facts(variant: Variant, share: RequestTrace) -> schemas.ShareFacts:
+def _facts(loaded: LoadedEngine, share: RequestTrace) -> schemas.ShareFacts:
     return {
         "queue_ms": _ms(share.stages["queue"]),
         "inference_ms": _ms(share.stages["infer"]),
-        "kernel": variant.loaded.engine.kernel,
-        "memory_bytes": schemas.MemoryBytes(**variant.loaded.memory_bytes),
+        "kernel": loaded.engine.kernel,
+        "memory_bytes": schemas.MemoryBytes(**loaded.memory_bytes),
     }
 
 
