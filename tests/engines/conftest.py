@@ -180,6 +180,6 @@ def every_variant(
     if variant is None or variant in variants():
         return
     if variant not in stand_ins:
-        stand_ins[variant] = compiled_for_avx2(variant, tmp_path_factory.mktemp(variant))
+        stand_ins[variant] = compiled_for_avx2(variant, tmp_path_factory.getbasetemp().parent)
     found = {variant: stand_ins[variant], **variants()}
     monkeypatch.setattr(library, "_runnable", lambda: found)

@@ -165,7 +165,7 @@ def test_one_bit_by_hand() -> None:
     assert grid.scale.tolist() == pytest.approx([0.1, 2.0**-20])
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=15)
 @given(seed=st.integers(0, 100), columns=st.integers(1, 400))
 def test_rows_do_not_see_each_other(seed: int, columns: int) -> None:
     weight = random(9, columns, seed=seed)

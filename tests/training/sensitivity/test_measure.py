@@ -70,7 +70,7 @@ def test_what_is_known_is_not_measured_again(
 def test_traces_are_near_those_of_the_whole_hessian(tiny_classifier: Path, tmp_path: Path) -> None:
     """Of one matrix of 32 x 32, column by column, on all examples at once."""
     task = make_task(tiny_classifier, 12)
-    _, measured = measure(str(tiny_classifier), task, Effort(12, "labels", 1, 150, 0.0, 0), tmp_path / STATE_FILE)
+    _, measured = measure(str(tiny_classifier), task, Effort(12, "labels", 1, 60, 0.0, 0), tmp_path / STATE_FILE)
     path = "layers.1.value"
     network = load_model(str(tiny_classifier), "classify").network.eval().requires_grad_(False)
     weight = network.get_parameter(f"{path}.weight").requires_grad_()
@@ -124,7 +124,7 @@ def test_a_planted_sensitive_layer_is_found_and_reversed_bits_are_worse(
 
 def test_own_answers_have_no_negative_curvature(tiny_classifier: Path, tmp_path: Path) -> None:
     """The model is not trained, so that its labels' Hessian has negative traces."""
-    task, effort = make_task(tiny_classifier), replace(EFFORT, probes=40)
+    task, effort = make_task(tiny_classifier), replace(EFFORT, probes=25)
     _, answers = measure(str(tiny_classifier), task, replace(effort, loss="answers"), tmp_path / "answers.json")
     _, labels = measure(str(tiny_classifier), task, effort, tmp_path / "labels.json")
     assert all(trace.mean > -3 * trace.error for trace in answers.traces().values())
