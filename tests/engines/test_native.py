@@ -183,8 +183,11 @@ def test_wrong_sums_of_codes_are_found_out(monkeypatch: pytest.MonkeyPatch) -> N
         "q8core.engines.choice.int8_kernels.accumulate",
         lambda *values: right(*values) + (values[-1] is not None and values[-1].bits == 2),
     )
-    with pytest.raises(EngineError, match=r"native kernel \(portable\) does not compute exact"):
-        proven_native("portable", [64])
+    kernel, base = proven_native("portable", [64]), preset("q8bert")
+    few, other = (replace(base, overrides={"*.ffn_in": {"weight": {"bits": bits}}}) for bits in (2, 4))
+    refusal = kernel.refused(plan_for("classify", few))
+    assert refusal == "the native kernel (portable) does not compute exact integer sums on this CPU"
+    assert kernel.refused(plan_for("classify", other)) is None
 
 
 def test_a_missing_library_is_said_with_the_way_to_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -22,8 +22,9 @@ from q8core.engines.tensors.site_tensors import LinearTensors
 from q8core.engines.tensors.source import TensorSource
 from q8core.errors import EngineError
 from q8core.native import load_library, variants
-from q8core.quant.codes import Codebook
+from q8core.quant.codes import Codebook, is_packed
 from q8core.quant.plan import Plan
+from q8core.quant.quantizer import Grid
 
 
 class Int8Kernel(Protocol):
@@ -80,8 +81,8 @@ class Native:
         return {"exactness": "exact", "isa": self.variant}
 
     def refused(self, plan: Plan) -> str | None:
-        """Return None if all layers are int8 and queries and keys alike; for other schemes, why they are refused."""
-        return refused(plan)
+        """Return None if the library computes this plan, else why not; also if sums of its packed weights are wrong."""
+        return refused(plan) or next(filter(None, (_wrong_sums(self.variant, *each) for each in _packed(plan))), None)
 
     def load(self, plan: Plan, source: TensorSource) -> Forward:
         """Map a checkpoint's packed tensors, or pack them."""
@@ -116,14 +117,27 @@ def proven_native(variant: str, inner_sizes: Iterable[int]) -> Native:
         EngineError: if the variant's sums are not exact.
     """
     for size in inner_sizes:
-        x, extremes = extreme_operands(size)
-        for book in (None, *(Codebook.of(bits, "symmetric") for bits in (4, 2))):
-            weight = (
-                extremes if book is None else np.where(extremes > 0, int(book.levels.max()), int(book.levels.min()))
-            )
-            if not np.array_equal(accumulate(variant, x, weight, None, book), x @ weight.T):
-                raise EngineError(f"the native kernel ({variant}) does not compute exact integer sums on this CPU")
+        wrong = _wrong_sums(variant, size)
+        if wrong:
+            raise EngineError(wrong)
     return Native(variant)
+
+
+def _packed(plan: Plan) -> set[tuple[int, int, Grid]]:
+    """Return inner size, bits and grid of all linear weights that stay packed; most plans have none to prove."""
+    linears = [(each.site.shape[-1], each.weight) for each in plan.sites.values() if each.site.kind == "linear"]
+    return {(size, weight.bits, weight.grid) for size, weight in linears if weight and is_packed(weight.bits)}
+
+
+def _wrong_sums(variant: str, size: int, bits: int = 8, grid: Grid = "symmetric") -> str | None:
+    """Return None if the sums of extreme operands over `size` inputs are exact, else a sentence."""
+    x, weight = extreme_operands(size)
+    book = Codebook.of(bits, grid) if is_packed(bits) else None
+    if book is not None:
+        weight = np.where(weight > 0, int(book.levels.max()), int(book.levels.min()))
+    if np.array_equal(accumulate(variant, x, weight, None, book), x @ weight.T):
+        return None
+    return f"the native kernel ({variant}) does not compute exact integer sums on this CPU"
 
 
 def accumulate(

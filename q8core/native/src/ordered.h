@@ -1,5 +1,5 @@
 // The products of a linear layer, and how AVX2 without VNNI computes them: vpmaddubsw takes activations as they are where
-// the weights are in an order in which its sums fit (order.h), which is half of the instructions of other products.
+// the weights are in an order in which its sums fit (order.h): fewer instructions than other products take.
 #pragma once
 
 #include "order.h"
