@@ -69,12 +69,11 @@ CLAIMS: Mapping[str, tuple[Claim, ...]] = MappingProxyType(
     {
         "q8bert": (_Q8BERT,),
         "q8bert-paper": (_Q8BERT,),
-        **dict.fromkeys(("qbert-4", "qbert-3", "qbert-2", "qbert-mp"), (_QBERT,)),
+        **dict.fromkeys(("qbert-4", "qbert-3", "qbert-2"), (_QBERT,)),
         **dict.fromkeys(("kdlsq-4", "kdlsq-2"), (_KDLSQ,)),
         "ternary": (_TERNARY,),
-        **dict.fromkeys(("mkq", "mkq-4"), (_MKQ,)),
+        "mkq": (_MKQ,),
         "binary": (_BINARYBERT, _DIRECT),
-        "binary-split": (_BINARYBERT,),
     }
 )
 """The claims beside each preset, by its name; other schemes have none."""

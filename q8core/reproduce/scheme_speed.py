@@ -18,6 +18,7 @@ from q8core.documents import read_json
 from q8core.engines import load_engine
 from q8core.errors import CheckpointError
 from q8core.reproduce.record import FP32, RunRecord
+from q8core.reproduce.reports import replace_file
 
 SPEED_FILE = "speed.json"
 REFERENCES = ("q8bert", FP32)
@@ -92,6 +93,4 @@ def measure_speed(records: Sequence[RunRecord], folder: Path) -> None:
         "resident_bytes": {name: used.weights + used.scales for name, used in memory.items()},
         "timings": timings,
     }
-    part = folder / f"{SPEED_FILE}.part"
-    part.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    part.replace(folder / SPEED_FILE)
+    replace_file(folder / SPEED_FILE, json.dumps(document, indent=1) + "\n")
