@@ -112,9 +112,19 @@ class TooManyTokens(ServiceError):
 
 
 class QueueFull(ServiceError):
-    """Raised when the queue has no room, or could not be computed before the request's deadline."""
+    """Raised when the queue has no room, or could not be computed before the request's deadline.
+
+    Args:
+        message: a sentence for the client.
+        retry_after_s: when to try again, in seconds.
+        departures: how often anything had left the queue until then; None if it was not the queue that refused.
+    """
 
     retry_after_s = 1.0
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None, departures: int | None = None) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.departures = departures
 
 
 class DeadlineExceeded(ServiceError):

@@ -184,6 +184,6 @@ def _without_docs(**options: Any) -> FastAPI:
 
 async def _answer_error(request: Request, error: Exception) -> Response:
     answer, trace = describe_error(error), request.state.trace
-    trace.error_type = answer.kind.error_type
+    trace.fail(error, answer.kind.error_type)
     content = answer.content(trace.request_id)
     return Response(content, answer.kind.status, dict(answer.headers), media_type="application/json")

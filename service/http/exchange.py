@@ -106,7 +106,7 @@ class Exchange:
     async def refuse(self, error: Exception) -> None:
         """Send the answer to an error, and note its type in the trace."""
         answer = describe_error(error)
-        self.trace.error_type = answer.kind.error_type
+        self.trace.fail(error, answer.kind.error_type)
         headers = [(name.encode(), value.encode()) for name, value in answer.headers.items()]
         await self.answer(answer.kind.status, answer.content(self.trace.request_id), headers)
 

@@ -79,8 +79,8 @@ class Front:
             else:
                 await exchange.refuse(error)
         finally:
-            if trace.error_type == "queue_full":
-                self._overload.note_full(len(exchange.body))
+            if trace.full_at is not None:
+                self._overload.note_full(len(exchange.body), trace.full_at)
             self._recorder.record(scope["method"], path, trace, exchange.status or 499)
 
     async def _answer(self, exchange: Exchange) -> None:

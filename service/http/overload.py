@@ -59,9 +59,16 @@ class Overload:
         self._full_at = -1  # ... since this number of departures from the queue
         self._full_until = 0.0
 
-    def note_full(self, size: int) -> None:
-        """Remember that the queue had no room for a request with a body of this many bytes."""
-        now, departures = self._clock(), self._queue.departures
+    def note_full(self, size: int, departures: int) -> None:
+        """Remember that the queue had no room for a request.
+
+        Args:
+            size: bytes of its body.
+            departures: how often anything had left the queue until then. Whatever has left it since has made room.
+        """
+        if departures != self._queue.departures:
+            return
+        now = self._clock()
         known = departures == self._full_at and now < self._full_until
         self._too_many = min(self._too_many, size) if known else size
         self._full_at, self._full_until = departures, now + _FULL_S

@@ -247,14 +247,10 @@ class BatchQueue:
             waiting = reserved.tokens + sum(queue.tokens for queue in self._lanes.values())
             requests = len(self._keys) + reserved.requests
             if requests >= limits.max_queue_requests:
-                retry = self.drain_seconds()
-                raise QueueFull(f"{requests} requests are waiting already; try later", retry_after_s=retry)
+                raise self._full(f"{requests} requests are waiting already; try later")
             # if nothing else waits, a long request may fill the queue: it could never enter otherwise
             if waiting + tokens > (limits.long_queue_tokens if long and waiting else limits.max_queue_tokens):
-                raise QueueFull(
-                    f"{waiting} tokens are waiting, no room for {tokens} more; try later",
-                    retry_after_s=self.drain_seconds(),
-                )
+                raise self._full(f"{waiting} tokens are waiting, no room for {tokens} more; try later")
             if not waiting:
                 return
             if long:
@@ -262,7 +258,11 @@ class BatchQueue:
             else:
                 ahead = self._drain_seconds({name: queue.tokens_before_short for name, queue in self._lanes.items()})
             if ahead is not None and self._clock() + ahead > deadline:
-                raise QueueFull("the work ahead would outlast the request's time limit; try later", retry_after_s=ahead)
+                raise self._full("the work ahead would outlast the request's time limit; try later", ahead)
+
+    def _full(self, message: str, retry_after_s: float | None = None) -> QueueFull:
+        retry = self.drain_seconds() if retry_after_s is None else retry_after_s
+        return QueueFull(message, retry_after_s=retry, departures=self._departures)
 
     def drain_seconds(self) -> float | None:
         """Estimate the time until everything waiting is computed; None if a speed is not known yet."""

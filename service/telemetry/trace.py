@@ -10,6 +10,7 @@ from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
+from service.errors import QueueFull
 from service.telemetry.metrics import NO_BACKEND
 
 _SAFE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
@@ -40,6 +41,8 @@ class RequestTrace:
     """Done when the client has left; None if the server cannot tell."""
     error_type: str | None = None
     """The error_type of an error answer, None for a successful one."""
+    full_at: int | None = None
+    """How often anything had left the queue when it had no room for this request; None if it had room."""
     answered_by: str | None = None
     """The backend that gave the answer, if ``backend`` leaves the choice to the service."""
     escalated: int | None = None
@@ -62,6 +65,11 @@ class RequestTrace:
         for name, seconds in share.stages.items():
             if name != "tokenize":  # encoded before all shares, and counted already
                 self.stages[name] = self.stages.get(name, 0.0) + seconds
+
+    def fail(self, error: Exception, error_type: str) -> None:
+        """Note the error that the request is answered with."""
+        self.error_type = error_type
+        self.full_at = error.departures if isinstance(error, QueueFull) else None
 
     @property
     def client_left(self) -> bool:

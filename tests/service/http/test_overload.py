@@ -164,7 +164,7 @@ def full() -> tuple[Overload, FakeQueue, list[float]]:
     """With a body of 100 bytes just refused by the queue."""
     queue, clock, recorder = FakeQueue(), [50.0], RequestRecorder(TASK_PATHS, create_metrics([]))
     overload = Overload(10, TASK_PATHS, queue, recorder, clock=lambda: clock[0])  # type: ignore[arg-type]
-    overload.note_full(100)
+    overload.note_full(100, queue.departures)
     return overload, queue, clock
 
 
@@ -174,16 +174,16 @@ def refuses(overload: Overload, size: int | None, target: bytes = b"/classify", 
 
 
 def test_a_full_queue_refuses_what_is_as_large_unread(full: tuple[Overload, FakeQueue, list[float]]) -> None:
-    overload, _, _ = full
+    overload, queue, _ = full
     assert refuses(overload, 100)
     assert refuses(overload, 101, b"/qa/?a=b")
     assert not refuses(overload, 99), "a smaller one may fit"
     assert not refuses(overload, None), "nor one of unknown size"
     assert not refuses(overload, 101, b"/tokenize")
     assert refuses(overload, 99, under_way=10)
-    overload.note_full(40)
+    overload.note_full(40, queue.departures)
     assert refuses(overload, 40)
-    overload.note_full(80)
+    overload.note_full(80, queue.departures)
     assert refuses(overload, 40), "nothing has left since"
 
 
@@ -191,9 +191,17 @@ def test_it_asks_again_once_something_has_left(full: tuple[Overload, FakeQueue, 
     overload, queue, _ = full
     queue.departures += 1
     assert not refuses(overload, 100)
-    overload.note_full(200)
+    overload.note_full(200, queue.departures)
     assert not refuses(overload, 100), "what did not fit before may fit now"
     assert refuses(overload, 200)
+
+
+def test_what_left_before_the_refusal_was_noted_counts(full: tuple[Overload, FakeQueue, list[float]]) -> None:
+    overload, queue, _ = full
+    refused_at = queue.departures
+    queue.departures += 6  # the engine takes all that waited, while the event loop writes the refusal
+    overload.note_full(100, refused_at)
+    assert not refuses(overload, 100)
 
 
 def test_it_asks_again_after_a_while(full: tuple[Overload, FakeQueue, list[float]]) -> None:
