@@ -225,6 +225,11 @@ def _post_training(name: str, calibration_examples: int | None, seed: int | None
         allowed = f"{', '.join(_UNTRAINED)}, or a file (for QAT use `q8bert train`)"
         raise InputError(f"--scheme is {name!r}; allowed: {allowed}")
     scheme = find_scheme(name)
+    if scheme.average_bits is not None:
+        raise InputError(
+            f"--scheme {name} leaves the bits to the model (average_bits): train with it, or let `q8bert sensitivity` "
+            "write a scheme with the bits"
+        )
     for option, value in (("calibration-examples", calibration_examples), ("seed", seed)):
         if value is not None and not scheme.needs_ranges:
             raise InputError(f"--{option} {value} is for calibration, which --scheme {name} does without")

@@ -69,7 +69,7 @@ CLAIMS: Mapping[str, tuple[Claim, ...]] = MappingProxyType(
     {
         "q8bert": (_Q8BERT,),
         "q8bert-paper": (_Q8BERT,),
-        **dict.fromkeys(("qbert-4", "qbert-3", "qbert-2"), (_QBERT,)),
+        **dict.fromkeys(("qbert-4", "qbert-3", "qbert-2", "qbert-mp"), (_QBERT,)),
         **dict.fromkeys(("kdlsq-4", "kdlsq-2"), (_KDLSQ,)),
         "ternary": (_TERNARY,),
         "mkq": (_MKQ,),

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from q8core.checkpoint import Checkpoint
 from q8core.checkpoint.config import ModelConfig
 from q8core.quant import Plan, Scheme, preset
 from q8core.reproduce.bits import FLOAT_BITS, Bits, bits_of
@@ -107,4 +108,8 @@ def _joined(fine_tuned: Sequence[RunRecord], of_schemes: Sequence[RunRecord]) ->
 def _bits(record: RunRecord, config: ModelConfig) -> Bits:
     asked = record.identity["scheme"]
     scheme = preset(asked) if isinstance(asked, str) else Scheme.from_dict(asked)
+    if scheme.average_bits is not None:
+        chosen = Checkpoint.open(record.checkpoint).scheme
+        assert chosen is not None
+        scheme = chosen
     return bits_of(Plan.of(config.spec, config.head("qa" if record.task == "squad" else "classify"), scheme))

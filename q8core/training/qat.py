@@ -26,6 +26,8 @@ from q8core.training.identity import dev_identity, run_identity, weights_digest
 from q8core.training.loop import ParameterRules, Trainer
 from q8core.training.model import TaskModel, check_trainable, find_source, load_for_task, model_folder
 from q8core.training.publish import Origin, publish
+from q8core.training.sampling import sample
+from q8core.training.sensitivity.choose import choose_bits, discard_samples
 
 STARTING_EXAMPLES = 512
 """Training examples on which inputs are calibrated before training starts, where the scheme needs it."""
@@ -53,12 +55,17 @@ def train_quantized(
     ``baselines``, and are not computed again. `teacher` is a fine-tuned float model to learn from.
 
     An interrupted run resumes when called again with the same arguments.
+
+    Raises:
+        CheckpointError: the scheme leaves its bits to the model, and the source was not fine-tuned for the task.
+        InputError: the scheme needs no training.
     """
     scheme = find_scheme(scheme_name)
     if not scheme.needs_ranges:
         raise InputError(f"scheme {scheme_name!r} needs no training; use `q8bert quantize --scheme {scheme_name}`")
-    torch.manual_seed(config.seed)
     check_trainable(find_source(source), task.kind)
+    scheme, chosen = choose_bits(scheme, source, task, output)
+    torch.manual_seed(config.seed)
     model = load_for_task(source, task, config.dropout)
     prepared = prepare(model.network, model.plan(scheme))
     if model.plan(scheme).starts_calibrated:
@@ -82,6 +89,7 @@ def train_quantized(
         return {}
     record: dict[str, Any] = {
         **identity,
+        **chosen,
         "method": "quantization-aware training",
         "config": config.to_dict(),
         "steps": progress.step,
@@ -93,6 +101,7 @@ def train_quantized(
     origin = Origin(output.name, model_folder(source), record, baselines)
     scores = publish(model, scheme, task, origin, output, keep_float)
     trainer.discard_state()
+    discard_samples(output)
     return scores
 
 
@@ -175,20 +184,6 @@ def baseline_scores(source: str, task: Task, names: tuple[str, ...]) -> dict[str
             engine = build_engine(plan, arrays(convert(prepare(model.network.eval(), plan))))
         scores[name] = evaluate_engine(engine, task)
     return scores
-
-
-def sample(task: Task, count: int, seed: int) -> Task:
-    """Return the task with ``count`` of its training examples, drawn with a seed.
-
-    Raises:
-        InputError: there is no training data.
-    """
-    examples = list(task.train_examples)
-    if not examples:
-        raise InputError("static quantization is calibrated on training data, and there is none")
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(examples), generator=generator)[:count].tolist()
-    return task.with_train([examples[i] for i in order])
 
 
 def base_record(source: str) -> dict[str, Any]:

@@ -83,7 +83,7 @@ def test_the_control_measures_nothing_again(run, tiny_classifier: Path, data: Pa
         (("--allocation", "rank", "--average-bits", "2.4"), "--average-bits is 2.4; allowed: 2.5 to 8"),
         (("--allocation", "rank", "--subsets", "0"), "--subsets is 0, but --allocation rank"),
         (("--allocation", "best"), "--allocation is 'best'; allowed: budget, rank"),
-        (("--scheme", "q9bert"), "--scheme is 'q9bert'; allowed are the presets: q8bert,"),
+        (("--scheme", "q9bert"), "--scheme is 'q9bert'; allowed are the presets of given bits: q8bert,"),
         (("--loss", "none"), "--loss is 'none'; allowed: answers, labels"),
         (("--output", "bits.json"), "the scheme is TOML"),
         (("--output", "q8bert.toml"), "q8bert is the name of a preset"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from q8core.reproduce.scheme_speed import Speed
 from q8core.reproduce.scheme_summary import SchemeLine, scheme_lines
 from q8core.reproduce.scheme_table import scheme_markdown
 from q8core.training.config import TrainConfig
+from tests.training.test_qat import quantize_tiny
 
 
 @pytest.fixture
@@ -96,6 +98,16 @@ def test_errors_are_listed_and_what_is_not_measured_is_said(config: ModelConfig)
     assert "- **SST-2, seed 1**, q8bert: no memory left" in text
     assert "Times and memory have not been measured yet." in text
     assert scheme_lines("sst2", fine_tuned, [failed], ["q8bert"], None, config) == []
+
+
+def test_bits_that_a_model_chose_are_those_of_its_checkpoint(
+    tiny_classifier: Path, tmp_path: Path, config: ModelConfig
+) -> None:
+    chosen = scheme_file(tmp_path, 'overrides."*.ffn_*".weight.bits = 4\n')
+    record = replace(made(1, "qbert-mp", 0.89, 1000), folder=tmp_path / "schemes" / "qbert-mp")
+    quantize_tiny(tiny_classifier, record.checkpoint, chosen)
+    line = scheme_lines("sst2", [made(1, None, 0.9)], [record], ["qbert-mp"], None, config)[1]
+    assert str(line.bits) == "6-8-8, mixed"
 
 
 def test_claims_name_their_model_and_mkq_bert_has_no_score() -> None:

@@ -29,7 +29,7 @@ _ENDINGS = (".toml", ".json")
 _FOLDER = Path(__file__).with_name("presets")
 _ORDER = (
     *("q8bert", "q8bert-smooth", "q8bert-attention", "q8bert-paper"),
-    *("qbert-4", "qbert-3", "qbert-2", "kdlsq-4", "kdlsq-2", "ternary", "binary", "mkq"),
+    *("qbert-4", "qbert-3", "qbert-2", "qbert-mp", "kdlsq-4", "kdlsq-2", "ternary", "binary", "mkq"),
     *("static", "static-attention", "dynamic"),
 )
 

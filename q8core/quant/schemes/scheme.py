@@ -27,6 +27,8 @@ _WEIGHT_BITS = {"max": (2, 8), "mse": (2, 8), "learned": (2, 8), "twn": (2, 2), 
 """Rule of a weight -> the least and the most bits it is for."""
 _ASYMMETRIC_BITS = 4
 """Weights of more bits have no zero points."""
+CHOSEN_BITS = (2, 3, 4, 8)
+"""The bits that a matrix may get where they are chosen on the model."""
 FLOAT = "float"
 """The value of a slot or an override in a file that quantizes nothing."""
 
@@ -77,6 +79,8 @@ class Scheme:
         share_qkv_input: query, key and value of a layer use one input range (they read the same tensor).
         overrides: glob of a site's path -> what changes there, or "float"; later entries win. `layers.lower.` and
             `layers.upper.` at the start of a glob stand for half of the layers.
+        average_bits: most bits of a weight of the layers on average. Training begins with choosing each matrix's bits
+            on the model, which become overrides; until then all have those of their slots. None if there is no choice.
 
     Raises:
         SchemeError: if a slot is missing or unknown, or a value is not allowed.
@@ -91,12 +95,15 @@ class Scheme:
     overrides: Mapping[str, Mapping[str, object] | Literal["float"]] = field(
         default_factory=dict[str, Mapping[str, object]]
     )
+    average_bits: float | None = None
 
     def __post_init__(self) -> None:
         if not self.name:
             raise SchemeError("a scheme's name must be a text that is not empty")
         if not 0 <= self.ema_decay < 1:
             raise SchemeError(f"ema_decay must be at least 0 and less than 1, not {shown(self.ema_decay)}")
+        if self.average_bits is not None and not CHOSEN_BITS[0] <= self.average_bits <= CHOSEN_BITS[-1]:
+            raise SchemeError(f"average_bits is {self.average_bits:g}; allowed: {CHOSEN_BITS[0]} to {CHOSEN_BITS[-1]}")
         check_keys("slot", self.slots, SLOTS, complete=True)
         for slot, scheme in self.slots.items():
             check_site(slot, scheme, f"slot {slot}")

@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 
 from q8core.errors import InputError
+from q8core.quant.schemes.scheme import CHOSEN_BITS
 
-BITS = (2, 3, 4, 8)
+BITS = CHOSEN_BITS
 """The bits that a matrix can get."""
 
 

@@ -29,7 +29,6 @@ from q8core.training.sensitivity.record import Estimate, Measured
 Method = Literal["budget", "rank"]
 
 _GRIDS = {bits: Quantizer(bits, granularity="channel", rule="mse", gradient="masked") for bits in BITS}
-"""Bits -> how a matrix is quantized with them: on the grid whose error is counted."""
 
 
 @dataclass(frozen=True)
@@ -122,8 +121,9 @@ def check_wanted(wanted: Wanted, subsets: int) -> None:
     """
     if wanted.method not in ("budget", "rank"):
         raise InputError(f"--allocation is {wanted.method!r}; allowed: budget, rank")
-    if wanted.base not in PRESETS:
-        raise InputError(f"--scheme is {wanted.base!r}; allowed are the presets: {', '.join(PRESETS)}")
+    allowed = [name for name, scheme in PRESETS.items() if scheme.average_bits is None]
+    if wanted.base not in allowed:
+        raise InputError(f"--scheme is {wanted.base!r}; allowed are the presets of given bits: {', '.join(allowed)}")
     if not BITS[0] <= wanted.average <= BITS[-1]:
         raise InputError(f"--average-bits is {wanted.average:g}; allowed: {BITS[0]} to {BITS[-1]}")
     if wanted.method == "rank" and not subsets:
@@ -156,6 +156,14 @@ def squared_error(weight: Tensor, largest: int) -> float:
     return float(squared_errors(weight, mse_scale(weight, largest), largest).sum(dtype=torch.float64))
 
 
+def quantizer_of(bits: int) -> dict[str, object]:
+    """Return how a matrix of so many bits is quantized, on the grid whose error was counted.
+
+    It is whole: the scheme that it changes may have another grid.
+    """
+    return {name: value for name, value in asdict(_GRIDS[bits]).items() if name != "smoothing"}
+
+
 def scheme_text(found: Sensitivity) -> str:
     """Return the bits as a scheme file in TOML."""
     wanted = found.wanted
@@ -163,12 +171,11 @@ def scheme_text(found: Sensitivity) -> str:
     lines = [
         f"# Bits of each matrix of the encoder, by q8bert sensitivity: {how}, {found.average:.4g} bits on average.",
         f'base = "{wanted.base}"',
-        *(f'overrides."{path}".weight = {_inline(_GRIDS[bits])}' for path, bits in found.bits.items()),
+        *(f'overrides."{path}".weight = {_inline(quantizer_of(bits))}' for path, bits in found.bits.items()),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _inline(quantizer: Quantizer) -> str:
-    """Return a quantizer as a TOML table in one line, whole: a base may have another grid."""
-    values = {name: value for name, value in asdict(quantizer).items() if name != "smoothing"}
+def _inline(values: Mapping[str, object]) -> str:
+    """Return plain values as a TOML table in one line."""
     return f"{{ {', '.join(f'{name} = {json.dumps(value)}' for name, value in values.items())} }}"
