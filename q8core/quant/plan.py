@@ -185,7 +185,7 @@ class Plan:
     def starts_calibrated(self) -> bool:
         """Whether training starts from calibration: of columns' steps, or of ranges that it only moves."""
         inputs = [site.input for site in self.sites.values() if site.input is not None]
-        return self.smooths or any(read.rule in ("mse", "learned") for read in inputs)
+        return self.smooths or any(read.rule == "mse" or read.learns for read in inputs)
 
     def of_layer(self, layer: int, slot: str) -> SitePlan:
         """Return the plan of a layer's site."""

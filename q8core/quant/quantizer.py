@@ -12,7 +12,7 @@ from q8core.errors import SchemeError
 
 Grid = Literal["symmetric", "asymmetric"]
 Granularity = Literal["tensor", "channel", "group", "token"]
-Rule = Literal["max", "ema", "mse", "mean", "twn", "learned"]
+Rule = Literal["max", "ema", "mse", "mean", "twn", "learned", "learned_mse"]
 Gradient = Literal["straight_through", "masked"]
 
 LEAST_BITS, MOST_BITS = 1, 8
@@ -31,7 +31,8 @@ class Quantizer:
         rule: how the range is set: "max", the largest magnitude of the tensor itself; "ema", a moving average of that
             over the training batches, or the range that calibration finds; "mse", the least squared error, which
             an input's range follows from batch to batch; "mean", of the magnitudes (1 bit); "twn", that of TernaryBERT
-            (2 bits); "learned", a step that is trained as a parameter, from the one with the least squared error on.
+            (2 bits); "learned", a step that is trained as a parameter, from the one with the least squared error on;
+            "learned_mse", the same, while each training step also draws it towards the least squared error.
         gradient: how rounding passes on the gradient in training: "straight_through", everywhere; "masked", only to
             values that are not clamped.
         smoothing: for an input with one fixed scale, the alpha of SmoothQuant (Xiao et al., 2023): before
@@ -47,6 +48,11 @@ class Quantizer:
     gradient: Gradient = "straight_through"
     smoothing: float = 0.0
     groups: int = 0
+
+    @property
+    def learns(self) -> bool:
+        """Whether its step is a parameter."""
+        return self.rule in ("learned", "learned_mse")
 
     def __post_init__(self) -> None:
         if not LEAST_BITS <= self.bits <= MOST_BITS:

@@ -153,7 +153,26 @@ def test_a_range_follows_the_least_squared_error(grid: Grid) -> None:
     assert torch.equal(layer.range_grid("input")[0], after)
 
 
-@pytest.mark.parametrize("rule", ["mse", "learned"])
+@EACH_GRID
+def test_a_learned_step_is_drawn_to_the_least_squared_error(grid: Grid) -> None:
+    layer = make_linear(Quantizer(bits=4, rule="learned_mse", grid=grid, gradient="masked"))
+    start(layer, gelus(20, 48, seed=5))
+    before, zero_point = layer.range_grid("input")
+    x = 1.3 * gelus(30, 48, seed=6)
+    q = quantize(x, before, zero_point, 4).double()
+    best = float((x.double() * q).sum() / q.square().sum())
+    layer(x).sum().backward()
+    after, zero_after = layer.range_grid("input")
+    assert zero_after == zero_point
+    assert float(after) == pytest.approx(float(before) * (best / float(before)) ** 0.01, rel=1e-6)
+    assert float(after) > float(before)
+    assert layer.input_log_step is not None
+    assert layer.input_log_step.grad is not None
+    layer.eval()(x)
+    assert torch.equal(layer.range_grid("input")[0], after)
+
+
+@pytest.mark.parametrize("rule", ["mse", "learned", "learned_mse"])
 def test_training_without_a_range_to_start_from_is_refused(rule: Rule) -> None:
     layer = make_linear(Quantizer(bits=4, rule=rule, grid="asymmetric"))
     with pytest.raises(CalibrationError, match=rf"^l: training of an input of rule '{rule}' starts from a range"):

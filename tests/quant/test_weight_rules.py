@@ -21,7 +21,7 @@ from q8core.quant.qat.convert import convert
 from q8core.quant.qat.embedding import QATEmbedding
 from q8core.quant.qat.layers import QATLinear
 from q8core.quant.qat.prepare import calibrate
-from q8core.quant.qat.weight_grid import WeightGrid, spread, weight_grid, weight_integers
+from q8core.quant.qat.weight_grid import WeightGrid, WeightSteps, spread, weight_grid, weight_integers
 from q8core.quant.quantizer import STATIC
 from tests.quant.conftest import make_batch, make_classifier, plan_for, prepared, site_plan
 from tests.quant.integer_reference import IntegerBert
@@ -129,6 +129,22 @@ def test_a_linear_equals_float64_and_its_conversion(quantizer: Quantizer) -> Non
     torch.testing.assert_close(evaluated.double(), expected, atol=1e-5, rtol=1e-5)
 
 
+def test_a_learned_step_is_drawn_to_the_least_squared_error() -> None:
+    weight = weight_of(11)
+    steps = WeightSteps(weight, Quantizer(bits=4, rule="learned_mse", granularity="channel"), "l", follows=True)
+    assert steps.log_step is not None
+    with torch.no_grad():
+        steps.log_step += 0.3
+    before = steps.grid(weight).scale.double()
+    q = (weight.double() / before[:, None]).round().clamp(-7, 7)
+    best = (weight.double() * q).sum(1) / q.square().sum(1)
+    best[4] = before[4]  # a row of zeros has no error
+    drawn = steps.grid(weight, 0).scale
+    torch.testing.assert_close(drawn.double(), before**0.9 * best**0.1, rtol=1e-5, atol=0)
+    assert torch.equal(steps.grid(weight).scale, drawn), "only training draws"
+    assert float((drawn / before - 1).abs().max()) > 0.005
+
+
 def test_asymmetric_by_hand() -> None:
     """In float64, from the formulas: the range of a row holds 0, and the zero point is an integer."""
     weight = torch.cat([weight_of(seed) for seed in range(10)])
@@ -227,7 +243,7 @@ def test_groups_that_do_not_divide_the_rows_are_refused_with_the_site() -> None:
         ({"bits": 1}, r"bits with rule 'max' is 1; allowed: 2 to 8"),
         ({"bits": 3, "rule": "twn"}, r"bits with rule 'twn' is 3; allowed: 2"),
         ({"bits": 2, "rule": "mean"}, r"bits with rule 'mean' is 2; allowed: 1"),
-        ({"rule": "ema"}, r"weight\.rule is 'ema'; allowed: max, mse, learned, twn, mean"),
+        ({"rule": "ema"}, r"weight\.rule is 'ema'; allowed: max, mse, learned, learned_mse, twn, mean"),
         ({"bits": 1, "rule": "mean", "gradient": "masked"}, r"gradient with rule 'mean' is 'masked'"),
     ],
 )
@@ -235,4 +251,11 @@ def test_weights_that_do_not_fit_together_are_refused(values: dict[str, Any], fo
     base = preset("q8bert")
     slots = {**base.slots, "ffn_in": replace(base.slots["ffn_in"], weight=Quantizer(**values))}
     with pytest.raises(SchemeError, match=found):
+        replace(base, slots=slots)
+
+
+def test_a_tables_steps_are_not_drawn() -> None:
+    base, weight = preset("q8bert"), Quantizer(bits=4, rule="learned_mse", granularity="channel")
+    slots = {**base.slots, "word_embeddings": replace(base.slots["word_embeddings"], weight=weight)}
+    with pytest.raises(SchemeError, match=r"weight\.rule of a table is 'learned_mse', which is for linears"):
         replace(base, slots=slots)

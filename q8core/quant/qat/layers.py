@@ -42,6 +42,9 @@ from q8core.quant.rules.ranges import (
 )
 from q8core.quant.schemes import Scheme
 
+_PULL = 0.01
+"""Of the way to the step with the least squared error for a batch, what a learned step of an input goes."""
+
 RangeName = Literal["input", "input_low", "input_high", "output"]
 
 
@@ -93,7 +96,7 @@ class QATLinear(nn.Linear):
         for name in self.own_ranges:
             self.register_buffer(f"{name}_threshold", torch.zeros(()))
         self.input_log_step: nn.Parameter | None = None
-        if plan.input is not None and plan.input.rule == "learned" and not self._input_owner:
+        if plan.input is not None and plan.input.learns and not self._input_owner:
             self.input_log_step = nn.Parameter(torch.zeros(()))
         self.columns: Tensor | None = None
         if plan.smooths and not self._input_owner:
@@ -296,7 +299,7 @@ class QATLinear(nn.Linear):
                     f"{self.path}: training of an input of rule {self.plan.input.rule!r} starts from a range that "
                     "calibration found, and there is none"
                 )
-            if self.plan.input.rule == "mse":
+            if self.plan.input.rule != "learned":
                 self._follow(x.detach(), step, self.plan.input.bits)
             return
         x = self._smoothed(x.detach()) if name == "input" else x
@@ -312,7 +315,7 @@ class QATLinear(nn.Linear):
             threshold.copy_(ema_update(threshold, observed, step, self.ema_decay, self.ema_debias))
 
     def _follow(self, x: Tensor, step: int, bits: int) -> None:
-        """Move the input's range towards the one with the least squared error for the integers of this batch."""
+        """Move the input's range, or learned step, towards the least squared error for the integers of this batch."""
         scale, zero_point = self.range_grid("input")
         rows = rows_of(x, self.context.mask).to(torch.float32)
         q = to_grid(rows, scale, torch.float32, zero_point, bits)
@@ -320,6 +323,10 @@ class QATLinear(nn.Linear):
         ratio = products / (squares * scale) if float(squares) != 0 else torch.ones(1)
         if not isfinite(float(ratio)):
             raise CalibrationError(f"{self.path}: the input of this layer is infinite or NaN at step {step}")
+        if self.input_log_step is not None:
+            with torch.no_grad():
+                self.input_log_step.add_(ratio.squeeze().log(), alpha=_PULL)
+            return
         for name in self.own_ranges:
             if name != "output":
                 threshold = self.get_buffer(f"{name}_threshold")

@@ -16,6 +16,8 @@ from q8core.quant.rules.mean import mean_scale, signs
 from q8core.quant.rules.mse import mse_scale, mse_turn
 from q8core.quant.rules.twn import ternary, ternary_grid
 
+_PULL = 0.1
+"""Of the way to the steps with the least squared error, what a training step of rule "learned_mse" goes."""
 _SEARCH_EVERY = 50
 """Training steps from one whole search for the steps of rule "mse" to the next; the others make a single turn."""
 
@@ -112,7 +114,8 @@ class WeightSteps(nn.Module):
     """What training keeps of a weight's grid from step to step, with its gradients.
 
     With rule "learned" it has a parameter `log_step` (scales,), the logarithms of the steps: they stay positive, and an
-    update is a relative change (LSQ, Esser et al., 2020, which learns the steps themselves). With rule "mse" it has a
+    update is a relative change (LSQ, Esser et al., 2020, which learns the steps themselves). With rule "learned_mse",
+    each training step first moves it towards the steps with the least squared error. With rule "mse" it has a
     buffer `before` (scales,), the steps of the training step before, 0 before the first.
 
     Args:
@@ -129,7 +132,7 @@ class WeightSteps(nn.Module):
         self.quantizer, self.path = quantizer, path
         self.follows = follows and quantizer.rule == "mse"
         self.log_step: nn.Parameter | None = None
-        if quantizer.rule == "learned":
+        if quantizer.learns:
             self.log_step = nn.Parameter(weight_grid(weight.detach(), quantizer, path).scale.log())
         if self.follows:
             self.register_buffer("before", torch.zeros(quantizer.scales(len(weight))))
@@ -146,6 +149,10 @@ class WeightSteps(nn.Module):
             CalibrationError: if the weight is infinite or NaN.
         """
         if self.log_step is not None:
+            if step is not None and self.quantizer.rule == "learned_mse":
+                rows = weight.reshape(len(self.log_step), -1)
+                best = mse_turn(rows, self.log_step.exp(), self.quantizer.largest)
+                self.log_step.lerp_(best.log(), _PULL)
             return WeightGrid(self.log_step.detach().exp())
         if step is None or not self.follows:
             return weight_grid(weight, self.quantizer, self.path)

@@ -23,7 +23,7 @@ Arithmetic = Literal["float", "relative_u8"]
 LINEAR_SLOTS = (EMBEDDING_PROJECTION, *LAYER_LINEARS, "head_dense", "head_output")
 SLOTS = (*TABLES, *LINEAR_SLOTS, PRODUCTS)
 """All slots of a scheme: embedding tables, linears, and the two attention products."""
-_WEIGHT_BITS = {"max": (2, 8), "mse": (2, 8), "learned": (2, 8), "twn": (2, 2), "mean": (1, 1)}
+_WEIGHT_BITS = {"max": (2, 8), "mse": (2, 8), "learned": (2, 8), "learned_mse": (2, 8), "twn": (2, 2), "mean": (1, 1)}
 """Rule of a weight -> the least and the most bits it is for."""
 _ASYMMETRIC_BITS = 4
 """Weights of more bits have no zero points."""
@@ -227,12 +227,14 @@ def check_site(slot: str, scheme: SiteScheme, what: str) -> None:
         missing = "weight" if scheme.weight is None else "input"
         raise SchemeError(f"{what}: a linear's weight and input are quantized together; its {missing} is not")
     _check_weight(scheme.weight, what)
+    if slot not in LINEAR_SLOTS and scheme.weight and scheme.weight.rule == "learned_mse":
+        raise SchemeError(f"{what}: weight.rule of a table is 'learned_mse', which is for linears; allowed: learned")
     _check_input(scheme.input, what)
     _check_output(slot, scheme, what)
-    if scheme.weight and scheme.weight.rule == "learned" and scheme.input and scheme.input.smoothing:
+    if scheme.weight and scheme.weight.learns and scheme.input and scheme.input.smoothing:
         raise SchemeError(
-            f"{what}: input.smoothing is {scheme.input.smoothing} with a weight of rule 'learned'; allowed: 0, because "
-            "smoothing changes the weight after its steps have started"
+            f"{what}: input.smoothing is {scheme.input.smoothing} with a weight of rule {scheme.weight.rule!r}; "
+            "allowed: 0, because smoothing changes the weight after its steps have started"
         )
 
 
@@ -262,7 +264,7 @@ def _check_input(quantizer: Quantizer | None, what: str) -> None:
     if quantizer is None:
         return
     _check_one_of(f"{what}: input.granularity", quantizer.granularity, ("tensor", "token"))
-    rules = ("max",) if quantizer.granularity == "token" else ("ema", "mse", "learned")
+    rules = ("max",) if quantizer.granularity == "token" else ("ema", "mse", "learned", "learned_mse")
     _check_one_of(f"{what}: input.rule of one scale a {quantizer.granularity}", quantizer.rule, rules)
     if quantizer.granularity == "token":
         _check_one_of(f"{what}: input.smoothing of one scale a token", quantizer.smoothing, (0,))
