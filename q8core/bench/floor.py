@@ -54,12 +54,12 @@ class Product:
 
 def products(plan: Plan) -> list[Product]:
     """Return the products of the encoder; if the head reads one token per sequence, so do those of the last layer."""
-    spec, h = plan.spec, plan.spec.hidden
+    spec, h, a = plan.spec, plan.spec.hidden, plan.spec.attention
     full = [Product(*size) for size in spec.linear_shapes]
     if plan.head.reads == "every":
         return full * spec.layers
     rest = [Product(out, columns, True) for out, columns in spec.linear_shapes[1:]]
-    return [*full * (spec.layers - 1), Product(2 * h, h), Product(h, h, True), *rest]
+    return [*full * (spec.layers - 1), Product(2 * a, h), Product(a, h, True), *rest]
 
 
 def load_floors(checkpoint: Checkpoint, threads: int, *, int8: bool) -> dict[str, Contender]:

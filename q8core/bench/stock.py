@@ -12,6 +12,7 @@ from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClas
 
 from q8core.bench.contender import Contender
 from q8core.bench.padding import pad
+from q8core.checkpoint.config import read_config
 from q8core.engines import TokenBatch
 from q8core.model.head import TaskKind
 
@@ -51,5 +52,10 @@ def stock_logits(output: Any) -> Tensor:
 
 
 def load_stock(folder: Path, task: TaskKind) -> Contender:
-    """Load stock transformers from a folder with float weights."""
+    """Load stock transformers from a folder with float weights.
+
+    Raises:
+        CheckpointError: transformers does not compute this model.
+    """
+    read_config(folder).check_others_read_it(folder)
     return StockTransformers(stock_class(task).from_pretrained(folder))

@@ -17,6 +17,8 @@ from q8core.model.spec import EncoderSpec
 from q8core.tasks.examples import MULTI_LABEL
 
 CONFIG_FILE = "config.json"
+HEAD_SIZE = "head_dim"
+"""The columns of an attention head, as newer families of transformers call them; its BERT classes have no such key."""
 SHORTEST_INPUT = 8
 REGRESSION = "regression"
 _PROBLEM_TYPES = (REGRESSION, "single_label_classification", MULTI_LABEL)
@@ -64,6 +66,20 @@ class ModelConfig:
     def head(self, kind: TaskKind) -> HeadSpec:
         """Return the head of a task: a classifier has an output for each label."""
         return self.family.head(kind, len(self.labels))
+
+    def check_others_read_it(self, where: Path) -> None:
+        """Refuse a model that transformers' class of its family would build with heads of another size.
+
+        Raises:
+            CheckpointError: says how many columns the heads have.
+        """
+        spec = self.spec
+        if spec.own_head_size is not None:
+            raise CheckpointError(
+                f"{where}: {spec.heads} attention heads have {spec.head_size} columns each ({HEAD_SIZE}), together "
+                f"{spec.attention}, and the hidden state has {spec.hidden}; transformers' {self.family.model_type} "
+                "models always have equal numbers, so only q8bert computes this one"
+            )
 
     def changed(self, **values: Any) -> ModelConfig:
         """Return a config with some values changed, which must not be sizes."""
@@ -121,6 +137,7 @@ def parse_config(values: Mapping[str, Any], where: str) -> ModelConfig:
         spec = family.spec({**family.defaults, **given})
     except CheckpointError as error:
         raise CheckpointError(f"{where}: {error}") from None
+    spec = _with_head_size(where, spec, given.get(HEAD_SIZE))
     _check_spec(where, spec)
     labels = _labels(where, values)
     return ModelConfig(family, spec, labels, {**given, "id2label": dict(enumerate(labels))})
@@ -174,13 +191,29 @@ def _is_texts(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(one, str) for one in cast("list[object]", value))
 
 
+def _with_head_size(where: str, spec: EncoderSpec, columns: object) -> EncoderSpec:
+    """Return the encoder with heads of so many columns; None where all heads together have those of the hidden state.
+
+    Raises:
+        CheckpointError: the number is none, or there is none and the hidden state cannot be divided among the heads.
+    """
+    if columns is None:
+        if spec.hidden % spec.heads:
+            raise CheckpointError(
+                f"{where}: the hidden size, {spec.hidden}, is not a multiple of the {spec.heads} attention heads, and "
+                f"there is no {HEAD_SIZE}, which says how many columns a head has"
+            )
+        return spec
+    if type(columns) is not int or not 1 <= columns <= _LARGEST // spec.heads:
+        raise CheckpointError(
+            f"{where}: {HEAD_SIZE} is {shown(columns)}; allowed: a whole number from 1 to {_LARGEST // spec.heads}"
+        )
+    return spec if columns * spec.heads == spec.hidden else replace(spec, own_head_size=columns)
+
+
 def _check_spec(where: str, spec: EncoderSpec) -> None:
     if spec.layers > _MOST_LAYERS:
         raise CheckpointError(f"{where}: the model has {spec.layers} layers; allowed: 1 to {_MOST_LAYERS}")
-    if spec.hidden % spec.heads:
-        raise CheckpointError(
-            f"{where}: the hidden size, {spec.hidden}, is not a multiple of the {spec.heads} attention heads"
-        )
     if spec.pad_token is not None and spec.pad_token >= spec.vocabulary:
         raise CheckpointError(
             f"{where}: pad_token_id is {spec.pad_token}, beyond the {spec.vocabulary} rows of the table of words"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -25,7 +26,8 @@ from q8core.checkpoint.manifest import (
 from q8core.checkpoint.tensors import RenamedTensors, TensorFile
 from q8core.checkpoint.text_input import check_pairs, checked_tokenizer, own_length
 from q8core.errors import CheckpointError, SchemeError
-from q8core.model.head import TaskKind
+from q8core.model.head import HeadSpec, TaskKind
+from q8core.model.spec import EncoderSpec
 from q8core.quant import Scheme
 from q8core.quant.dequantized import DequantizedTensors
 from q8core.quant.plan import Plan
@@ -201,11 +203,16 @@ def _plan(path: Path, config: ModelConfig, manifest: Manifest, scheme: Scheme | 
         raise CheckpointError(f"{path / MANIFEST_FILE}: {error}") from error
     record = manifest.plan
     for what, said, is_so in (("encoder", record.encoder, plan.spec), ("head", record.head, plan.head)):
-        if said is not None and said != asdict(is_so):
+        if said is not None and {**_defaults(is_so), **said} != asdict(is_so):
             raise CheckpointError(
                 f"{path / MANIFEST_FILE}: plan.{what} is {said}, but config.json describes {asdict(is_so)}"
             )
     return plan
+
+
+def _defaults(spec: EncoderSpec | HeadSpec) -> dict[str, Any]:
+    """Return what holds for fields that did not exist yet when a manifest was written."""
+    return {each.name: each.default for each in fields(spec) if each.default is not MISSING}
 
 
 def _check_family(path: Path, config: ModelConfig, manifest: Manifest) -> None:

@@ -196,7 +196,7 @@ class _Model:
         shares = g.node("Softmax", f"{path}.shares", scores, axis=-1)
         context = g.node("MatMul", f"{path}.context", shares, heads["value"])
         together = g.node("Transpose", f"{path}.tokens", context, perm=[0, 2, 1, 3])
-        return g.node("Reshape", path, together, g.integers(f"{path}.merge", 0, 0, spec.hidden))
+        return g.node("Reshape", path, together, g.integers(f"{path}.merge", 0, 0, spec.attention))
 
     def _norm(self, path: str, x: str) -> str:
         g, tensors = self.graph, take_norm(self._source, self._plan.sites[path])

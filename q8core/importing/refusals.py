@@ -18,8 +18,8 @@ def check_supported(folder: Path) -> None:
     """Refuse a folder that cannot be converted.
 
     Raises:
-        CheckpointError: it is an adapter, needs code of its own, is a checkpoint already, or its config describes an
-            unsupported model.
+        CheckpointError: it is an adapter, needs code of its own, is a checkpoint already, or its config describes a
+            model that is not supported or that transformers does not compute.
     """
     if (folder / _ADAPTER).is_file():
         raise CheckpointError(
@@ -38,4 +38,4 @@ def check_supported(folder: Path) -> None:
                 f"{folder / name} asks for code of the model's own (auto_map: {shown(code)}), which is never run; only "
                 "what transformers itself computes can be imported"
             )
-    read_config(folder)
+    read_config(folder).check_others_read_it(folder)

@@ -109,13 +109,13 @@ class Layer(nn.Module):
 
     def __init__(self, spec: EncoderSpec, dropout: DropoutRates) -> None:
         super().__init__()
-        hidden, inner, epsilon = spec.hidden, spec.inner, spec.norm_epsilon
+        hidden, inner, attention, epsilon = spec.hidden, spec.inner, spec.attention, spec.norm_epsilon
         self.heads = spec.heads
-        self.query = nn.Linear(hidden, hidden)
-        self.key = nn.Linear(hidden, hidden)
-        self.value = nn.Linear(hidden, hidden)
+        self.query = nn.Linear(hidden, attention)
+        self.key = nn.Linear(hidden, attention)
+        self.value = nn.Linear(hidden, attention)
         self.attention_products = AttentionProducts(dropout.attention)
-        self.attention_output = nn.Linear(hidden, hidden)
+        self.attention_output = nn.Linear(attention, hidden)
         self.attention_output_dropout = nn.Dropout(dropout.attention_output)
         self.attention_norm = nn.LayerNorm(hidden, eps=epsilon)
         self.ffn_in = nn.Linear(hidden, inner)
@@ -134,13 +134,13 @@ class Layer(nn.Module):
         """
         q, k, v = (self._by_head(linear(x)) for linear in (self.query, self.key, self.value))
         context = self.attention_products(q, k, v, hidden, bias)
-        context = context.transpose(1, 2).flatten(2)  # (batch, heads, sequence, D) -> (batch, sequence, hidden)
+        context = context.transpose(1, 2).flatten(2)  # (batch, heads, sequence, D) -> (batch, sequence, attention)
         x = self.attention_norm(self.attention_output_dropout(self.attention_output(context)) + x)
         inner = self.gelu(self.ffn_in(x))
         return self.ffn_norm(self.ffn_output_dropout(self.ffn_out(inner)) + x)
 
     def _by_head(self, x: Tensor) -> Tensor:
-        """(batch, sequence, hidden) -> (batch, heads, sequence, D)."""
+        """(batch, sequence, attention) -> (batch, heads, sequence, D)."""
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 

@@ -91,8 +91,8 @@ def _embedding_sites(spec: EncoderSpec) -> list[Site]:
 
 
 def _layer_sites(spec: EncoderSpec, layer: int) -> list[Site]:
-    h, f = spec.hidden, spec.inner
-    shapes = dict.fromkeys(LAYER_LINEARS, (h, h)) | {"ffn_in": (f, h), "ffn_out": (h, f)}
+    h, a, f = spec.hidden, spec.attention, spec.inner
+    shapes = dict.fromkeys(PROJECTIONS, (a, h)) | {"attention_output": (h, a), "ffn_in": (f, h), "ffn_out": (h, f)}
     order: tuple[tuple[str, SiteKind], ...] = (
         *((slot, "linear") for slot in PROJECTIONS),
         (PRODUCTS, "products"),
@@ -102,8 +102,8 @@ def _layer_sites(spec: EncoderSpec, layer: int) -> list[Site]:
         ("ffn_out", "linear"),
         ("ffn_norm", "norm"),
     )
-    norms: dict[SiteKind, tuple[int, ...]] = {"norm": (h,), "products": ()}
-    return [Site(layer_path(layer, slot), slot, kind, shapes.get(slot, norms.get(kind, ()))) for slot, kind in order]
+    others: dict[SiteKind, tuple[int, ...]] = {"norm": (h,), "products": ()}
+    return [Site(layer_path(layer, slot), slot, kind, shapes.get(slot, others.get(kind, ()))) for slot, kind in order]
 
 
 def _head_sites(spec: EncoderSpec, head: HeadSpec) -> tuple[Site, ...]:

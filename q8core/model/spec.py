@@ -24,6 +24,8 @@ class EncoderSpec:
         embedding: columns of the tables, if a projection maps them to `hidden` (ELECTRA); None if they are equal.
         relative_buckets: rows of the table of relative attention biases, which all layers share (MPNet); 0 for none.
         pad_token: the padding id, whose row is never trained; None if there is none.
+        own_head_size: columns of an attention head where all heads together have other than `hidden` ones, such as in a
+            model whose heads were cut; None where they have as many.
     """
 
     layers: int
@@ -38,11 +40,17 @@ class EncoderSpec:
     embedding: int | None = None
     relative_buckets: int = 0
     pad_token: int | None = 0
+    own_head_size: int | None = None
 
     @property
     def head_size(self) -> int:
         """Columns of one attention head."""
-        return self.hidden // self.heads
+        return self.own_head_size or self.hidden // self.heads
+
+    @property
+    def attention(self) -> int:
+        """Columns of queries, keys, values and contexts: those of all heads."""
+        return self.heads * self.head_size
 
     @property
     def table_columns(self) -> int:
@@ -57,8 +65,8 @@ class EncoderSpec:
     @property
     def linear_shapes(self) -> tuple[tuple[int, int], ...]:
         """The (out, in) of an encoder layer's matrices, with queries, keys and values as one matrix."""
-        h, f = self.hidden, self.inner
-        return (3 * h, h), (h, h), (f, h), (h, f)
+        h, a, f = self.hidden, self.attention, self.inner
+        return (3 * a, h), (h, a), (f, h), (h, f)
 
     @property
     def multiply_adds(self) -> int:

@@ -34,10 +34,10 @@ def check_heads(heads: int, student: EncoderSpec, teacher: EncoderSpec) -> None:
         InputError: names the model and its columns.
     """
     for name, spec in (("student", student), ("teacher", teacher)):
-        if spec.hidden % heads:
+        if spec.attention % heads:
             raise InputError(
-                f"relation_heads is {heads}, which does not divide the {spec.hidden} columns of the {name}'s queries, "
-                "keys and values"
+                f"relation_heads is {heads}, which does not divide the {spec.attention} columns of the {name}'s "
+                "queries, keys and values"
             )
 
 

@@ -43,7 +43,7 @@ class TorchBuilder:
 
     def __init__(self, parts: Parts, kernel: str) -> None:
         self.parts, self.spec = parts, parts.spec
-        columns = {self.spec.hidden, self.spec.inner, self.spec.table_columns}
+        columns = {self.spec.hidden, self.spec.attention, self.spec.inner, self.spec.table_columns}
         self.kernel: Any = proven_linear_kernel(kernel, columns) if kernel != "float" else None
 
     def model(self) -> Model:
@@ -95,7 +95,7 @@ class TorchBuilder:
 
     def projection(self, name: str, layer: Linear) -> ProjectionPart:
         scale = layer.output_scale
-        grid = None if scale is None else Grid(scale.reciprocal().expand(self.spec.hidden))
+        grid = None if scale is None else Grid(scale.reciprocal().expand(self.spec.attention))
         return ProjectionPart(self.linear(layer), (name,), grid)
 
     def products(self, layer: dict[str, Linear]) -> Products:
@@ -122,7 +122,7 @@ class NativeBuilder:
         parts, spec, head = self.parts, self.spec, self.parts.head
         view = (structs.Model if self.integers else structs.FloatModel)()
         view.hidden, view.heads, view.inner, view.layers = spec.hidden, spec.heads, spec.inner, spec.layers
-        view.epsilon = spec.norm_epsilon
+        view.attention, view.epsilon = spec.attention, spec.norm_epsilon
         view.words, view.positions = self.table(parts.words), self.table(parts.positions)
         if parts.types:
             view.types = self.table(parts.types)

@@ -65,7 +65,7 @@ def attention(parts: Parts, layer: dict[str, Linear], x: Array) -> Array:
     factor = 1 / math.sqrt(size)
     for scale in (scale_q, scale_k):
         factor *= 1.0 if scale is None else float(scale)
-    context = np.zeros_like(x)
+    context = np.zeros(q.shape)
     for head in range(spec.heads):
         own = np.s_[:, head * size : (head + 1) * size]
         scores = (q[own] @ k[own].T) * factor

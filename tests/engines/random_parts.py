@@ -109,8 +109,8 @@ class Making:
         return Norm(self.uniform(0.5, 1.5, columns), self.normal(columns, std=0.2))
 
     def layer(self, spec: EncoderSpec) -> dict[str, Linear]:
-        h, f = spec.hidden, spec.inner
-        sizes = dict.fromkeys(LINEARS, (h, h)) | {"inner": (f, h), "outer": (h, f)}
+        h, a, f = spec.hidden, spec.attention, spec.inner
+        sizes = dict.fromkeys(LINEARS, (a, h)) | {"output": (h, a), "inner": (f, h), "outer": (h, f)}
         requantized = ("query", "key", "value") if self.products else ("query", "key")
         return {name: self.linear(name, *sizes[name], requantized=name in requantized) for name in LINEARS}
 

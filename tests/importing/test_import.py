@@ -116,6 +116,15 @@ def test_what_no_command_takes_is_not_imported(refused: Refuser, tiny_classifier
             assert "original" not in reason
 
 
+def test_heads_that_transformers_would_build_in_another_size_are_refused_by_name(
+    refused: Refuser, tiny_classifier: Path, tmp_path: Path
+) -> None:
+    folder = copied(tiny_classifier, tmp_path / "cut")
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**values, "head_dim": 4}))
+    assert "4 attention heads have 4 columns each (head_dim), together 16, and the hidden" in refused(folder)
+
+
 def test_tied_tensors_and_parameters(imported: Importer, tiny_classifier: Path, tmp_path: Path) -> None:
     """As BertForPreTraining was saved for years: the decoder is the table of words, and all is one storage."""
     base = BertForSequenceClassification.from_pretrained(tiny_classifier)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ SIZES = {
 }
 SPEC = EncoderSpec(2, 32, 4, 48, vocabulary=60, positions=20, token_types=2, norm_epsilon=1e-12)
 FULL = EncoderSpec(2, 32, 4, 48, 60, 20, 0, 1e-5, first_position=2, embedding=16, relative_buckets=32, pad_token=1)
+CUT = replace(SPEC, heads=3, own_head_size=8)
 
 
 def autocast(precision: str) -> AbstractContextManager[Any]:
@@ -100,7 +102,7 @@ def test_a_network_without_a_head_gives_the_last_hidden_states() -> None:
 
 
 @pytest.mark.parametrize("head", [None, HeadSpec("first", 3, "tanh"), HeadSpec("every", 2)])
-@pytest.mark.parametrize("spec", [SPEC, FULL], ids=["bert", "everything"])
+@pytest.mark.parametrize("spec", [SPEC, FULL, CUT], ids=["bert", "everything", "fewer heads"])
 def test_parameters_are_the_sites_tensors_in_their_order(spec: EncoderSpec, head: HeadSpec | None) -> None:
     network = Network(spec, head)
     shapes = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
@@ -108,6 +110,28 @@ def test_parameters_are_the_sites_tensors_in_their_order(spec: EncoderSpec, head
     assert list(network.state_dict()) == list(shapes)
     for site in sites(spec, head):
         network.get_submodule(site.path)
+
+
+def test_heads_may_have_fewer_columns_together_than_the_hidden_state() -> None:
+    """A head whose values are 0 is as good as none."""
+    whole, head = Network(SPEC, HeadSpec("every", 2)).eval(), slice(0, 24)
+    tensors = {name: tensor.clone() for name, tensor in whole.state_dict().items()}
+    cut = dict(tensors)
+    for layer in range(SPEC.layers):
+        for slot in ("query", "key", "value"):
+            for leaf in ("weight", "bias"):
+                name = f"layers.{layer}.{slot}.{leaf}"
+                cut[name] = tensors[name][head]
+                if slot == "value":
+                    tensors[name][24:] = 0
+        cut[f"layers.{layer}.attention_output.weight"] = tensors[f"layers.{layer}.attention_output.weight"][:, head]
+    batch = inputs(60, 2)
+    with torch.no_grad():
+        found, expected = (
+            load_network(spec, HeadSpec("every", 2), weights).eval()(**batch)
+            for spec, weights in ((CUT, cut), (SPEC, tensors))
+        )
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
 
 
 def test_every_quantizable_op_is_a_module_that_can_be_replaced() -> None:

@@ -84,6 +84,6 @@ class Model:
         spec = self.spec
         length = min(tokens, spec.positions)
         scores = max(layer.products.workspace_bytes(tokens, length, spec.heads) for layer in self.layers)
-        attention = 4 * (1 + 3 + 1) * spec.hidden  # residual, q k v, context
+        attention = 4 * (spec.hidden + (3 + 1) * spec.attention)  # residual; q k v, context
         feed_forward = 4 * 2 * spec.hidden + self.state_bytes * spec.inner
         return max(tokens * attention + scores, tokens * feed_forward)

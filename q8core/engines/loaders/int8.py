@@ -66,7 +66,7 @@ def _layer(source: TensorSource, plan: Plan, kernel: LinearKernel, number: int, 
     tensors = {slot: take_linear(source, plan.of_layer(number, slot)) for slot in PROJECTIONS}
     return EncoderLayer(
         heads=plan.spec.heads,
-        projection=_projection(tensors, plan.spec.hidden, kernel, own_query=has_own_query(plan, number)),
+        projection=_projection(tensors, plan.spec.attention, kernel, own_query=has_own_query(plan, number)),
         products=_products(tensors, plan, number, bias),
         output=_linear(source, kernel, plan, layer_path(number, "attention_output")),
         output_norm=load_norm(source, plan, layer_path(number, "attention_norm")),

@@ -171,7 +171,7 @@ def load_native(plan: Plan, source: TensorSource, variant: str | None = None) ->
 def _pack_model(plan: Plan, loader: Loader) -> structs.Model:
     """Pack every tensor of the loader's source into its store."""
     spec = plan.spec
-    view = structs.Model(spec.hidden, spec.heads, spec.inner, spec.layers, spec.norm_epsilon)
+    view = structs.Model(spec.hidden, spec.heads, spec.inner, spec.layers, spec.attention, spec.norm_epsilon)
     view.head_reads_first = plan.head.reads == "first"
     loader.embeddings(view)
     layers = (structs.Layer * spec.layers)(*(loader.layer(number) for number in range(spec.layers)))

@@ -63,7 +63,7 @@ def load_native_float(plan: Plan, source: TensorSource, variant: str | None = No
         raise EngineError(f"the variant {name!r} cannot run here; usable: {', '.join(usable)}")
     store, spec = PrivateStore(), plan.spec
     loader = _FloatLoader(source, plan, store, usable[name])
-    view = structs.FloatModel(spec.hidden, spec.heads, spec.inner, spec.layers, spec.norm_epsilon)
+    view = structs.FloatModel(spec.hidden, spec.heads, spec.inner, spec.layers, spec.attention, spec.norm_epsilon)
     view.score_scale, view.head_reads_first = score_scale(spec), plan.head.reads == "first"
     loader.embeddings(view)
     layers = (structs.FloatLayer * spec.layers)(*(loader.float_layer(number) for number in range(spec.layers)))

@@ -163,7 +163,7 @@ inline void attend_integers(const Model& model, const Layer& layer, const Worksp
             context.at, context.pitch);
   team.wait();
   if (!output.grid.per_row()) return;
-  quantize_rows(output, 0, context.at, context.pitch, rows, model.hidden);
+  quantize_rows(output, 0, context.at, context.pitch, rows, model.attention);
   team.wait();
 }
 
@@ -183,7 +183,7 @@ inline void attend_floats(const Model& model, const Layer& layer, const Workspac
   const FloatScratch scratch(reinterpret_cast<float*>(own), longest, heads.size);
   attention(heads, spans, batch.sequences, longest, layer.score_scale, model.relative_bias, scratch);
   team.wait();
-  quantize_rows(output, 0, heads.context.at, heads.context.pitch, rows, model.hidden);
+  quantize_rows(output, 0, heads.context.at, heads.context.pitch, rows, model.attention);
   team.wait();
 }
 

@@ -35,12 +35,12 @@ struct FloatWorkspace {
     } else {
       embedded = hidden;
     }
-    heads.query = rows(tokens, model.hidden);
-    heads.key = rows(tokens, model.hidden);
-    heads.value = rows(tokens, model.hidden);
-    heads.context = rows(tokens, model.hidden);
+    heads.query = rows(tokens, model.attention);
+    heads.key = rows(tokens, model.attention);
+    heads.value = rows(tokens, model.attention);
+    heads.context = rows(tokens, greatest_columns(model));  // the head's dense layer has its outputs there too
     heads.count = model.heads;
-    heads.size = model.hidden / model.heads;
+    heads.size = model.attention / model.heads;
     spans = arena.take<Span>(2 * sequences);
     scratch_floats = up(FloatScratch::floats(longest, heads.size), 2 * kLanes);
     scratch = arena.take<float>(threads * scratch_floats);

@@ -17,7 +17,7 @@ struct FloatLayer {
 
 // As Model, in float32.
 struct FloatModel {
-  int32_t hidden, heads, inner, layers;
+  int32_t hidden, heads, inner, layers, attention;
   float epsilon, score_scale;
   int32_t head_reads_first;
   Activation head_activation;

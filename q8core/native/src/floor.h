@@ -1,8 +1,8 @@
 // The matrix products of a model's layers and nothing else, for measuring: the least time that a forward pass can take.
 #pragma once
 
-#include "linear.h"
 #include "team.h"
+#include "workspace.h"
 
 namespace {
 
@@ -13,7 +13,7 @@ struct FloorBuffers {
 
   FloorBuffers(const Model& model, const Batch& batch, char* base) {
     const int64_t rows = up(batch.tokens, kRows) + 2 * kRows;  // whole blocks are read, and prefetched a little further
-    const int64_t size = rows * up(model.hidden, kDepth);
+    const int64_t size = rows * up(greatest_columns(model), kDepth);
     uint8_t* place = reinterpret_cast<uint8_t*>(base);
     hidden = place;
     for (auto& each : projected) each = place += size;

@@ -78,6 +78,7 @@ enum Activation : int32_t { kNoActivation, kTanh, kRelu, kGelu };
 // with an activation.
 struct Model {
   int32_t hidden, heads, inner, layers;
+  int32_t attention;               // columns of queries, keys, values and contexts: those of all heads
   float epsilon;
   int32_t head_reads_first;        // 1: the first token of each sequence; 0: every token
   Activation head_activation;

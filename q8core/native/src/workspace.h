@@ -19,6 +19,12 @@ struct Needs {
   }
 };
 
+// Columns of the widest of what the hidden state and the context share their place with.
+template <class AnyModel>
+inline int64_t greatest_columns(const AnyModel& model) {
+  return model.hidden > model.attention ? model.hidden : model.attention;
+}
+
 // Rows of `columns` floats that are written, then read once more while they are in the threads' second level caches.
 inline int64_t rows_at_once(int64_t columns, int threads) {
   constexpr int64_t kCache = 512 * 1024;
@@ -52,7 +58,7 @@ struct Workspace {
     Arena arena{base};
     // Whole blocks of rows are read, and prefetched a little further.
     const int64_t rows = up(tokens, kRows) + 2 * kRows, first_rows = up(sequences, kRows) + 2 * kRows;
-    const int64_t pitch = up(model.hidden, 16), depth = up(model.hidden, kDepth);
+    const int64_t pitch = up(model.hidden, 16), depth = up(greatest_columns(model), kDepth);
     const Needs needs(model);
     hidden = arena.take<float>(rows * pitch);
     first_hidden = arena.take<float>(first_rows * pitch);
@@ -61,9 +67,9 @@ struct Workspace {
     attended = input[0];
     context = input[1];
     float_heads.count = model.heads;
-    float_heads.size = model.hidden / model.heads;
+    float_heads.size = model.attention / model.heads;
     // One row more than there are: vectors of the last one reach beyond its end.
-    const int64_t float_columns = float_pitch(model.hidden), float_size = (tokens + 1) * float_columns;
+    const int64_t float_columns = float_pitch(model.attention), float_size = (tokens + 1) * float_columns;
     float_heads.context = {needs.context ? arena.take<float>(float_size) : nullptr, float_columns};
     Arena instead = arena, before = arena, floats = arena;
     inner = activations(instead, rows, up(model.inner, kDepth));
@@ -76,7 +82,7 @@ struct Workspace {
       Rows* const rows_of_heads[] = {&float_heads.query, &float_heads.key, &float_heads.value};
       for (Rows* each : rows_of_heads) *each = {floats.take<float>(float_size), float_columns};
     }
-    heads.size = model.hidden / model.heads;
+    heads.size = model.attention / model.heads;
     heads.kb = up(heads.size, kDepth) / kDepth;
     heads.pitch = up(heads.size, 16);
     heads.q_rows = heads.rows = rows + kPanel;
