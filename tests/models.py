@@ -14,7 +14,7 @@ from q8core.model.network import Network
 from q8core.model.weights import load_network
 from q8core.quant import PRESETS, Plan, Scheme, preset
 
-FEW_BITS = ("qbert-4", "qbert-3", "qbert-2", "kdlsq-4", "kdlsq-2", "ternary", "binary", "mkq")
+FEW_BITS = ("qbert-4", "qbert-3", "qbert-2", "kdlsq-4", "kdlsq-2", "ternary", "binary", "binary-split", "mkq")
 """The presets with weights of fewer than 8 bits."""
 EIGHT_BITS = tuple(name for name, scheme in PRESETS.items() if name not in FEW_BITS and scheme.average_bits is None)
 

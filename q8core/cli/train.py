@@ -39,8 +39,8 @@ def train(
         str,
         typer.Option(
             help="fp32 to fine-tune in float; for QAT q8bert, q8bert-smooth, q8bert-attention, q8bert-paper; with "
-            "weights of few bits qbert-4, qbert-3, qbert-2, qbert-mp, kdlsq-4, kdlsq-2, ternary, binary, mkq; or a "
-            "file."
+            "weights of few bits qbert-4, qbert-3, qbert-2, qbert-mp, kdlsq-4, kdlsq-2, ternary, binary, "
+            "binary-split, mkq; or a file."
         ),
     ] = "q8bert",
     data: DataFolder = None,

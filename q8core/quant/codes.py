@@ -2,7 +2,8 @@
 
 A code of b bits stands for one of 2^b levels, small integers that a tensor beside the codes lists. A symmetric grid
 has the levels -2^(b-1) to 2^(b-1) - 1, of which it does not use the first; with one bit it has -1 and 1. An asymmetric
-one has 0 to 2^b - 1, from which the row's zero point is taken. Codes follow each other from the lowest bit of a row's
+one has 0 to 2^b - 1, from which the row's zero point is taken. A split one has those of two signs, -a, -b, b and a: the
+higher bit of a code is the sign of the first half. Codes follow each other from the lowest bit of a row's
 first byte on, and the last byte is padded with zeros: every row starts on a byte boundary.
 """
 
@@ -17,6 +18,11 @@ from q8core.quant.quantizer import Grid
 
 MOST_PACKED_BITS = 4
 """Integers of more bits take a byte each."""
+
+
+MOST_OF_HALVES = 16
+"""The largest level of a split weight. With larger ones AVX2 could not add up products in 16 bits, and would take up to
+1.35 times as long."""
 
 
 def is_packed(bits: int) -> bool:
@@ -44,10 +50,22 @@ class Codebook:
 
     @classmethod
     def of(cls, bits: int, grid: Grid) -> Codebook:
-        """Return the codebook of a grid, without zero points."""
+        """Return the codebook of a grid, without zero points; of a split one, with the largest levels it may have."""
+        if grid == "split":
+            return cls.of_halves(MOST_OF_HALVES, 0)
         first = 0 if grid == "asymmetric" else -(2 ** (bits - 1))
         levels = np.arange(first, first + 2**bits, dtype=np.int8)
         return cls(np.array([-1, 1], np.int8) if bits == 1 and grid == "symmetric" else levels)
+
+    @classmethod
+    def of_halves(cls, largest: int, other: int) -> Codebook:
+        """Return the codebook of split weights.
+
+        Args:
+            largest: the level of two positive signs.
+            other: that of a positive first half and a negative second one.
+        """
+        return cls(np.array([-largest, -other, other, largest], np.int8))
 
     @property
     def bits(self) -> int:

@@ -10,7 +10,7 @@ from typing import Literal
 
 from q8core.errors import SchemeError
 
-Grid = Literal["symmetric", "asymmetric"]
+Grid = Literal["symmetric", "asymmetric", "split"]
 Granularity = Literal["tensor", "channel", "group", "token"]
 Rule = Literal["max", "ema", "mse", "mean", "twn", "learned", "learned_mse"]
 Gradient = Literal["straight_through", "masked"]
@@ -25,14 +25,16 @@ class Quantizer:
     Attributes:
         bits: bits of an integer, 1 to 8.
         grid: "symmetric" around 0, from -(2^(b-1) - 1) to 2^(b-1) - 1, with one bit -1 and 1; or "asymmetric", 2^b
-            values with a zero point, from the smallest to the largest value observed.
+            values with a zero point, from the smallest to the largest value observed; or "split", the four sums of two
+            signs, each with a scale of its own (2 bits).
         granularity: one scale for the "tensor", for each "channel" (an output row of a weight, a row of a table), for
             each "group" of channels that follow each other, or for each "token" at run time (dynamic).
         rule: how the range is set: "max", the largest magnitude of the tensor itself; "ema", a moving average of that
             over the training batches, or the range that calibration finds; "mse", the least squared error, which
-            an input's range follows from batch to batch; "mean", of the magnitudes (1 bit); "twn", that of TernaryBERT
-            (2 bits); "learned", a step that is trained as a parameter, from the one with the least squared error on;
-            "learned_mse", the same, while each training step also draws it towards the least squared error.
+            an input's range follows from batch to batch; "mean", of the magnitudes (1 bit, and split weights' halves);
+            "twn", that of TernaryBERT (2 bits); "learned", a step that is trained as a parameter, from the one with the
+            least squared error on; "learned_mse", the same, while each training step also draws it towards the least
+            squared error.
         gradient: how rounding passes on the gradient in training: "straight_through", everywhere; "masked", only to
             values that are not clamped.
         smoothing: for an input with one fixed scale, the alpha of SmoothQuant (Xiao et al., 2023): before

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from q8core.arrays import Array
 from q8core.errors import CheckpointError
-from q8core.quant.codes import Codebook, is_packed
+from q8core.quant.codes import MOST_OF_HALVES, Codebook, is_packed
 from q8core.quant.plan import SitePlan
 
 Take = Callable[[str], Array]
@@ -26,6 +26,8 @@ def codebook(site: SitePlan, take: Take) -> Codebook | None:
     if weight is None or not is_packed(weight.bits):
         return None
     book, stored = Codebook.of(weight.bits, weight.grid), take("weight_levels")
+    if weight.grid == "split":
+        return _of_halves(site, stored)
     if not np.array_equal(stored, book.levels):
         raise CheckpointError(
             f"{site.path}.weight_levels are {stored.tolist()}; those of {weight.bits} bits, {weight.grid}, are "
@@ -38,6 +40,17 @@ def codebook(site: SitePlan, take: Take) -> Codebook | None:
     if int(zero_points.min()) < 0 or int(zero_points.max()) > most:
         raise CheckpointError(f"{site.path}.weight_zero_point holds a number outside 0 to {most}")
     return Codebook(book.levels, np.repeat(zero_points, site.site.shape[0] // len(zero_points)))
+
+
+def _of_halves(site: SitePlan, stored: NDArray[np.int8]) -> Codebook:
+    other, largest = (int(level) for level in stored[2:])
+    fits = 1 <= largest <= MOST_OF_HALVES and abs(other) <= largest
+    if not fits or stored.tolist() != [-largest, -other, other, largest]:
+        raise CheckpointError(
+            f"{site.path}.weight_levels are {stored.tolist()}; those of a split weight are -a, -b, b and a, with a "
+            f"from 1 to {MOST_OF_HALVES} and b from -a to a"
+        )
+    return Codebook.of_halves(largest, other)
 
 
 def integers(site: SitePlan, take: Take) -> NDArray[np.int8]:
@@ -53,7 +66,7 @@ def check_integers(site: SitePlan, take: Take) -> None:
         CheckpointError: names the integer; also what `codebook` raises.
     """
     weight, found = site.weight, integers(site, take)
-    if weight is None or weight.grid == "asymmetric":  # all codes of an asymmetric grid mean something
+    if weight is None or weight.grid != "symmetric":  # all codes of other grids mean something
         return
     low, high = int(found.min()), int(found.max())
     if low < -weight.largest or high > weight.largest:

@@ -74,6 +74,7 @@ CLAIMS: Mapping[str, tuple[Claim, ...]] = MappingProxyType(
         "ternary": (_TERNARY,),
         "mkq": (_MKQ,),
         "binary": (_BINARYBERT, _DIRECT),
+        "binary-split": (_BINARYBERT,),
     }
 )
 """The claims beside each preset, by its name; other schemes have none."""

@@ -21,6 +21,7 @@ SCHEMES = {
     "asymmetric": 'base = "qbert-3"\noverrides."layers.*".weight = { granularity = "group", groups = 8 }\n',
     "symmetric": 'base = "kdlsq-4"\n',
     "signs": 'base = "binary"\n',
+    "halves": 'base = "binary-split"\n',
     "inputs": 'base = "mkq"\n',
 }
 SITE = "layers.1.ffn_in"
@@ -75,6 +76,9 @@ def replaced(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Calla
         ("symmetric", replaced("weight_levels", lambda v: -v), r"weight_levels are \[8, .*those of 4 bits, symmetric"),
         ("signs", replaced("weight_levels", lambda v: v + 1), r"weight_levels are \[0, 2\]; those of 1 bits"),
         ("signs", replaced("weight", lambda w: w[:, :3]), r"ffn_in\.weight has shape \(64, 3\)"),
+        ("halves", set_to("weight_levels", 1), r"weight_levels are \[1, 1, 1, 1\]; those of a split weight are -a, -b"),
+        ("halves", replaced("weight_levels", lambda v: v * 17), r"weight_levels are .*with a from 1 to 16 and b from"),
+        ("halves", replaced("weight_levels", lambda v: -v), r"weight_levels are .*with a from 1 to 16 and b from"),
         ("signs", set_to("weight_scale", 0), r"weight_scale holds a scale that is not positive"),
     ],
 )

@@ -90,7 +90,7 @@ class IntegerBert:
 
     @staticmethod
     def _largest(quantizer: Quantizer) -> int:
-        return max(1, 2 ** (quantizer.bits - 1) - 1)
+        return 16 if quantizer.grid == "split" else max(1, 2 ** (quantizer.bits - 1) - 1)
 
     @staticmethod
     def _quantize(x: Array, scale: Array, zero_point: Array | None = None, bits: int = 8) -> Array:
@@ -114,13 +114,12 @@ class IntegerBert:
         return centred / deviation * self.t[f"{path}.weight"] + self.t[f"{path}.bias"]
 
     def _layer(self, path: str, x: Array, mask: Array) -> Array:
-        batch, length, hidden = x.shape
-        heads = self.spec.heads
-        split = (batch, length, heads, hidden // heads)
+        batch, length, _ = x.shape
+        split = (batch, length, self.spec.heads, self.spec.head_size)
         q, k, v = (
             self.linear(f"{path}.{name}", x).reshape(split).transpose(0, 2, 1, 3) for name in ("query", "key", "value")
         )
-        scores = q @ k.transpose(0, 1, 3, 2) / math.sqrt(hidden // heads)
+        scores = q @ k.transpose(0, 1, 3, 2) / math.sqrt(self.spec.head_size)
         scores = np.where(mask[:, None, None, :] == 0, -np.inf, scores)
         weights = np.exp(scores - scores.max(-1, keepdims=True))
         if self.plan.sites[f"{path}.attention_products"].arithmetic == "relative_u8":
@@ -131,7 +130,7 @@ class IntegerBert:
             context = acc * scale_v / p.sum(-1, keepdims=True)
         else:
             context = weights / weights.sum(-1, keepdims=True) @ v
-        context = context.transpose(0, 2, 1, 3).reshape(batch, length, hidden)
+        context = context.transpose(0, 2, 1, 3).reshape(batch, length, -1)
         x = self._norm(f"{path}.attention_norm", x + self.linear(f"{path}.attention_output", context))
         inner = self.linear(f"{path}.ffn_in", x)
         inner = inner * 0.5 * (1 + _erf(inner / math.sqrt(2)))

@@ -33,6 +33,7 @@ BITS = {
     "kdlsq-2": (2, 2, 8),
     "ternary": (2, 2, 8),
     "binary": (1, 1, 8),
+    "binary-split": (2, 2, 8),
 }
 """Bits of the encoder's weights, of words, and of activations."""
 

@@ -65,12 +65,13 @@ def _quantized(site: SitePlan, name: str) -> Maker:
     if leaf == "weight":
         return _weight(site.site.shape, weight)
     if leaf == "weight_levels":
-        return lambda _: Codebook.of(weight.bits, weight.grid).levels
+        return lambda _: _book(weight).levels
     if leaf == "weight_zero_point":
         return lambda generator: generator.integers(0, 2**weight.bits, size, np.int8)
     if leaf == "weight_scale":
         deviations = 3**0.5 if is_packed(weight.bits) else _DEVIATIONS  # few bits have all values equally often
-        return _constant(_WEIGHT_STD / (weight.largest / deviations), size)
+        largest = int(_book(weight).levels.max()) if weight.grid == "split" else weight.largest
+        return _constant(_WEIGHT_STD / (largest / deviations), size)
     if leaf == "bias":
         return _biases(size) if site.kind == "static" else _constant(0.01, size)
     if leaf == "input_zero_point" and site.input is not None:
@@ -96,9 +97,14 @@ def _normal(rows: int, columns: int) -> Maker:
     return lambda generator: generator.standard_normal((rows, columns), np.float32) * np.float32(_WEIGHT_STD)
 
 
+def _book(weight: Quantizer) -> Codebook:
+    """Return the codebook of a weight; of a split one, that of halves with equal means, as they are at first."""
+    return Codebook.of_halves(1, 0) if weight.grid == "split" else Codebook.of(weight.bits, weight.grid)
+
+
 def _weight(shape: tuple[int, ...], weight: Quantizer) -> Maker:
-    book = Codebook.of(weight.bits, weight.grid)
-    allowed = book.levels if weight.grid == "asymmetric" else book.levels[abs(book.levels) <= weight.largest]
+    book = _book(weight)
+    allowed = book.levels if weight.grid != "symmetric" else book.levels[abs(book.levels) <= weight.largest]
 
     def make(generator: np.random.Generator) -> Array:
         if is_packed(weight.bits):

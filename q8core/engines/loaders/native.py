@@ -205,8 +205,10 @@ def refused(plan: Plan) -> str | None:
 
 
 def _lacks_zero(site: SitePlan) -> bool:
-    """Return whether no code of the weight means 0, as with one symmetric bit."""
+    """Return whether no code of the weight means 0, as with one symmetric bit, or need not, as with a split one."""
     weight = site.weight
+    if weight is not None and weight.grid == "split":
+        return True
     return weight is not None and is_packed(weight.bits) and 0 not in Codebook.of(weight.bits, weight.grid).levels
 
 

@@ -85,7 +85,9 @@ def _stored(w_i8: Tensor, quantizer: Quantizer, rows: WeightGrid) -> dict[str, T
     """Return what is stored of integers, on the CPU: themselves, or their codes and what these mean."""
     if not is_packed(quantizer.bits):
         return {"weight": w_i8.cpu()}
-    book = Codebook.of(quantizer.bits, quantizer.grid)
+    book = (
+        Codebook.of(quantizer.bits, quantizer.grid) if rows.halves is None else Codebook.of_halves(*rows.halves.levels)
+    )
     if rows.zero_point is not None:
         book = Codebook(book.levels, rows.zero_point.to(torch.int8).cpu().numpy())
     codes = book.encode(w_i8.cpu().numpy())

@@ -81,7 +81,7 @@ def calibrate(
         prepared: a model from `prepare`.
         batches: keyword arguments of the model, such as input_ids and attention_mask, (batch, sequence).
         method: "max" clips nothing, "percentile" clips the largest magnitudes, "mse" minimises the squared error, which
-            is what inputs of rule "mse" or "learned" have in any case.
+            is what inputs of rule "mse" or with learned steps have in any case.
         percentile: share of magnitudes to cover, in percent, for the method "percentile".
 
     Raises:

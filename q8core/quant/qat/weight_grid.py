@@ -14,12 +14,25 @@ from q8core.quant.qat.fake_quant import gated
 from q8core.quant.quantizer import Quantizer
 from q8core.quant.rules.mean import mean_scale, signs
 from q8core.quant.rules.mse import mse_scale, mse_turn
+from q8core.quant.rules.split import Levels, split, split_grid, split_integers
 from q8core.quant.rules.twn import ternary, ternary_grid
 
 _PULL = 0.1
 """Of the way to the steps with the least squared error, what a training step of rule "learned_mse" goes."""
 _SEARCH_EVERY = 50
 """Training steps from one whole search for the steps of rule "mse" to the next; the others make a single turn."""
+
+
+class Halves(NamedTuple):
+    """What a split weight's two signs are of, and what they mean.
+
+    Attributes:
+        difference: float32 (rows, columns), the first half of each value less its second one.
+        levels: those of all rows.
+    """
+
+    difference: Tensor
+    levels: Levels
 
 
 class WeightGrid(NamedTuple):
@@ -29,21 +42,25 @@ class WeightGrid(NamedTuple):
         scale: float32 (scales,), the steps.
         zero_point: float32 integers (scales,) of an asymmetric grid; None for a symmetric one.
         border: float32 (scales,), the least magnitude that is not 0, of rule "twn"; else None.
+        halves: what a split grid has besides; else None.
     """
 
     scale: Tensor
     zero_point: Tensor | None = None
     border: Tensor | None = None
+    halves: Halves | None = None
 
     def rows(self, count: int) -> WeightGrid:
         """Return the grid with a value for each of so many rows; a single value stays as it is."""
-        return WeightGrid(*(None if each is None else spread(each, count) for each in self))  # type: ignore[arg-type]
+        zero_point, border = (None if each is None else spread(each, count) for each in (self.zero_point, self.border))
+        return WeightGrid(spread(self.scale, count), zero_point, border, self.halves)
 
     def of(self, ids: Tensor) -> WeightGrid:
         """Return the grid of some rows; it must have a value for each row, or a single one."""
         if len(self.scale) == 1:
             return self
-        return WeightGrid(*(None if each is None else each[ids] for each in self))  # type: ignore[arg-type]
+        zero_point, border = (None if each is None else each[ids] for each in (self.zero_point, self.border))
+        return WeightGrid(self.scale[ids], zero_point, border)
 
 
 def spread(values: Tensor, rows: int) -> Tensor:
@@ -91,6 +108,8 @@ def weight_integers(weight: Tensor, quantizer: Quantizer, grid: WeightGrid, dtyp
         grid: with a single value, or one for each row.
         dtype: the result's dtype.
     """
+    if grid.halves is not None:
+        return split_integers(weight, *grid.halves).to(dtype)
     if quantizer.rule == "mean":
         return signs(weight).to(dtype)
     if grid.border is not None:
@@ -116,7 +135,8 @@ class WeightSteps(nn.Module):
     With rule "learned" it has a parameter `log_step` (scales,), the logarithms of the steps: they stay positive, and an
     update is a relative change (LSQ, Esser et al., 2020, which learns the steps themselves). With rule "learned_mse",
     each training step first moves it towards the steps with the least squared error. With rule "mse" it has a
-    buffer `before` (scales,), the steps of the training step before, 0 before the first.
+    buffer `before` (scales,), the steps of the training step before, 0 before the first. With a split grid it has a
+    buffer `difference` (rows, columns), of the halves of the weight that it was made with.
 
     Args:
         weight: float32 (rows, columns).
@@ -126,6 +146,7 @@ class WeightSteps(nn.Module):
     """
 
     before: Tensor
+    difference: Tensor
 
     def __init__(self, weight: Tensor, quantizer: Quantizer, path: str, *, follows: bool) -> None:
         super().__init__()
@@ -136,6 +157,10 @@ class WeightSteps(nn.Module):
             self.log_step = nn.Parameter(weight_grid(weight.detach(), quantizer, path).scale.log())
         if self.follows:
             self.register_buffer("before", torch.zeros(quantizer.scales(len(weight))))
+        self.splits = quantizer.grid == "split"
+        if self.splits:
+            halves = split(weight.detach().reshape(quantizer.scales(len(weight)), -1))
+            self.register_buffer("difference", halves.to(torch.float32).reshape(weight.shape))
 
     @torch.no_grad()
     def grid(self, weight: Tensor, step: int | None = None) -> WeightGrid:
@@ -154,6 +179,8 @@ class WeightSteps(nn.Module):
                 best = mse_turn(rows, self.log_step.exp(), self.quantizer.largest)
                 self.log_step.lerp_(best.log(), _PULL)
             return WeightGrid(self.log_step.detach().exp())
+        if self.splits:
+            return self._of_halves(weight)
         if step is None or not self.follows:
             return weight_grid(weight, self.quantizer, self.path)
         if step % _SEARCH_EVERY == 0 or not bool(self.before.any()):
@@ -161,6 +188,14 @@ class WeightSteps(nn.Module):
         else:
             self.before.copy_(mse_turn(weight.reshape(len(self.before), -1), self.before, self.quantizer.largest))
         return WeightGrid(self.before.clone())
+
+    def _of_halves(self, weight: Tensor) -> WeightGrid:
+        scopes = self.quantizer.scales(len(weight))
+        try:
+            scale, levels = split_grid(weight.reshape(scopes, -1), self.difference.reshape(scopes, -1))
+        except CalibrationError:
+            raise CalibrationError(f"{self.path}.weight has infinite or NaN values") from None
+        return WeightGrid(scale, halves=Halves(self.difference, levels))
 
     def gated(self, weight: Tensor, grid: WeightGrid, smoothing: Tensor | None = None) -> Tensor:
         """Return the weight (rows, columns), whose gradient goes on as the quantizer says, to the steps too.

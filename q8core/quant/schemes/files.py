@@ -29,7 +29,7 @@ _ENDINGS = (".toml", ".json")
 _FOLDER = Path(__file__).with_name("presets")
 _ORDER = (
     *("q8bert", "q8bert-smooth", "q8bert-attention", "q8bert-paper"),
-    *("qbert-4", "qbert-3", "qbert-2", "qbert-mp", "kdlsq-4", "kdlsq-2", "ternary", "binary", "mkq"),
+    *("qbert-4", "qbert-3", "qbert-2", "qbert-mp", "kdlsq-4", "kdlsq-2", "ternary", "binary", "binary-split", "mkq"),
     *("static", "static-attention", "dynamic"),
 )
 
@@ -55,7 +55,7 @@ def preset(name: str) -> Scheme:
     `q8bert` is the default for training, `q8bert-paper` follows the paper's rules exactly, `static` and
     `dynamic` quantize without training; `q8bert-attention` and `static-attention` also quantize the attention
     products. The others have weights of few bits: `qbert-` (Q-BERT), `kdlsq-` (KDLSQ-BERT), `ternary` (TernaryBERT),
-    `binary` (the signs of BinaryBERT) and `mkq` (4 bits in half of the layers, as MKQ-BERT).
+    `binary` and `binary-split` (the signs of BinaryBERT) and `mkq` (4 bits in half of the layers, as MKQ-BERT).
 
     Raises:
         SchemeError: if there is no such preset; the message names the presets.

@@ -223,6 +223,11 @@ def check_site(slot: str, scheme: SiteScheme, what: str) -> None:
         raise SchemeError(f"{what}: only linears have an input and an output that can be quantized")
     if slot == PRODUCTS and scheme.weight:
         raise SchemeError(f"{what}: {PRODUCTS} have no weight; quantize them with arithmetic 'relative_u8'")
+    if slot not in LINEAR_SLOTS and scheme.weight and scheme.weight.grid == "split":
+        raise SchemeError(
+            f"{what}: weight.grid of a table is 'split'; allowed: symmetric, asymmetric. Its rows have scales of their "
+            "own, and ternary ones (rule 'twn') say the same in as many bits"
+        )
     if slot in LINEAR_SLOTS and (scheme.weight is None) != (scheme.input is None):
         missing = "weight" if scheme.weight is None else "input"
         raise SchemeError(f"{what}: a linear's weight and input are quantized together; its {missing} is not")
@@ -231,11 +236,7 @@ def check_site(slot: str, scheme: SiteScheme, what: str) -> None:
         raise SchemeError(f"{what}: weight.rule of a table is 'learned_mse', which is for linears; allowed: learned")
     _check_input(scheme.input, what)
     _check_output(slot, scheme, what)
-    if scheme.weight and scheme.weight.learns and scheme.input and scheme.input.smoothing:
-        raise SchemeError(
-            f"{what}: input.smoothing is {scheme.input.smoothing} with a weight of rule {scheme.weight.rule!r}; "
-            "allowed: 0, because smoothing changes the weight after its steps have started"
-        )
+    _check_smoothing(scheme, what)
 
 
 def _check_weight(weight: Quantizer | None, what: str) -> None:
@@ -244,7 +245,9 @@ def _check_weight(weight: Quantizer | None, what: str) -> None:
     what, allowed = f"{what}: weight", _WEIGHT_BITS
     _check_one_of(f"{what}.granularity", weight.granularity, ("tensor", "channel", "group"))
     _check_one_of(f"{what}.rule", weight.rule, tuple(allowed))
-    least, most = allowed[weight.rule]
+    if weight.grid == "split":
+        _check_one_of(f"{what}.rule of a split grid", weight.rule, ("mean",))
+    least, most = (2, 2) if weight.grid == "split" else allowed[weight.rule]
     if not least <= weight.bits <= most:
         many = f"{least} to {most}" if least < most else least
         raise SchemeError(f"{what}.bits with rule {weight.rule!r} is {weight.bits}; allowed: {many}")
@@ -258,6 +261,18 @@ def _check_weight(weight: Quantizer | None, what: str) -> None:
     if weight.rule in ("twn", "mean"):  # no value is outside of a range
         _check_one_of(f"{what}.gradient with rule {weight.rule!r}", weight.gradient, ("straight_through",))
     _check_one_of(f"{what}.smoothing", weight.smoothing, (0,))
+
+
+def _check_smoothing(scheme: SiteScheme, what: str) -> None:
+    weight, smoothing = scheme.weight, scheme.input.smoothing if scheme.input else 0
+    if weight is None or not smoothing:
+        return
+    for kind, name, refused in (("rule", weight.rule, weight.learns), ("grid", weight.grid, weight.grid == "split")):
+        if refused:
+            raise SchemeError(
+                f"{what}: input.smoothing is {smoothing} with a weight of {kind} {name!r}; allowed: 0, because "
+                "smoothing changes the weight after its steps have started"
+            )
 
 
 def _check_input(quantizer: Quantizer | None, what: str) -> None:
