@@ -190,6 +190,8 @@ def _workspace(engine: weakref.ref[Engine]) -> float:
     return float(found.memory().workspace) if found is not None else 0.0
 
 
-def _build(model: Model, backend: str, engine: Engine) -> tuple[str, str, str, str]:
-    """Return revision, dtype, kernel and instruction set, the labels of model_info."""
-    return model.revision, backend, engine.kernel, str(engine.describe().get("isa", "unknown"))
+def _build(model: Model, backend: str, engine: Engine) -> tuple[str, ...]:
+    """Return revision, dtype, bits, kernel and instruction set, the labels of model_info."""
+    facts = engine.describe()
+    bits, isa = (str(facts.get(name, "unknown")) for name in ("bits", "isa"))
+    return model.revision, backend, bits, engine.kernel, isa

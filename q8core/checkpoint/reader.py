@@ -29,6 +29,7 @@ from q8core.errors import CheckpointError, SchemeError
 from q8core.model.head import HeadSpec, TaskKind
 from q8core.model.spec import EncoderSpec
 from q8core.quant import Scheme
+from q8core.quant.bits import Bits, bits_of
 from q8core.quant.dequantized import DequantizedTensors
 from q8core.quant.plan import Plan
 from q8core.quant.weights import check_integers
@@ -126,6 +127,11 @@ class Checkpoint:
     def float_plan(self) -> Plan:
         """The float model's plan."""
         return Plan.of(self.config.spec, self.config.head(self.task))
+
+    @property
+    def bits(self) -> Bits:
+        """The bits of the quantized model, or of the float one where there is no other."""
+        return bits_of(self.plan if self.manifest else self.float_plan)
 
     @property
     def golden(self) -> tuple[GoldenExample, ...]:

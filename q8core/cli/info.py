@@ -38,6 +38,7 @@ def info(
         "kind": "int8" if manifest else "float",
         "family": opened.config.family.model_type,
         "scheme": opened.scheme.name if opened.scheme else None,
+        "bits": str(opened.bits),
         "files": {name: entry["bytes"] for name, entry in manifest.files.items()} if manifest else {},
         "scores": manifest.scores if manifest else {},
         "training": manifest.training if manifest else {},

@@ -14,6 +14,7 @@ from q8core.engines.memory.heap import loading_weights
 from q8core.engines.protocol import check_backend, check_kernel
 from q8core.engines.tensors.source import TensorSource
 from q8core.errors import InputError
+from q8core.quant.bits import bits_of
 from q8core.quant.plan import Plan
 
 
@@ -65,7 +66,8 @@ def build_engine(
     if threads is not None and threads < 1:
         raise InputError(f"threads is {threads}; at least 1")
     source = TensorSource(tensors, sha256)
-    known: dict[str, object] = {"scheme": plan.scheme.name if plan.scheme else None, "dequantized": False}
+    scheme = plan.scheme.name if plan.scheme else None
+    known: dict[str, object] = {"scheme": scheme, "bits": str(bits_of(plan)), "dequantized": False}
     known.update(facts or {})
     with loading_weights():
         if plan.scheme is None:
@@ -76,5 +78,5 @@ def build_engine(
             return EncoderEngine(plan.head, "fp32", fp32.name, model, threads, known)
         choice = choose_kernel(kernel, plan, threads)
         model = choice.kernel.load(plan, source)
-        known.update(choice.facts())
+        known.update(choice.facts(), bits_note=choice.kernel.bits_note(plan))
     return EncoderEngine(plan.head, "int8", choice.kernel.name, model, threads, known)

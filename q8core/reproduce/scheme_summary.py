@@ -9,7 +9,7 @@ from typing import Any
 from q8core.checkpoint import Checkpoint
 from q8core.checkpoint.config import ModelConfig
 from q8core.quant import Plan, Scheme, preset
-from q8core.reproduce.bits import FLOAT_BITS, Bits, bits_of
+from q8core.quant.bits import FLOAT_BITS, Bits, bits_of
 from q8core.reproduce.claims import claim_of
 from q8core.reproduce.record import FP32, RunRecord
 from q8core.reproduce.scheme_speed import Speed

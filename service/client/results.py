@@ -67,12 +67,13 @@ class Answer:
 
 @dataclass(frozen=True)
 class Share(Generic[T]):
-    """One backend's or variant's answer, its times and its memory; ``memory_bytes`` by kind."""
+    """One backend's or variant's answer, its times and its memory; ``memory_bytes`` by kind, ``bits`` as in /info."""
 
     answer: T
     queue_ms: float
     inference_ms: float
     kernel: str
+    bits: str
     memory_bytes: Mapping[str, int]
 
 
@@ -162,6 +163,7 @@ def _comparison(body: Any, meta: Meta, build: Callable[[Any, Meta], T]) -> Compa
             float(share["queue_ms"]),
             float(share["inference_ms"]),
             share["kernel"],
+            share["bits"],
             share["memory_bytes"],
         )
         for backend, share in body["results"].items()

@@ -146,7 +146,10 @@ def load_engines(
         engines[model.lane(backend)] = engine
         facts = engine.describe()
         log.info(
-            "%s on %s: %s, %s kernel (%s), %s weights, %.1f s",
-            model.task, backend, model.name, engine.kernel, facts["isa"], facts["weights_memory"], seconds,
+            "%s on %s: %s, %s kernel (%s), %s bits, %s weights, %.1f s",
+            model.task, backend, model.name, engine.kernel,
+            facts["isa"], facts["bits"], facts["weights_memory"], seconds,
         )  # fmt: skip
+        if facts.get("bits_note"):
+            log.info("%s on %s: %s", model.name, backend, facts["bits_note"])
     return engines

@@ -60,6 +60,7 @@ def describe_model(model: Model) -> dict[str, Any]:
         "problem_type": checkpoint.problem_type,
         "max_length": model.max_length,
         "scheme": checkpoint.scheme.name if checkpoint.scheme else None,
+        "bits": str(checkpoint.bits),
         "scores": manifest.scores if manifest else {},
         "training": manifest.training if manifest else {},
         "backends": {backend: _describe_engine(loaded) for backend, loaded in tuple(model.engines.items())},

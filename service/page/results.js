@@ -113,11 +113,16 @@ function drawVariant(name, found, context) {
   const colour = colourOf(name, namesOf(found));
   const card = make("article", { class: `card answer ${colour}`, "aria-label": `Answer of ${name}` });
   card.append(
-    make("div", { class: "answer-head" }, make("h3", {}, name), make("span", {}, `kernel ${results[name].kernel}`)),
+    make("div", { class: "answer-head" }, make("h3", {}, name), make("span", {}, engineWords(results[name]))),
     ...drawAnswer(name, found, context),
     drawCosts(name, results),
   );
   return card;
+}
+
+/** On what a variant runs. */
+export function engineWords({ bits, kernel }) {
+  return `${bits} bits, kernel ${kernel}`;
 }
 
 function drawAnswer(name, found, context) {

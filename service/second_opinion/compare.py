@@ -91,6 +91,7 @@ def _facts(loaded: LoadedEngine, share: RequestTrace) -> schemas.ShareFacts:
         "queue_ms": _ms(share.stages["queue"]),
         "inference_ms": _ms(share.stages["infer"]),
         "kernel": loaded.engine.kernel,
+        "bits": str(loaded.engine.describe()["bits"]),
         "memory_bytes": schemas.MemoryBytes(**loaded.memory_bytes),
     }
 

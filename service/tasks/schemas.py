@@ -293,6 +293,7 @@ class ShareFacts(TypedDict):
     queue_ms: float
     inference_ms: float
     kernel: str
+    bits: str
     memory_bytes: MemoryBytes
 
 
@@ -301,6 +302,7 @@ class _Share(BaseModel, Generic[AnswerT]):
     queue_ms: float = Field(description="Time in the queue, in milliseconds.")
     inference_ms: float = Field(description="From leaving the queue to the logits, in milliseconds.")
     kernel: str = Field(description="The linear kernel that ran.")
+    bits: str = Field(description="Of weights, word embeddings and activations, such as 4-8-8.")
     memory_bytes: MemoryBytes
 
 

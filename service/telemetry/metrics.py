@@ -117,7 +117,7 @@ class EngineMetrics:
         self.model_info = Gauge(
             "q8bert_model_info",
             "Always 1; the labels say what is loaded.",
-            (*one, "revision", "dtype", "kernel", "isa"),
+            (*one, "revision", "dtype", "bits", "kernel", "isa"),
             registry=r,
         )
 

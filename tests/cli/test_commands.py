@@ -73,6 +73,7 @@ def test_own_data_from_training_to_scores(run, data: Path, source: Path, tmp_pat
     assert code == 0, err
     card = json.loads(out)
     assert (card["kind"], card["labels"], card["scheme"]) == ("int8", ["blame", "praise"], "q8bert")
+    assert (card["bits"], card["here"]["bits"]) == ("8-8-8", "8-8-8")
     assert card["training"]["base_record"]["scores"] == {"accuracy": 1.0}
     assert "model.safetensors" not in card["files"]
     here = card["here"]

@@ -53,7 +53,7 @@ ENGINE_ROOMS = (
 QUANT_ROOMS = (
     ("__init__",),
     ("dequantized", "qat"),
-    ("weights",),
+    ("bits", "weights"),
     ("plan", "rules"),
     ("codes", "ops", "schemes"),
     ("quantizer",),

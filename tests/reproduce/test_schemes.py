@@ -1,4 +1,4 @@
-"""Tables of schemes from records made by hand: bits, sizes, scores, times and claims."""
+"""Tables of schemes from records made by hand: sizes, scores, times and claims."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import pytest
 from q8core.bench.environment import environment
 from q8core.checkpoint.config import ModelConfig, read_config
 from q8core.errors import InputError
-from q8core.quant import PRESETS, Plan, find_scheme
-from q8core.reproduce.bits import bits_of
+from q8core.quant import PRESETS
 from q8core.reproduce.claims import CLAIMS, claim_of
 from q8core.reproduce.record import FP32, RunRecord, check_same
 from q8core.reproduce.scheme_plot import draw_schemes
@@ -25,31 +24,6 @@ from tests.training.test_qat import quantize_tiny
 @pytest.fixture
 def config(tiny_classifier: Path) -> ModelConfig:
     return read_config(tiny_classifier)
-
-
-def scheme_file(folder: Path, text: str, name: str = "own") -> str:
-    (folder / f"{name}.toml").write_text(f'base = "q8bert"\n{text}')
-    return str(folder / f"{name}.toml")
-
-
-@pytest.mark.parametrize(
-    ("text", "bits"),
-    [
-        ("", "8-8-8"),
-        ("linears.weight = { bits = 4 }\ntables.weight = { bits = 2 }\n", "4-2-8"),
-        ('slots.word_embeddings = "float"\n', "8-32-8"),
-        ('slots.head_output = "float"\n', "8-8-8"),
-        # 32x32 four times and 32x64 twice a layer: half of the weights are the FFN's
-        ('overrides."*.ffn_*".weight.bits = 4\n', "6-8-8, mixed"),
-        ('overrides."layers.0.ffn_in".weight.bits = 2\n', "7.2-8-8, mixed"),
-        ('overrides."layers.0.*" = "float"\noverrides."layers.1.*".weight.bits = 3\n', "17.5-8-20, mixed"),
-    ],
-)
-def test_bits_are_of_weights_embeddings_and_activations(
-    text: str, bits: str, tmp_path: Path, config: ModelConfig
-) -> None:
-    scheme = find_scheme(scheme_file(tmp_path, text))
-    assert str(bits_of(Plan.of(config.spec, config.head("classify"), scheme))) == bits
 
 
 def made(seed: int, scheme: str | None, score: float, size: int = 0) -> RunRecord:

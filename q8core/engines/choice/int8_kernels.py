@@ -22,6 +22,7 @@ from q8core.engines.tensors.site_tensors import LinearTensors
 from q8core.engines.tensors.source import TensorSource
 from q8core.errors import EngineError
 from q8core.native import load_library, variants
+from q8core.quant.bits import packed_bits
 from q8core.quant.codes import Codebook, is_packed
 from q8core.quant.plan import Plan
 from q8core.quant.quantizer import Grid
@@ -47,6 +48,10 @@ class Int8Kernel(Protocol):
 
     def refused(self, plan: Plan) -> str | None:
         """Return why the kernel does not compute this plan, or None if it does."""
+        ...
+
+    def bits_note(self, plan: Plan) -> str | None:
+        """Return which of the plan's weights take more bits in memory than in the checkpoint, or None if none do."""
         ...
 
     def load(self, plan: Plan, source: TensorSource) -> Forward:
@@ -83,6 +88,10 @@ class Native:
     def refused(self, plan: Plan) -> str | None:
         """Return None if the library computes this plan, else why not; also if sums of its packed weights are wrong."""
         return refused(plan) or next(filter(None, (_wrong_sums(self.variant, *each) for each in _packed(plan))), None)
+
+    def bits_note(self, plan: Plan) -> str | None:
+        """Return a note on linear weights of 3 bits: unpacking those of 4 takes no more time."""
+        return "linear weights of 3 bits, held as 4" if 3 in packed_bits(plan, "linear") else None
 
     def load(self, plan: Plan, source: TensorSource) -> Forward:
         """Map a checkpoint's packed tensors, or pack them."""

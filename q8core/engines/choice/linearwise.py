@@ -16,6 +16,7 @@ from q8core.engines.kernels.split import SplitKernel
 from q8core.engines.loaders.int8 import load_int8
 from q8core.engines.tensors.source import TensorSource
 from q8core.errors import EngineError
+from q8core.quant.bits import packed_bits
 from q8core.quant.plan import Plan
 
 _LINEAR_KERNELS: dict[str, Callable[[], LinearKernel]] = {"fbgemm": FbgemmKernel, "onednn": OnednnKernel}
@@ -49,6 +50,11 @@ class Linearwise:
     def refused(self, plan: Plan) -> str | None:
         """Return None: every scheme is computed."""
         return None
+
+    def bits_note(self, plan: Plan) -> str | None:
+        """Return a note on packed weights: torch's operators take a byte for each."""
+        found = " and ".join(str(bits) for bits in packed_bits(plan, "linear", "table"))
+        return f"weights of {found} bits, held as int8" if found else None
 
     def load(self, plan: Plan, source: TensorSource) -> Forward:
         """Pack a checkpoint's tensors."""

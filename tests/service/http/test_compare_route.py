@@ -75,8 +75,9 @@ def test_times_kernels_and_memory_of_each_backend(client: TestClient) -> None:
     info = client.get("/info").json()["models"]["tiny-classify"]["backends"]
     for backend in BACKENDS:
         facts = results[backend]
-        assert set(facts) == {"answer", "queue_ms", "inference_ms", "kernel", "memory_bytes"}
+        assert set(facts) == {"answer", "queue_ms", "inference_ms", "kernel", "bits", "memory_bytes"}
         assert facts["kernel"] == info[backend]["kernel"]
+        assert facts["bits"] == info[backend]["bits"]
         assert facts["memory_bytes"] == info[backend]["memory_bytes"]
         assert facts["queue_ms"] >= 0
         assert facts["inference_ms"] > 0

@@ -46,5 +46,8 @@ def test_docs_and_info(client: TestClient) -> None:
     int8 = info["models"]["tiny-classify"]["backends"]["int8"]
     assert (int8["kernel"], int8["kernel_choice"], int8["kernel_microseconds"]) == ("fbgemm", "given", {})
     assert (int8["weights_memory"], int8["weights_note"]) == ("private", "torch packs them for each process")
+    assert (int8["bits"], int8["bits_note"]) == ("8-8-8", None)
+    assert (info["models"]["tiny-classify"]["bits"], info["models"]["tiny-qa"]["bits"]) == ("8-8-8", "8-8-8")
+    assert info["models"]["tiny-classify"]["backends"]["fp32"]["bits"] == "32-32-32"
     assert info["limits"]["payload_limit"] == 200_000
     assert info["state"] == "ready"

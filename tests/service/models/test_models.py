@@ -163,6 +163,6 @@ def test_info_and_metrics_tell_the_models_apart(client: TestClient) -> None:
     text = client.get("/metrics").text
     for name in facts:
         assert text.count(f'q8bert_model_memory_bytes{{backend="int8",kind="weights",model="{name}"') == 1
-        assert text.count('q8bert_model_info{backend="int8",dtype="int8",isa=') == 3
+        assert text.count('q8bert_model_info{backend="int8",bits="8-8-8",dtype="int8",isa=') == 3
     # requests and times add up per task and backend
     assert text.count('q8bert_request_duration_seconds_count{backend="int8",task="classify"}') == 1

@@ -65,7 +65,7 @@ def test_enter_shows_both_answers_and_then_the_charts(browser: Browser) -> None:
     browser.wait(COMPARED)
     assert texts(browser, ".answer h3") == ["fp32", "int8"]
     assert len(texts(browser, ".answer .rows:not(.costs) .row")) == 6  # three labels each
-    assert "kernel fbgemm" in texts(browser, ".answer-head span")
+    assert "8-8-8 bits, kernel fbgemm" in texts(browser, ".answer-head span")
     assert texts(browser, "#summary")[0].startswith(("Both say", "They differ"))
     assert len(texts(browser, "#facts li")) == 3
     widths = browser.run("[...document.querySelectorAll('.bar i')].map((e) => parseFloat(e.style.width))")

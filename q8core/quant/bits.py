@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from q8core.quant import Plan
+from q8core.model.sites import SiteKind
+from q8core.quant.codes import is_packed
+from q8core.quant.plan import Plan
 
 FLOAT_BITS = 32
 
@@ -46,6 +48,12 @@ def bits_of(plan: Plan) -> Bits:
         _mean(inputs, sizes),
         len(set(weights)) > 1 or len(set(inputs)) > 1,
     )
+
+
+def packed_bits(plan: Plan, *kinds: SiteKind) -> list[int]:
+    """Return the different bits of the weights of these kinds of site that are stored as packed codes."""
+    weights = [site.weight for site in plan.sites.values() if site.site.kind in kinds]
+    return sorted({weight.bits for weight in weights if weight is not None and is_packed(weight.bits)})
 
 
 def _mean(values: Sequence[int], sizes: Sequence[int]) -> float:
