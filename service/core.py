@@ -68,10 +68,9 @@ class Service:
             idle=lambda: self.pipeline.in_flight.count() == 0,
             with_texts=settings.shadow_texts,
         )
-        models = tuple(registry.models.values())
-        for model in models:
-            self.shadow.begin(model.loaded, model.revision)
-        self.cascade = Cascade.read(settings.cascade, models) if settings.cascade else Cascade()
+        self.cascade = Cascade.read(settings.cascade, registry) if settings.cascade else Cascade(registry)
+        for model in registry.models.values():
+            self._begin(model)
         self.pipeline = Pipeline(
             settings, registry, self.queue, self.lifecycle, self.metrics, self.shadow, self.cascade
         )
@@ -126,7 +125,14 @@ class Service:
         self.throughput.add(lanes)
         self.worker.add_engines(engines)
         self.queue.add_lanes(lanes)
+        self._begin(model)
+
+    def _begin(self, model: Model) -> None:
+        """Begin to count how well a model agrees with others, and what becomes of its answers."""
         self.shadow.begin(model.loaded, model.revision)
+        if self.cascade.of(model) is not None:
+            second = self.cascade.served_second(model)
+            self.metrics.cascade.begin(model.loaded, second and second.name)
 
     def _start_up(self, check_stop: Callable[[], None]) -> Mapping[Lane, Infers]:
         self.lifecycle.advance(State.WARMING)
@@ -165,6 +171,7 @@ class Service:
     def hide(self, model: Model) -> None:
         """Remove a model's engines from the metrics, and forget how well they agree."""
         self.shadow.end(model.loaded)
+        self.metrics.cascade.end(model.loaded)
         metrics = self.metrics.engines
         for backend, loaded in model.engines.items():
             labels = (model.task, backend, model.name)

@@ -13,7 +13,7 @@ ServiceError
  ├── BodyTooSlow        the body did not arrive in time
  ├── EncodedBody        the body is compressed
  ├── PathNotAllowed     a model outside the folders that may be loaded from
- ├── ModelConflict      another model is being loaded, or the name belongs to another task
+ ├── ModelConflict      another model is being loaded, the name belongs to another task, or others need the model
  ├── ModelRejected      the new checkpoint is damaged or fails its self-test; the old one keeps serving
  ├── BodyTooLarge       more bytes than the payload limit
  ├── TooManyTokens      one request alone exceeds the queue
@@ -96,7 +96,7 @@ class PathNotAllowed(ServiceError):
 
 
 class ModelConflict(ServiceError):
-    """Raised when a load conflicts with a loaded model or with another load."""
+    """Raised when a load conflicts with a loaded model or another load, and for unloading a model that others need."""
 
 
 class ModelRejected(ServiceError):
@@ -194,7 +194,9 @@ ERROR_KINDS: Mapping[type[Exception], ErrorKind] = {
 
 ADMIN_KINDS: Mapping[type[Exception], ErrorKind] = {
     PathNotAllowed: ErrorKind(403, "path_not_allowed", "the path is in no folder of --model-root"),
-    ModelConflict: ErrorKind(409, "model_conflict", "another model is being loaded, or the name has another task"),
+    ModelConflict: ErrorKind(
+        409, "model_conflict", "another model is being loaded, the name has another task, or another model needs it"
+    ),
     ModelRejected: ErrorKind(422, "model_rejected", "the checkpoint is damaged or fails its self-test"),
 }
 """More rows, for the routes under /admin only."""

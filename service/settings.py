@@ -104,7 +104,7 @@ class Settings(BaseSettings):
     cascade: Path | None = Field(
         default=None,
         description="File of thresholds for backend=auto, from `q8bert compare --target-agreement`: int8 answers "
-        "first, fp32 where int8 is not sure.",
+        "first, fp32, or the model that the file names, where int8 is not sure.",
     )
     payload_limit: int = Field(default=2_000_000, ge=1, description="Largest request body in bytes.")
     body_timeout_s: float = Field(
@@ -187,9 +187,8 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _both_where_needed(self) -> Settings:
-        for name, wanted in (("shadow_rate", self.shadow_rate > 0), ("cascade", self.cascade is not None)):
-            if wanted and len(self.backends) < 2:
-                raise ValueError(f"{name} needs the backends fp32 and int8; backends is {','.join(self.backends)}")
+        if self.shadow_rate > 0 and len(self.backends) < 2:
+            raise ValueError(f"shadow_rate needs the backends fp32 and int8; backends is {','.join(self.backends)}")
         return self
 
     @model_validator(mode="after")

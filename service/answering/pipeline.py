@@ -19,7 +19,7 @@ from service.models.model import Model
 from service.models.registry import ModelRegistry
 from service.models.variant import Variant, check_backend, find_variant
 from service.queueing.batcher import BatchQueue
-from service.second_opinion.cascade import FIRST, Cascade
+from service.second_opinion.cascade import Cascade
 from service.second_opinion.compare import (
     BACKENDS,
     FLOAT,
@@ -146,7 +146,7 @@ class Pipeline:
         asked = body if body is not None else header
         backend = self._settings.chosen_default if asked is None else asked
         if backend == AUTO:
-            self._cascade.check(model)
+            self._cascade.second(model)  # refuses what has none
         else:
             check_backend(self._registry, backend)
         trace.backend, trace.model = backend, model.name
@@ -170,5 +170,6 @@ class Pipeline:
 
     async def _run(self, trace: RequestTrace, work: Work[T], route: Route) -> T:
         """Answer as the route says."""
-        policy = self._cascaded if route.backend == AUTO else self._one
-        return await policy.answer(trace, work, FIRST if route.backend == AUTO else route.backend)
+        if route.backend == AUTO:
+            return await self._cascaded.answer(trace, work)
+        return await self._one.answer(trace, work, route.backend)

@@ -1,22 +1,23 @@
-"""Which backends answer a request: the one it asks for, int8 with fp32 where it is not sure, or two variants."""
+"""Which variants answer a request: the one it asks for, int8 with a second where it is not sure, or any two."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import accumulate, count
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from q8core.arrays import Logits
+from q8core.errors import InputError
 from service.answering.steps import Steps
+from service.errors import BadInput, InputTooLong, TooManyTokens
 from service.models.registry import ModelRegistry
 from service.models.variant import Variant
-from service.second_opinion.cascade import FIRST, SECOND, Cascade
+from service.second_opinion.cascade import FIRST, Cascade
 from service.second_opinion.compare import Answered, Pair
 from service.second_opinion.shadow import Sample, Shadow
 from service.tasks.encoding import EncodedRequest
-from service.tasks.verdict import compare_verdicts
+from service.tasks.verdict import Verdict, compare_verdicts
 from service.tasks.work import Work
 from service.telemetry.cascade_metrics import CHANGED, CONFIRMED, KEPT, CascadeMetrics
 from service.telemetry.trace import RequestTrace
@@ -44,60 +45,105 @@ class OneBackend:
         with self._registry.in_use(work.model), steps.in_flight.track(trace):
             encoded = await steps.encode(trace, work, lane, deadline)
             logits = await steps.compute(trace, encoded, lane, deadline)
-            surer = await self._reconsider(trace, work, encoded, logits, deadline)
-            answer = await steps.finish(trace, work, surer)
+            answer = await steps.finish(trace, work, logits)
         self._shadow.offer(Sample(trace.request_id, work, encoded.items, lane, logits))
         return answer
 
-    async def _reconsider(
-        self, trace: RequestTrace, work: Work[T], encoded: EncodedRequest, logits: list[Logits], deadline: float
-    ) -> list[Logits]:
-        """Return the logits to answer with: here, those of the one backend."""
-        return logits
 
-
-class Cascaded(OneBackend):
-    """int8 answers first, and fp32 again where int8 is not sure: ``backend=auto``.
+class Cascaded:
+    """int8 answers first, and a second variant again where int8 is not sure: ``backend=auto``.
 
     Args:
-        steps: as `OneBackend`.
-        registry: as `OneBackend`.
-        shadow: as `OneBackend`.
-        cascade: says where int8 is not sure.
-        metrics: counts the results of asking fp32.
+        steps: the steps of each request.
+        registry: keeps both models loaded while a request may need them.
+        shadow: samples the answered requests, with int8's answers.
+        cascade: says where int8 is not sure, and who is asked then.
+        metrics: counts the results of asking.
     """
 
     def __init__(
         self, steps: Steps, registry: ModelRegistry, shadow: Shadow, cascade: Cascade, metrics: CascadeMetrics
     ) -> None:
-        super().__init__(steps, registry, shadow)
+        self._steps = steps
+        self._registry = registry
+        self._shadow = shadow
         self._cascade = cascade
         self._metrics = metrics
 
-    async def _reconsider(
-        self, trace: RequestTrace, work: Work[T], encoded: EncodedRequest, logits: list[Logits], deadline: float
-    ) -> list[Logits]:
-        """Ask fp32 about the inputs of which int8 is not sure; return the logits to answer with, in input order."""
-        verdicts = await self._steps.in_threads(trace, work, partial(work.verdicts, logits))
-        weak = self._cascade.weak(work.model, verdicts)
-        trace.answered_by, trace.escalated = SECOND if weak else FIRST, len(weak)
-        counted = self._metrics.inputs.labels
-        counted(work.task, KEPT).inc(len(verdicts) - len(weak))
-        if not weak:
-            return logits
-        ends = list(accumulate(work.sequences()))
-        again = [n for place in weak for n in range(ends[place] - work.sequences()[place], ends[place])]
-        second = trace.part()
-        items = [encoded.items[n] for n in again]
-        logits_again = await self._steps.infer(work.model.lane(SECOND), items, deadline, second)
-        found = dict(zip(again, logits_again, strict=True))
-        trace.close_share(second)
-        merged = [found.get(n, row) for n, row in enumerate(logits)]
-        surer = await self._steps.in_threads(trace, work, partial(work.verdicts, merged))
-        for place in weak:
-            same = compare_verdicts(surer[place], verdicts[place]).agree
-            counted(work.task, CONFIRMED if same else CHANGED).inc()
-        return merged
+    async def answer(self, trace: RequestTrace, work: Work[T]) -> T:
+        """Answer a request.
+
+        Raises:
+            UnknownBackend: the model has no threshold, or the second variant is not served.
+        """
+        steps, lane, deadline = self._steps, work.model.lane(FIRST), self._steps.deadline(trace)
+        second = self._cascade.second(work.model)
+        with ExitStack() as held:
+            for model in (work.model, second.model):
+                held.enter_context(self._registry.in_use(model))
+            held.enter_context(steps.in_flight.track(trace))
+            encoded = await steps.encode(trace, work, lane, deadline)
+            logits = await steps.compute(trace, encoded, lane, deadline)
+            verdicts = await steps.in_threads(trace, work, partial(work.verdicts, logits))
+            weak = self._cascade.weak(work.model, verdicts)
+            trace.answered_by, trace.escalated = second.shown_as if weak else FIRST, len(weak)
+            self._metrics.count(work.model.loaded, second.name, KEPT, len(verdicts) - len(weak))
+            instead: dict[int, Any] = {}
+            if weak:
+                again = await self._ask(trace, work, encoded, second, weak, deadline)
+                for place, verdict in zip(weak, again.verdicts, strict=True):
+                    same = compare_verdicts(verdict, verdicts[place]).agree
+                    self._metrics.count(work.model.loaded, second.name, CONFIRMED if same else CHANGED)
+                instead = dict(zip(weak, again.answers, strict=True))
+            answer = await steps.finish(trace, work, logits, instead)
+        self._shadow.offer(Sample(trace.request_id, work, encoded.items, lane, logits))
+        return answer
+
+    async def _ask(
+        self,
+        trace: RequestTrace,
+        work: Work[T],
+        encoded: EncodedRequest,
+        second: Variant,
+        weak: Sequence[int],
+        deadline: float,
+    ) -> _Again:
+        """Ask the second variant about some of the inputs, which another model reads with a tokenizer of its own."""
+        steps = self._steps
+        if second.model is work.model:
+            again, ends = work.again(work.model, weak), list(accumulate(work.sequences()))
+            places = [n for place in weak for n in range(ends[place] - work.sequences()[place], ends[place])]
+            items = [encoded.items[n] for n in places]
+        else:
+            with _named(second), trace.stage("tokenize"):
+                again = work.again(second.model, weak)
+                found = await steps.in_threads(trace, again, again.encode)
+            items = found.items
+            if found.truncated:
+                second.model.note_cut()
+                trace.truncated = max(trace.truncated or 0, found.truncated)
+        share = trace.part()
+        logits = await steps.infer(second.lane, items, deadline, share)
+        trace.close_share(share)
+        return await steps.in_threads(trace, again, lambda: _Again(again.verdicts(logits), again.answers(logits)))
+
+
+class _Again(NamedTuple):
+    """What the second variant says about the inputs that it was asked about."""
+
+    verdicts: list[Verdict]
+    answers: list[Any]
+
+
+@contextmanager
+def _named(second: Variant) -> Generator[None]:
+    """Name the variant in errors about what its model cannot read; the client may have asked for another one."""
+    try:
+        yield
+    except (BadInput, InputTooLong, TooManyTokens) as error:
+        raise type(error)(f"{second.shown_as}, which answers again: {error}") from error
+    except InputError as error:
+        raise BadInput(f"{second.shown_as}, which answers again: {error}") from error
 
 
 class TwoVariants:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
-from functools import cache, partial
+from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any, TypeVar
 
 from q8core.arrays import Logits
@@ -82,10 +82,19 @@ class Steps:
             self._qa_windows(lane.backend).observe(encoded.windows)
         return await self.infer(lane, encoded.items, deadline, trace)
 
-    async def finish(self, trace: RequestTrace, work: Work[T], logits: list[Logits]) -> T:
-        """Turn the logits into the answer."""
+    async def finish(
+        self, trace: RequestTrace, work: Work[T], logits: list[Logits], instead: Mapping[int, Any] | None = None
+    ) -> T:
+        """Turn the logits into the answer, with others' answers `instead` of its own to the inputs at their places."""
+
+        def finished() -> T:
+            answers = work.answers(logits)
+            for place, other in (instead or {}).items():
+                answers[place] = other
+            return work.join(answers)
+
         with trace.stage("postprocess"):
-            return await self.in_threads(trace, work, partial(work.finish, logits))
+            return await self.in_threads(trace, work, finished)
 
     async def in_threads(self, trace: RequestTrace, work: Work[Any], step: Callable[[], T]) -> T:
         """Run a step on the event loop or a thread, by the length of the texts; raise if the client has left."""

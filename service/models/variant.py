@@ -27,6 +27,11 @@ class Variant:
     shown_as: str
 
     @property
+    def name(self) -> str:
+        """``MODEL@BACKEND``."""
+        return f"{self.model.name}{SEPARATOR}{self.backend}"
+
+    @property
     def lane(self) -> Lane:
         """The lane of its engine."""
         return self.model.lane(self.backend)

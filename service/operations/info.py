@@ -33,7 +33,7 @@ def describe_service(service: Service) -> dict[str, Any]:
             "request_timeout_s": settings.request_timeout_s,
             "payload_limit": settings.payload_limit,
         },
-        "cascade": {one.task: asdict(one) for one in service.cascade.calibrations},
+        "cascade": _describe_cascade(service),
         "shadow": {
             "rate": service.shadow.rate,
             "texts": service.shadow.with_texts,
@@ -47,6 +47,17 @@ def describe_service(service: Service) -> dict[str, Any]:
             **{name: version(name) for name in ("torch", "transformers", "tokenizers", "fastapi")},
         },
     }
+
+
+def _describe_cascade(service: Service) -> dict[str, Any]:
+    """Return each served model's threshold, and the variant that answers again; null: it is not served any more."""
+    found: dict[str, Any] = {}
+    for model in service.registry.models.values():
+        one = service.cascade.of(model)
+        if one is not None:
+            second = service.cascade.served_second(model)
+            found[model.name] = {**asdict(one), "second": second and second.name}
+    return found
 
 
 def describe_model(model: Model) -> dict[str, Any]:

@@ -116,10 +116,16 @@ class ModelAdmin:
 
         Raises:
             UnknownModel: no model has this name.
+            ModelConflict: it answers again what another one is not sure of.
         """
         registry = self._service.registry
         known = registry.models.get(name)
         if known is not None:
+            users = self._service.cascade.users(known)
+            if users:
+                raise ModelConflict(
+                    f"{name!r} answers again what {', '.join(users)} is not sure of (--cascade); unload that first"
+                )
             self._service.hide(known)
         return registry.remove(name)
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -49,6 +50,14 @@ class BodyWords:
     inputs: str = "inputs"
     truncate: str = "parameters.truncation to true"
     """How to allow truncation, worded to follow "set"."""
+    places: Sequence[int] | None = None
+    """The indices that the inputs have in the body; None: all are here."""
+
+    def of(self, place: int, *, listed: bool) -> str:
+        """Return the name of one input, by its index in a body that has one or a list of them."""
+        if self.places is not None:
+            return f"{self.inputs}[{self.places[place]}]"
+        return f"{self.inputs}[{place}]" if listed else self.inputs
 
 
 OWN_WORDS = BodyWords()
@@ -89,6 +98,7 @@ class ClassifyWork:
         self._items = items
         self._parameters = parameters
         self._words = words
+        self._cut = cut
         self.task = model.checkpoint.task
         self.model = model
         self.inputs = len(items)
@@ -120,11 +130,22 @@ class ClassifyWork:
                     raise self._too_long(place, limit)
         return EncodedRequest([_work_item(one) for one in encoded], sum(one.truncated for one in encoded))
 
-    def finish(self, logits: list[Logits]) -> schemas.ClassifyResponse:
+    def answers(self, logits: list[Logits]) -> list[list[schemas.LabelScore]]:
         """Turn each row of logits, shape ``(labels,)``, into scored labels."""
         function = self._parameters.function_to_apply or default_function(self._model)
         labels, top_k = self._model.checkpoint.labels, self._parameters.top_k
         return postprocess(_rows(logits), labels, function, top_k)
+
+    def join(self, answers: list[Any]) -> schemas.ClassifyResponse:
+        """Return the answers, which are a list for a single text, too."""
+        return answers
+
+    def again(self, model: Model, places: Sequence[int]) -> ClassifyWork:
+        """Return some of the texts for a model; it is read as far as this one read them, or as far as it can."""
+        words = replace(self._words, places=places) if self.inputs > 1 else self._words
+        limit = None if self._cut.limit is None else min(self._cut.limit, model.max_length)
+        cut = replace(self._cut, limit=limit)
+        return ClassifyWork(model, [self._items[place] for place in places], self._parameters, words, cut)
 
     def verdicts(self, logits: list[Logits]) -> list[Verdict]:
         """Return all labels of each text, scored by the function of the problem that the model was trained for."""
@@ -143,7 +164,7 @@ class ClassifyWork:
     def _too_long(self, place: int, limit: int) -> InputTooLong:
         text, pair = self._items[place]
         tokens = len(encode_text(self._model.tokenizer, text, pair, max_length=2**31).input_ids)
-        name = self._words.inputs if len(self._items) == 1 else f"{self._words.inputs}[{place}]"
+        name = self._words.of(place, listed=len(self._items) > 1)
         return InputTooLong(
             f"{name} has {tokens} tokens, {self._model.limit_text}; shorten it or set {self._words.truncate}"
         )
@@ -158,6 +179,7 @@ class QAWork:
         parameters: how to cut windows and search spans.
         listed: whether the client sent a list, and so gets a list.
         max_tokens: limit on the tokens of all windows; more are refused before any window is built.
+        words: the names of the inputs, for error messages.
 
     Raises:
         BadInput: the window is larger than the model takes.
@@ -172,6 +194,7 @@ class QAWork:
         *,
         listed: bool,
         max_tokens: int,
+        words: BodyWords = OWN_WORDS,
     ) -> None:
         model.checkpoint.check_pairs(model.tokenizer)
         self._specials = sequence_template(model.tokenizer).layout(pair=True).specials
@@ -185,6 +208,7 @@ class QAWork:
         self._items = items
         self._parameters = parameters
         self._listed = listed
+        self._words = words
         self._max_tokens = max_tokens
         self._windows: list[list[Window]] = []
         self.task = model.checkpoint.task
@@ -222,13 +246,23 @@ class QAWork:
         flat = [_work_item(window) for own in self._windows for window in own]
         return EncodedRequest(flat, truncated, len(flat))
 
-    def finish(self, logits: list[Logits]) -> schemas.QAResponse:
+    def answers(self, logits: list[Logits]) -> list[list[schemas.AnswerSpan]]:
         """Find the answers in each context from the logits of its windows, each of shape ``(length, 2)``."""
-        found = self._search_all(logits, self._parameters.top_k)
-        if self._parameters.top_k > 1:
-            return found if self._listed else found[0]
-        best = [spans[0] for spans in found]
-        return best if self._listed else best[0]
+        return self._search_all(logits, self._parameters.top_k)
+
+    def join(self, answers: list[Any]) -> schemas.QAResponse:
+        """Return a list for a list of questions, and the best span or a list of `top_k` for each."""
+        found = answers if self._parameters.top_k > 1 else [spans[0] for spans in answers]
+        return found if self._listed else found[0]
+
+    def again(self, model: Model, places: Sequence[int]) -> QAWork:
+        """Return some of the questions for a model, with the windows of this work if it is the same model."""
+        words = replace(self._words, places=places) if self._listed else self._words
+        items, most = [self._items[place] for place in places], self._max_tokens
+        found = QAWork(model, items, self._parameters, listed=self._listed, max_tokens=most, words=words)
+        if model is self._model:
+            found._windows = [self._windows[place] for place in places]
+        return found
 
     def verdicts(self, logits: list[Logits]) -> list[Verdict]:
         """Return the two best spans for each question."""
@@ -253,7 +287,8 @@ class QAWork:
                 max_question_len=self._parameters.max_question_len,
             )
         except InputError as error:
-            raise BadInput(f"inputs[{place}]: {error}" if self._listed else str(error)) from error
+            named = f"{self._words.of(place, listed=True)}: {error}" if self._listed else str(error)
+            raise BadInput(named) from error
 
     def _expected_tokens(self, item: schemas.QAInput, allowed: int) -> int:
         """Return an upper bound on the tokens of all windows; tokenize, to be exact, only if it would be too large.

@@ -117,7 +117,7 @@ class ClassifyRequest(StrictModel):
     options: HostedOptions | None = Field(default=None, description=_OPTIONS)
     backend: Text | None = Field(
         default=None,
-        description="fp32, int8, or auto (int8, and fp32 where int8 is not sure: --cascade); default: the server's.",
+        description="fp32, int8, or auto (int8, and what --cascade says where int8 is unsure); default: the server's.",
     )
     model: Text | None = Field(default=None, description=_MODEL)
 
@@ -190,7 +190,7 @@ class QARequest(StrictModel):
     options: HostedOptions | None = Field(default=None, description=_OPTIONS)
     backend: Text | None = Field(
         default=None,
-        description="fp32, int8, or auto (int8, and fp32 where int8 is not sure: --cascade); default: the server's.",
+        description="fp32, int8, or auto (int8, and what --cascade says where int8 is unsure); default: the server's.",
     )
     model: Text | None = Field(default=None, description=_MODEL)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from q8core.arrays import Logits
 from service.tasks.verdict import Verdict
@@ -46,8 +46,22 @@ class Work(Protocol[T_co]):
         """Turn texts into sequences."""
         ...
 
-    def finish(self, logits: list[Logits]) -> T_co:
-        """Turn the sequences' logits into the answer; may be called for several backends' logits."""
+    def answers(self, logits: list[Logits]) -> list[Any]:
+        """Return the answer to each input from the sequences' logits; may be called for several backends' logits."""
+        ...
+
+    def join(self, answers: list[Any]) -> T_co:
+        """Return the answer to the request from those to its inputs, each from this work or one of `again`."""
+        ...
+
+    def again(self, model: Model, places: Sequence[int]) -> Work[T_co]:
+        """Return the same question about some of the inputs for a model of this task.
+
+        For the model of this work, which has encoded them, it is encoded already.
+
+        Raises:
+            BadInput, InputError: the other model cannot be asked this.
+        """
         ...
 
     def verdicts(self, logits: list[Logits]) -> list[Verdict]:

@@ -1,9 +1,9 @@
 """All Prometheus metrics of the service, created together on a registry of their own.
 
 All label values are known at start, so all series exist from the first scrape, at zero. Gauges read their values at
-scrape time, instead of being counted up and down. Only metrics of one engine (memory, self-test, up, info) and of how
-far a model's two engines agree have the label ``model``: requests and times of several models of a task are summed. The
-series of a model disappear with it.
+scrape time, instead of being counted up and down. Only metrics of one engine (memory, self-test, up, info), of how far
+a model's two engines agree and of ``backend=auto`` have the label ``model``: requests and times of several models of a
+task are summed. The series of a model disappear with it.
 """
 
 from __future__ import annotations
@@ -174,7 +174,6 @@ def create_children(metrics: ServiceMetrics, lanes: Sequence[Lane], *, auto: boo
     if auto:
         _create_auto_children(metrics.requests, tasks)
     _create_engine_children(metrics.engines, lanes)
-    metrics.cascade.create_children(tasks)
 
 
 def _create_request_children(requests: RequestMetrics, lanes: Sequence[Lane]) -> None:

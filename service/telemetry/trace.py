@@ -44,9 +44,9 @@ class RequestTrace:
     full_at: int | None = None
     """How often anything had left the queue when it had no room for this request; None if it had room."""
     answered_by: str | None = None
-    """The backend that gave the answer, if ``backend`` leaves the choice to the service."""
+    """The backend that gave the answer, or another model's MODEL@BACKEND, if ``backend`` leaves that to the service."""
     escalated: int | None = None
-    """How many inputs fp32 answered again; None unless ``backend`` leaves the choice to the service."""
+    """How many inputs a second variant answered again; None unless ``backend`` leaves the choice to the service."""
     shares: list[RequestTrace] = field(default_factory=lambda: list["RequestTrace"]())
     """For a request that two variants answer: one trace for each that has begun."""
 
@@ -96,9 +96,9 @@ class RequestTrace:
             timings = [b"%s;dur=%s" % (stage.encode(), milliseconds) for stage, milliseconds in shown.items()]
             values.append((b"server-timing", b", ".join(timings)))
         if self.backend != NO_BACKEND:
-            values.append((b"x-q8bert-backend", (self.answered_by or self.backend).encode()))
+            values.append((b"x-q8bert-backend", _printable(self.answered_by or self.backend)))
         if self.model is not None:
-            values.append((b"x-q8bert-model", _UNPRINTABLE.sub("?", self.model).encode()))
+            values.append((b"x-q8bert-model", _printable(self.model)))
         for name, number in (
             (b"x-compute-tokens", self.tokens),
             (b"x-q8bert-windows", self.windows),
@@ -110,7 +110,11 @@ class RequestTrace:
         return values
 
 
-# a model's name may have any character, a header may not
+def _printable(name: str) -> bytes:
+    """Return a name for a header, which may not have every character that a model's name may have."""
+    return _UNPRINTABLE.sub("?", name).encode()
+
+
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
 _STAGE_HEADERS = {
     b"x-total-time": "total",

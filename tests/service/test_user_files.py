@@ -50,7 +50,7 @@ def readers(classify_folder: Path) -> Readers:
         "loadtest --file": (BODIES, bodies),
         "loadtest --api-key-file": (f"{KEY}\n", _read_key),
         "serve --api-key-file": (f"# ours\n{KEY}\n", lambda file: vars(key_file(file))),
-        "serve --cascade": (cascade, lambda file: Cascade.read(file, [model]).calibrations),
+        "serve --cascade": (cascade, lambda file: Cascade.read(file, registry).calibrations),
     }
 
 

@@ -96,11 +96,12 @@ async def load_model(body: LoadRequest, admin: AdminDep, response: Response) -> 
     return LoadAnswer(name=swap.model.name, replaced=replaced, model=describe_model(swap.model))
 
 
-@router.delete("/{name:path}", responses=error_responses(401, 404), summary="Unload a model")
+@router.delete("/{name:path}", responses=error_responses(401, 404, 409, admin=True), summary="Unload a model")
 async def unload_model(name: str, admin: AdminDep) -> ModelList:
     """Give a model no more requests; once it has answered those it has, its memory is freed.
 
-    Unloading a task's default makes the task's next model the default; if there is none, the task answers 404.
+    Unloading a task's default makes the task's next model the default; if there is none, the task answers 404. A model
+    that answers again for another one (`--cascade`) is unloaded after that one.
     """
     return ModelList(models=[_state(admin.registry, admin.unload(name), "retiring")])
 

@@ -23,7 +23,7 @@ def test_only_what_takes_no_time_runs_on_the_event_loop(
 ) -> None:
     ran_in: dict[str, str] = {}
     loop_thread: list[str] = []
-    encode, finish, make = ClassifyWork.encode, ClassifyWork.finish, ClassifyWork.__init__
+    encode, answers, make = ClassifyWork.encode, ClassifyWork.answers, ClassifyWork.__init__
 
     def noted_init(self: ClassifyWork, *args: object) -> None:
         loop_thread.append(threading.current_thread().name)
@@ -33,14 +33,14 @@ def test_only_what_takes_no_time_runs_on_the_event_loop(
         ran_in["encode"] = threading.current_thread().name
         return encode(self)
 
-    def noted_finish(self: ClassifyWork, logits: list[object]) -> object:
-        ran_in["finish"] = threading.current_thread().name
-        return finish(self, logits)  # type: ignore[arg-type]
+    def noted_answers(self: ClassifyWork, logits: list[object]) -> object:
+        ran_in["answers"] = threading.current_thread().name
+        return answers(self, logits)  # type: ignore[arg-type]
 
     monkeypatch.setattr(ClassifyWork, "__init__", noted_init)
     monkeypatch.setattr(ClassifyWork, "encode", noted_encode)
-    monkeypatch.setattr(ClassifyWork, "finish", noted_finish)
+    monkeypatch.setattr(ClassifyWork, "answers", noted_answers)
     assert client.post("/classify", json={"inputs": inputs}).status_code == 200
     expected = loop_thread[0] if thread is None else thread
     assert {name.rpartition("_")[0] if thread else name for name in ran_in.values()} == {expected}
-    assert set(ran_in) == {"encode", "finish"}
+    assert set(ran_in) == {"encode", "answers"}

@@ -101,7 +101,7 @@ def test_every_series_exists_from_the_start() -> None:
     late = {"q8bert_model_memory_bytes", "q8bert_selftest_max_abs_diff", "q8bert_model_info"}
     late |= {"q8bert_engine_up", "q8bert_engine_last_batch_timestamp_seconds", "q8bert_requests_in_flight"}
     late |= {"q8bert_queue_requests", "q8bert_queue_tokens"}
-    late |= {"q8bert_shadow_comparisons", "q8bert_shadow_abs_diff", "q8bert_shadow_span_f1"}
+    late |= {"q8bert_escalations", "q8bert_shadow_comparisons", "q8bert_shadow_abs_diff", "q8bert_shadow_span_f1"}
     assert {name for name, found in families.items() if not found} == late
 
 

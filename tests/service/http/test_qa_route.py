@@ -94,7 +94,7 @@ def test_logits_whose_best_starts_and_ends_do_not_pair_still_answer(service: Ser
     (only,) = work.encode().items
     table = np.zeros((only.tokens, 2), np.float32)
     table[-21:-1, 0] = table[-46:-26, 1] = 30.0
-    found = work.finish([table])
+    found = work.join(work.answers([table]))
     answers = [found] if top_k == 1 else found
     assert len(answers) == top_k
     assert all(a.answer == item.context[a.start : a.end] != "" and a.score > 0 for a in answers)

@@ -21,6 +21,7 @@ from q8core.errors import EngineError
 from service.core import Service
 from service.http.app import create_app
 from service.models.registry import ModelRegistry
+from service.second_opinion.cascade import Calibration, write_calibrations
 from service.settings import Settings
 from tests.service.running import running_server, wait_until
 from tests.service.tiny_checkpoints import make_checkpoint
@@ -327,6 +328,39 @@ def test_agreement_is_a_models_own_and_ends_with_it(root: Path) -> None:
         assert served.unload("two").status_code == 200
         assert shows({"one": 1, "qa": 0})
         assert sum(shadow.dropped().values()) == 0
+
+
+def test_a_model_that_answers_again_stays_while_another_needs_it(root: Path, tmp_path: Path) -> None:
+    first, second = (ModelRegistry.open([root / name], ["int8"]).defaults["classify"] for name in ("one", "two"))
+    numbers = (2.0, 0.99, 10, 0.9, 0.99, (0.9, 1.0), 0.1)
+    file = tmp_path / "cascade.json"
+    write_calibrations(file, [Calibration("one", first.revision, "classify", *numbers, "two@fp32", second.revision)])
+    with running(root, "one", "two", "qa", cascade=file) as served:
+
+        def auto() -> httpx.Response:
+            return httpx.post(f"{served.url}/classify", json={"inputs": TEXT, "backend": "auto"}, timeout=240)
+
+        def asked() -> list[str]:
+            text = httpx.get(f"{served.url}/metrics").text
+            return re.findall(r'^q8bert_escalations_total{model="one",result="changed",second="([\w@]+)"', text, re.M)
+
+        assert auto().headers["x-q8bert-backend"] == "two@fp32"
+        assert asked() == ["two@fp32"]
+        refused = served.unload("two")
+        assert (refused.status_code, refused.json()["error_type"]) == (409, "model_conflict")
+        assert "'two' answers again what one is not sure of" in refused.json()["error"]
+        # other weights under its name
+        assert served.load(name="two", path="one").status_code == 200
+        assert (auto().status_code, auto().json()["error_type"]) == (404, "unknown_backend")
+        assert f"needs two@fp32 with revision {second.revision}" in auto().json()["error"]
+        assert httpx.get(f"{served.url}/info").json()["cascade"]["one"]["second"] is None
+        assert served.load(name="other", path="two").status_code == 201
+        assert auto().headers["x-q8bert-backend"] == "other@fp32"
+        assert asked() == ["two@fp32", "other@fp32"]
+        assert served.unload("one").status_code == 200
+        assert asked() == []
+        assert "what two is not sure of" in served.unload("other").json()["error"], "it has the weights of one"
+        assert [served.unload(name).status_code for name in ("two", "other")] == [200, 200]
 
 
 def test_a_drain_ends_a_load(root: Path) -> None:

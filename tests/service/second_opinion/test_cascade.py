@@ -95,20 +95,20 @@ def calibration(folder: Path, task: str, threshold: float) -> Calibration:
 def test_files_come_back_as_written(classify_folder: Path, qa_folder: Path, tmp_path: Path) -> None:
     written = [calibration(classify_folder, "classify", 0.1), calibration(qa_folder, "qa", math.nextafter(0.3, 1))]
     write_calibrations(tmp_path / "cascade.json", written)
-    models = tuple(open_registry(classify_folder, qa_folder).models.values())
-    assert Cascade.read(tmp_path / "cascade.json", models).calibrations == tuple(written)
+    both, one = open_registry(classify_folder, qa_folder), open_registry(classify_folder)
+    assert Cascade.read(tmp_path / "cascade.json", both).calibrations == tuple(written)
     # a server of one of the tasks takes what is its own
-    assert Cascade.read(tmp_path / "cascade.json", models[:1]).calibrations == (written[0],)
+    assert Cascade.read(tmp_path / "cascade.json", one).calibrations == (written[0],)
 
 
 def test_other_files_are_refused(classify_folder: Path, qa_folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "cascade.json"
     good = calibration(classify_folder, "classify", 0.1)
-    models = tuple(open_registry(classify_folder).models.values())
+    registry = open_registry(classify_folder)
 
     def refused(words: str) -> None:
         with pytest.raises(InputError, match=words) as error:
-            Cascade.read(file, models)
+            Cascade.read(file, registry)
         assert "cascade.json" in str(error.value)
 
     refused("cannot be read")
@@ -191,13 +191,20 @@ def best(answer: object) -> object:
     return answer["start"], answer["end"]
 
 
+def escalations(client: TestClient, task: str, model: str, second: str) -> dict[str, float]:
+    """The inputs of a model under `backend=auto`, by what came of them."""
+    labels = {"task": task, "model": model, "second": second}
+    found = samples(client)
+    return {
+        result: found["q8bert_escalations_total", tuple(sorted({**labels, "result": result}.items()))]
+        for result in ("kept", "confirmed", "changed")
+    }
+
+
 def check_metrics(client: TestClient, task: str, weak: list[bool], alone: dict[str, list[object]]) -> None:
     found = samples(client)
     changed = sum(asked and best(a) != best(b) for asked, a, b in zip(weak, alone["fp32"], alone["int8"], strict=True))
-    results = {
-        result: found["q8bert_escalations_total", (("result", result), ("task", task))]
-        for result in ("kept", "confirmed", "changed")
-    }
+    results = escalations(client, task, f"tiny-{task}", f"tiny-{task}@fp32")
     assert results == {"kept": len(weak) - sum(weak), "changed": changed, "confirmed": sum(weak) - changed}
     inferences = {b: found["q8bert_inferences_total", (("backend", b), ("task", task))] for b in ("fp32", "int8")}
     assert inferences["int8"] >= len(weak)
@@ -246,10 +253,14 @@ def test_a_threshold_for_one_task_is_none_for_the_other(classify_folder: Path, q
         assert flat(case["answers"]["int8"]) == flat(plain[0])
         assert client.post("/qa", json={"inputs": questions(), "backend": "auto"}).status_code == 404
         found = client.get("/info").json()["cascade"]
-        assert (list(found), found["classify"]["threshold"]) == (["classify"], 2.0)
+        assert (list(found), found["tiny-classify"]["threshold"]) == (["tiny-classify"], 2.0)
+        assert found["tiny-classify"]["second"] == "tiny-classify@fp32"
 
 
-@pytest.mark.parametrize("option", [{"cascade": Path("x.json")}, {"shadow_rate": 0.5}])
-def test_both_backends_are_needed(option: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=f"{next(iter(option))} needs the backends fp32 and int8"):
-        Settings(backends=("int8",), **option)  # type: ignore[arg-type]
+def test_the_backends_that_are_needed(classify_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="shadow_rate needs the backends fp32 and int8"):
+        Settings(backends=("int8",), shadow_rate=0.5)
+    write_calibrations(tmp_path / "cascade.json", [calibration(classify_folder, "classify", 0.5)])
+    for backends, words in ((("int8",), "needs fp32, too; loaded: int8"), (("fp32",), "int8 answers first")):
+        with pytest.raises(InputError, match=words):
+            Cascade.read(tmp_path / "cascade.json", open_registry(classify_folder, backends=backends))

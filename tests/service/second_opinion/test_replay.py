@@ -96,8 +96,7 @@ def test_a_threshold_for_serve(classify_folder: Path, qa_folder: Path, tmp_path:
     out = run("--file", file, *folders, "--target-agreement", 1, "--cascade", cascade, "--json", tmp_path / "out.json")
     assert "q8bert serve --cascade" in out
     assert "too few" in out
-    models = tuple(open_registry(classify_folder, qa_folder).models.values())
-    found = Cascade.read(cascade, models).calibrations
+    found = Cascade.read(cascade, open_registry(classify_folder, qa_folder)).calibrations
     assert {one.task for one in found} == {"classify", "qa"}
     assert all(one.agreement == 1 and 0 < one.threshold < 1 and one.escalated > 0 for one in found)
     offline = json.loads((tmp_path / "out.json").read_text())
