@@ -22,8 +22,8 @@ from tests.service.second_opinion.test_cascade import TEXTS, body_of, escalation
 from tests.service.tiny_checkpoints import LABELS, make_checkpoint
 
 Folders = dict[str, Path]
-THRESHOLDS = {"classify": 0.4, "qa": 0.02}
-"""Below some of the margins of the inputs here, and above others."""
+THRESHOLDS = {"classify": 0.7, "qa": 0.08}
+"""Above several of the margins of the inputs here, and below others."""
 SECONDS = {"few": "full@int8", "few-qa": "full-qa@fp32"}
 
 
@@ -78,7 +78,7 @@ def test_each_input_is_answered_by_the_model_that_is_sure(cascaded: TestClient, 
     path, body = body_of(task)
     body["parameters"] = {"top_k": top_k}
     weak = [margin < THRESHOLDS[task] for margin in margins_of(cascaded, task)]
-    assert 0 < sum(weak) < len(weak)
+    assert 1 < sum(weak) < len(weak)
     first = cascaded.post(path, json={**body, "backend": "int8"}).json()
     second = cascaded.post(path, json={**body, "model": model, "backend": backend}).json()
     before = escalations(cascaded, task, name, SECONDS[name])
