@@ -176,14 +176,6 @@ def test_a_run_compares_with_the_fastest_peer(tmp_path: Path) -> None:
     assert {load["engine"] for load in report["load_seconds"]} == set(report["peers"]) | {"int8-native"}
 
 
-@pytest.mark.usefixtures("tiny_shape")
-def test_the_memory_of_a_peer(tmp_path: Path) -> None:
-    report = run("--memory", "--engine", "torch-int8-dynamic", "--json", str(tmp_path / "memory.json"))
-    (row,) = report["memory"]["bert-base"]
-    assert row["engine"] == "torch-int8-dynamic"
-    assert row["loaded_rss"] > 0
-
-
 def test_peers_have_no_checkpoint() -> None:
     result = CliRunner().invoke(app, ["bench", "--memory", "--checkpoint", "x", "--engine", "torch-int8-dynamic"])
     assert "are measured on random weights" in str(result.exception)

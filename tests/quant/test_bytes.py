@@ -31,6 +31,7 @@ REST = OTHERS + 8 * ROWS + 4 * (30522 + 512) + 4 * LAYERS * 4 * WIDTH
         ("kdlsq-2", 2, 2),
         ("ternary", 2, 2),
         ("binary", 1, 1),
+        ("qbert-mp", 3, 8),
         ("mkq", 6, 8),
     ],
 )

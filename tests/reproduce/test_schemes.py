@@ -77,9 +77,10 @@ def test_errors_are_listed_and_what_is_not_measured_is_said(config: ModelConfig)
 def test_bits_that_a_model_chose_are_those_of_its_checkpoint(
     tiny_classifier: Path, tmp_path: Path, config: ModelConfig
 ) -> None:
-    chosen = scheme_file(tmp_path, 'overrides."*.ffn_*".weight.bits = 4\n')
+    chosen = tmp_path / "chosen.toml"
+    chosen.write_text('base = "q8bert"\noverrides."*.ffn_*".weight.bits = 4\n')
     record = replace(made(1, "qbert-mp", 0.89, 1000), folder=tmp_path / "schemes" / "qbert-mp")
-    quantize_tiny(tiny_classifier, record.checkpoint, chosen)
+    quantize_tiny(tiny_classifier, record.checkpoint, str(chosen))
     line = scheme_lines("sst2", [made(1, None, 0.9)], [record], ["qbert-mp"], None, config)[1]
     assert str(line.bits) == "6-8-8, mixed"
 

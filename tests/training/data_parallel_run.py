@@ -34,11 +34,10 @@ def main(scenario: str, model: Path, output: Path) -> None:
     loop.LOG_EVERY = 1
     with joined_processes() as processes:
         rank = processes.rank
-        if scenario == "same":
+        if scenario == "train":
             for scheme in ("fp32", "q8bert", "q8bert-paper"):
                 for name in ("begun", "unequal", "lonely"):
                     train(model, output / f"{scheme}-{name}", rank, scheme, name)
-        elif scenario == "stop":
             for scheme in ("fp32", "q8bert"):
                 train(model, output / f"{scheme}-whole", rank, scheme, "stopped")
                 train(model, output / f"{scheme}-stopped", rank, scheme, "stopped", stop=True)

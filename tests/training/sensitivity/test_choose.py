@@ -10,7 +10,7 @@ import pytest
 from q8core.checkpoint import Checkpoint
 from q8core.errors import CheckpointError, SchemeError, TrainingError
 from q8core.quant import find_scheme
-from q8core.reproduce.bits import bits_of
+from q8core.quant.bits import bits_of
 from q8core.training.qat import train_quantized
 from q8core.training.sensitivity.measure import Effort
 from q8core.training.sensitivity.record import STATE_FILE
