@@ -85,6 +85,11 @@ class ModelConfig:
         """Return a config with some values changed, which must not be sizes."""
         return replace(self, values={**self.values, **values})
 
+    def with_width(self, heads: int, inner: int) -> ModelConfig:
+        """Return a config with so many attention heads of the same size, and so many feed-forward neurons."""
+        names = {self.family.heads_key: heads, self.family.inner_key: inner, HEAD_SIZE: self.spec.head_size}
+        return parse_config({**self.values, **names}, "the narrower model")
+
     def with_labels(self, labels: Sequence[str]) -> ModelConfig:
         """Return a classifier's config with other labels."""
         names = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}

@@ -55,6 +55,13 @@ def train(
     batch_size: Annotated[int | None, typer.Option(help="Examples (SQuAD: windows) a step.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate of AdamW.")] = None,
     dropout: Annotated[float | None, typer.Option(help="Dropout of hidden states and attention.")] = None,
+    width: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of a fine-tuned model's attention heads and feed-forward neurons to go on with, the most "
+            "important ones. [default: the recipe's, or 1]"
+        ),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Order of the data and the new head's weights.")] = None,
     max_steps: Annotated[int | None, typer.Option(help="Stop after so many steps.")] = None,
     evals: Annotated[int | None, typer.Option(help="Evaluations, evenly spread.")] = None,
@@ -112,6 +119,7 @@ def train(
         batch_size=batch_size,
         learning_rate=learning_rate,
         dropout=dropout,
+        width=width,
         seed=seed,
         max_steps=max_steps,
         evals=evals,

@@ -29,6 +29,8 @@ class TrainConfig:
     """Share of all steps over which weights are averaged; the average is evaluated and kept. 0: no averaging."""
     dropout: float = 0.0
     """Off by default: it costs a third of a step on CPUs, and small encoders underfit SQuAD rather than overfit."""
+    width: float = 1.0
+    """Share of the attention heads and feed-forward neurons that are kept, before training: the most important ones."""
     seed: int = 42
     precision: Literal[Precision, "auto"] = "fp32"
     """What a step multiplies in; "auto" becomes what this machine computes fastest."""
@@ -65,6 +67,7 @@ class TrainConfig:
             "warmup": 0 <= self.warmup < 1,
             "dropout": 0 <= self.dropout < 1,
             "grad_clip": self.grad_clip > 0,
+            "width": 0 < self.width <= 1,
             "average": 0 <= self.average <= 1,
             "max_steps": self.max_steps is None or self.max_steps >= 1,
             "evals": self.evals >= 1,

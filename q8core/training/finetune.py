@@ -26,7 +26,8 @@ from q8core.training.config import TrainConfig
 from q8core.training.distillation import training_loss
 from q8core.training.identity import run_identity, weights_digest
 from q8core.training.loop import Trainer
-from q8core.training.model import TaskModel, check_trainable, find_source, load_for_task, model_folder
+from q8core.training.model import TaskModel, model_folder
+from q8core.training.width import load_to_train
 
 RECORD_FILE = "training.json"
 
@@ -52,8 +53,7 @@ def finetune(
     if (output / MANIFEST_FILE).is_file():
         raise InputError(f"{output} holds an int8 checkpoint, which fp32 training would spoil; choose another --output")
     torch.manual_seed(config.seed)  # for the new head's weights
-    check_trainable(find_source(source), task.kind)
-    model = load_for_task(source, task, config.dropout)
+    model = load_to_train(source, task, config)
 
     def score(module: nn.Module, limit: int | None) -> dict[str, float]:
         return evaluate_engine(build_engine(model.plan(), arrays(master_weights(module))), task, limit)

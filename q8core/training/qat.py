@@ -24,10 +24,11 @@ from q8core.training.distillation import training_loss
 from q8core.training.finetune import RECORD_FILE
 from q8core.training.identity import dev_identity, run_identity, weights_digest
 from q8core.training.loop import ParameterRules, Trainer
-from q8core.training.model import TaskModel, check_trainable, find_source, load_for_task, model_folder
+from q8core.training.model import TaskModel, find_source, load_for_task, model_folder
 from q8core.training.publish import Origin, publish
-from q8core.training.sampling import sample
+from q8core.training.sample import sample
 from q8core.training.sensitivity.choose import choose_bits, discard_samples
+from q8core.training.width import load_to_train
 
 STARTING_EXAMPLES = 512
 """Training examples on which inputs are calibrated before training starts, where the scheme needs it."""
@@ -63,10 +64,14 @@ def train_quantized(
     scheme = find_scheme(scheme_name)
     if not scheme.needs_ranges:
         raise InputError(f"scheme {scheme_name!r} needs no training; use `q8bert quantize --scheme {scheme_name}`")
-    check_trainable(find_source(source), task.kind)
+    if scheme.average_bits is not None and config.width < 1:
+        raise InputError(
+            f"scheme {scheme_name!r} chooses bits on the model that training starts from, which --width {config.width:g} "
+            "cuts: train with --width first, then from the result with this scheme"
+        )
     scheme, chosen = choose_bits(scheme, source, task, output)
     torch.manual_seed(config.seed)
-    model = load_for_task(source, task, config.dropout)
+    model = load_to_train(source, task, config)
     prepared = prepare(model.network, model.plan(scheme))
     if model.plan(scheme).starts_calibrated:
         features = sample(task, STARTING_EXAMPLES, config.seed).train_features()

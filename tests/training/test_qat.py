@@ -81,7 +81,7 @@ def test_simulation_and_engine_agree(tiny_classifier: Path, tmp_path: Path, sche
     opened = Checkpoint.open(quantize_tiny(tiny_classifier, tmp_path / "int8", scheme))
     # static calibration is deterministic: the same examples give the same simulation again
     from q8core.training.batches import calibration_batches
-    from q8core.training.qat import sample
+    from q8core.training.sample import sample
 
     model = BertForSequenceClassification.from_pretrained(tiny_classifier).eval()
     plan = plan_of(model, find_scheme(scheme))

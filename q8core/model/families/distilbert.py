@@ -74,5 +74,7 @@ FAMILIES = (
             "DistilBertForMultipleChoice": "classifier.",
         },
         dropout=("embeddings", "attention", "ffn_output"),
+        heads_key="n_heads",
+        inner_key="hidden_dim",
     ),
 )

@@ -64,6 +64,8 @@ class Family:
         unused: prefixes of the names of tensors that files may have and no task reads.
         other_heads: classes of transformers whose heads no task reads, and the prefix of their tensors' names.
         dropout: the dropout points of the encoder.
+        heads_key: the key of the number of attention heads in config.json.
+        inner_key: that of the feed-forward neurons.
     """
 
     model_type: str
@@ -78,6 +80,8 @@ class Family:
     unused: tuple[str, ...] = ()
     other_heads: Mapping[str, str] = field(default_factory=dict[str, str])
     dropout: tuple[DropoutPlace, ...] = ENCODER_PLACES
+    heads_key: str = "num_attention_heads"
+    inner_key: str = "intermediate_size"
 
     @property
     def encoder_roots(self) -> frozenset[str]:

@@ -27,7 +27,7 @@ from q8core.training.losses import network_inputs, task_loss
 from q8core.training.model import check_trainable, find_source, load_for_task
 from q8core.training.processes import current_processes
 from q8core.training.progress_bar import progress_bar
-from q8core.training.sampling import sample
+from q8core.training.sample import sample
 from q8core.training.sensitivity.hessian import top_eigenvalues, trace_sample
 from q8core.training.sensitivity.record import Measured, load_measured
 

@@ -1,4 +1,4 @@
-"""Draws training examples for what is measured before, or instead of, training."""
+"""Some of a task's training examples, drawn with a seed, for what is measured on them before or beside training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def sample(task: Task, count: int, seed: int) -> Task:
     """
     examples = list(task.train_examples)
     if not examples:
-        raise InputError("static quantization is calibrated on training data, and there is none")
+        raise InputError("ranges and importance are measured on training data, and there is none")
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(examples), generator=generator)[:count].tolist()
     return task.with_train([examples[i] for i in order])
