@@ -172,7 +172,7 @@ def _check_options(precision: str, *, quantized: bool, int8_only: bool) -> None:
 def _tell_table(own: SchemeRecipe) -> None:
     """Say which table of the recipe holds, and which model it is for."""
     changes = ", ".join(f"{name} {value}" for name, value in own.changes.items())
-    before = f"; it is for a model trained with {own.after}, taught by the fine-tuned one (--teacher)"
+    before = f"; it is for a model trained with {own.after}, taught by the last float one (--teacher)"
     typer.echo(f"note: {own.table}: {changes or 'no changes'}{before if own.after else ''}", err=True)
 
 

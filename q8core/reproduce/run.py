@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from q8core.checkpoint import Checkpoint
 from q8core.checkpoint.manifest import FLOAT_FILE, INT8_FILE, MANIFEST_FILE
@@ -29,12 +30,13 @@ class RunSettings:
 
     Attributes:
         base: folder or hub id of the pretrained model.
-        scheme: preset or file of the quantization-aware training.
+        scheme: preset or file of the quantization-aware training; "fp32" of a stage in float before a scheme.
         fp32: recipe of the fine-tuning, with the run's seed.
         qat: recipe of the quantization-aware training, with the run's seed.
-        teacher: whether it learns from the fine-tuned model instead of the labels.
+        teacher: whether it learns from a float model instead of the labels.
         keep_float: whether a finished run keeps its float weights.
-        after: name of the scheme from whose float weights it starts; None for the fine-tuned model.
+        after: name of the scheme or stage from whose float weights it starts; None for the fine-tuned model.
+        taught_by: name of the stage in float that teaches; None for the fine-tuned model.
     """
 
     base: str
@@ -44,6 +46,7 @@ class RunSettings:
     teacher: bool
     keep_float: bool
     after: str | None = None
+    taught_by: str | None = None
 
 
 def execute(
@@ -84,7 +87,7 @@ def _stage(name: str, record: RunRecord, settings: RunSettings, task: Task) -> C
         return lambda: _fine_tune(record, settings, task)
     if name in BASELINES and not record.of_scheme:
         return lambda: BASELINES[name].score(str(record.fine_tuned), task, record.seed)
-    return lambda: _train_quantized(name, record, settings, task)
+    return lambda: (_train_float if settings.scheme == FP32 else _train_quantized)(name, record, settings, task)
 
 
 @contextmanager
@@ -110,16 +113,42 @@ def _fine_tune(record: RunRecord, settings: RunSettings, task: Task) -> Scored:
     return Scored(scores["fp32"], how, files)
 
 
-def _train_quantized(name: str, record: RunRecord, settings: RunSettings, task: Task) -> Scored:
-    after = f", after {settings.after}" if settings.after else ""
-    taught = ", taught by the fine-tuned model" if settings.teacher else ""
-    how = f"trained with scheme {find_scheme(settings.scheme).name}{after}{taught}, executed in int8"
-    teacher, output = record.fine_tuned, record.checkpoint
-    source = record.folder.with_name(settings.after) if settings.after else teacher
-    for folder in (teacher, source):
+def _sources(record: RunRecord, settings: RunSettings) -> tuple[Path, Path]:
+    """Return the folders of the model to start from and of the teacher, which must have float weights."""
+    source, teacher = (
+        record.folder.with_name(name) if name else record.fine_tuned for name in (settings.after, settings.taught_by)
+    )
+    for folder in (record.fine_tuned, teacher, source):
         if not (folder / FLOAT_FILE).is_file():
             raise InputError(f"{folder} has no {FLOAT_FILE}: its own training failed")
-    files = {name: output / INT8_FILE, **({FP32: teacher / FLOAT_FILE} if record.of_scheme else {})}
+    return source, teacher
+
+
+def _how(what: str, settings: RunSettings, executed: str) -> str:
+    after = f", after {settings.after}" if settings.after else ""
+    taught = f", taught by {settings.taught_by or 'the fine-tuned model'}" if settings.teacher else ""
+    return f"{what}{after}{taught}, executed in {executed}"
+
+
+def _train_float(name: str, record: RunRecord, settings: RunSettings, task: Task) -> Scored:
+    """Train a stage in float, such as a narrower model."""
+    source, teacher = _sources(record, settings)
+    output = record.checkpoint
+    how = _how(f"trained in float, width {settings.qat.width:g}", settings, "float32")
+    files = {name: output / FLOAT_FILE, FP32: record.fine_tuned / FLOAT_FILE}
+    made = base_record(str(output))
+    if made.get("config") == settings.qat.to_dict() and (output / FLOAT_FILE).is_file():
+        return Scored(made["scores"], how, files)
+    taught_by = str(teacher) if settings.teacher else None
+    scores = finetune(str(source), task, settings.qat, output, record.task, teacher=taught_by)
+    return Scored(scores["fp32"], how, files)
+
+
+def _train_quantized(name: str, record: RunRecord, settings: RunSettings, task: Task) -> Scored:
+    how = _how(f"trained with scheme {find_scheme(settings.scheme).name}", settings, "int8")
+    output = record.checkpoint
+    source, teacher = _sources(record, settings)
+    files = {name: output / INT8_FILE, **({FP32: record.fine_tuned / FLOAT_FILE} if record.of_scheme else {})}
     kept = not (settings.keep_float and record.of_scheme) or record.weights.is_file()
     if (output / MANIFEST_FILE).is_file() and kept:  # written last
         made = Checkpoint.open(output).manifest
@@ -128,7 +157,7 @@ def _train_quantized(name: str, record: RunRecord, settings: RunSettings, task: 
             return Scored(made.scores["int8"], how, files)
     known = {name: record.scores[name] for name in (FP32, "dynamic") if name in record.scores}
     if record.of_scheme:
-        known[FP32] = base_record(str(teacher))["scores"]
+        known[FP32] = base_record(str(record.fine_tuned))["scores"]
     scores = train_quantized(
         str(source),
         task,

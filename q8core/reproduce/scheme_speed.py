@@ -14,9 +14,12 @@ from q8core.bench.environment import environment, usable_cpus
 from q8core.bench.timing import take_turns
 from q8core.bench.workloads import Shape
 from q8core.checkpoint import Checkpoint
+from q8core.checkpoint.config import read_config
 from q8core.documents import read_json
-from q8core.engines import load_engine
+from q8core.engines import build_engine, load_engine
+from q8core.engines.choice.random_weights import RandomFloat
 from q8core.errors import CheckpointError
+from q8core.quant import Plan
 from q8core.reproduce.record import FP32, RunRecord
 from q8core.reproduce.reports import replace_file
 
@@ -73,10 +76,12 @@ def measure_speed(records: Sequence[RunRecord], folder: Path) -> None:
         folder: the task's folder.
     """
     opened = {record.methods[0]: Checkpoint.open(record.checkpoint) for record in records}
-    threads, spec = usable_cpus(), next(iter(opened.values())).config.spec
-    # which float weights does not matter to a time: those of any of the checkpoints, if need be dequantized
-    engines = {FP32: load_engine(next(iter(opened.values())), "fp32", threads=threads)}
-    engines |= {name: load_engine(checkpoint, "int8", threads=threads) for name, checkpoint in opened.items()}
+    threads, config = usable_cpus(), read_config(records[0].fine_tuned)
+    spec, plan = config.spec, Plan.of(config.spec, config.head(next(iter(opened.values())).task))
+    # which float weights does not matter to a time, and the fine-tuned ones may be gone
+    engines = {FP32: build_engine(plan, RandomFloat(plan), threads=threads)}
+    for name, checkpoint in opened.items():
+        engines[name] = load_engine(checkpoint, "int8" if checkpoint.manifest else "fp32", threads=threads)
     contenders: dict[str, Contender] = {name: OurEngine(engine) for name, engine in engines.items()}
     timings: list[dict[str, object]] = []
     for shape in SHAPES:

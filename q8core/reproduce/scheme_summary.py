@@ -15,6 +15,8 @@ from q8core.reproduce.record import FP32, RunRecord
 from q8core.reproduce.scheme_speed import Speed
 from q8core.reproduce.summary import Cell, metrics_of, summarize
 
+_FLOAT = Bits(FLOAT_BITS, FLOAT_BITS, FLOAT_BITS, mixed=False)
+
 
 @dataclass(frozen=True)
 class SchemeLine:
@@ -81,7 +83,7 @@ def scheme_lines(
         SchemeLine(
             task,
             name,
-            Bits(FLOAT_BITS, FLOAT_BITS, FLOAT_BITS, mixed=False) if name == FP32 else _bits(scored[name], config),
+            _FLOAT if name == FP32 else _bits(scored[name], config),
             size,
             None if speed is None else speed.resident.get(name),
             whole / size,
@@ -107,6 +109,8 @@ def _joined(fine_tuned: Sequence[RunRecord], of_schemes: Sequence[RunRecord]) ->
 
 def _bits(record: RunRecord, config: ModelConfig) -> Bits:
     asked = record.identity["scheme"]
+    if asked == FP32:  # a stage in float
+        return _FLOAT
     scheme = preset(asked) if isinstance(asked, str) else Scheme.from_dict(asked)
     if scheme.average_bits is not None:
         chosen = Checkpoint.open(record.checkpoint).scheme

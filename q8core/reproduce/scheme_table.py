@@ -14,7 +14,7 @@ from q8core.reproduce.summary import metrics_of
 _LEGEND = """\
 - **bits**: weights of the layers' linears, word embeddings, inputs of these linears. Where linears differ, the mean \
 over their weights, said to be mixed.
-- **file**: bytes written, MB = 10^6: `model.int8.safetensors`, for fp32 `model.safetensors`; **times smaller**: than \
+- **file**: bytes written, MB = 10^6: `model.int8.safetensors`, in float `model.safetensors`; **times smaller**: than \
 fp32's.
 - **resident**: the weights that the loaded engine keeps, MiB = 2^20.
 - **Scores** in percent on the dev set, mean (sample standard deviation) over the seeds, as executed; \

@@ -56,7 +56,7 @@ def test_a_schemes_table_sets_its_hyperparameters_and_is_named(train: Command, b
     assert f"--model {first} was trained with quantization; name the fine-tuned model with --teacher" in err
     code, _, err = train("--model", first, "--teacher", fp32, "--output", second)
     assert code == 0, err
-    assert "it is for a model trained with q8bert-paper, taught by the fine-tuned one (--teacher)" in err
+    assert "it is for a model trained with q8bert-paper, taught by the last float one (--teacher)" in err
     assert training(second)["steps"] == 2
 
 

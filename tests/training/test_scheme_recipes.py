@@ -50,10 +50,27 @@ def test_teacher_and_after_stand_beside_the_hyperparameters(folder: Path) -> Non
     assert not load(folder, "[schemes.q8bert]\n", START).of_scheme("q8bert").teacher
 
 
+def test_a_stage_has_a_name_of_its_own_and_the_scheme_or_float(folder: Path) -> None:
+    text = (
+        '[schemes.small]\nscheme = "fp32"\nwidth = 0.5\n[schemes.first]\nscheme = "../schemes/two.toml"\n'
+        'after = "small"\n[schemes.q8bert]\nafter = "first"\n'
+    )
+    recipe = load(folder, text)
+    assert (recipe.schemes["small"].scheme, recipe.schemes["small"].config.width) == ("fp32", 0.5)
+    first = recipe.schemes["first"]
+    assert first.scheme is not None
+    assert (find_scheme(first.scheme).name, first.after) == ("two", "small")
+    assert (recipe.of_scheme("q8bert").after, recipe.of_scheme("q8bert").scheme) == ("first", None)
+    assert recipe.of_scheme("two").table == ""  # the stage's table is not the scheme's
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("[schemes.q8bert]\nepoch = 1\n", r"rte.toml, \[schemes.q8bert\]: epoch is unknown; .*evals.*teacher, after"),
+        (
+            "[schemes.q8bert]\nepoch = 1\n",
+            r"rte.toml, \[schemes.q8bert\]: epoch is unknown; .*evals.*teacher, scheme, after",
+        ),
         ("[schemes.q8bert]\nepochs = '1'\n", r"\[schemes.q8bert\]: epochs is '1'; allowed: a number"),
         ("[schemes.q8bert]\nlearning_rate = 2\n", r"\[schemes.q8bert\]: learning_rate is 2.0, out of its range"),
         ("[schemes.q8bert]\nteacher = 'fp32'\n", r"teacher is 'fp32'; allowed: true or false"),
@@ -63,6 +80,13 @@ def test_teacher_and_after_stand_beside_the_hyperparameters(folder: Path) -> Non
         ("[schemes.'none.toml']\n", r"rte.toml, \[schemes.none.toml\]: .*none.toml"),
         ("[schemes.dynamic]\n", r"\[schemes.dynamic\]: scheme 'dynamic' needs no training"),
         ("[schemes.q8bert]\n[schemes.'../schemes/q8bert.toml']\n", r"'q8bert' has a table already"),
+        (
+            "[schemes.ternary]\nscheme = 'binary'\n",
+            r"a table with `scheme` needs a name of its own; 'ternary' is a sch",
+        ),
+        ("[schemes.fp32]\nscheme = 'binary'\n", r"a table with `scheme` needs a name of its own; 'fp32' is a scheme's"),
+        ("[schemes.one]\nscheme = 'q9bert'\n", r"rte.toml, \[schemes.one\]: scheme: no scheme 'q9bert'"),
+        ("[schemes.one]\nscheme = 'fp32'\nafter = 'one'\n", r"in a circle: one after one"),
         ("[schemes.q8bert]\nafter = 'q8bert'\n", r"rte.toml, .* in a circle: q8bert after q8bert"),
         (
             "[schemes.q8bert]\nafter = 'q8bert-paper'\n[schemes.q8bert-paper]\nafter = 'q8bert-smooth'\n"
