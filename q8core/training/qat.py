@@ -66,8 +66,8 @@ def train_quantized(
         raise InputError(f"scheme {scheme_name!r} needs no training; use `q8bert quantize --scheme {scheme_name}`")
     if scheme.average_bits is not None and config.width < 1:
         raise InputError(
-            f"scheme {scheme_name!r} chooses bits on the model that training starts from, which --width {config.width:g} "
-            "cuts: train with --width first, then from the result with this scheme"
+            f"scheme {scheme_name!r} chooses bits on the model that training starts from, which --width "
+            f"{config.width:g} cuts: train with --width first, then from the result with this scheme"
         )
     scheme, chosen = choose_bits(scheme, source, task, output)
     torch.manual_seed(config.seed)
