@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from itertools import accumulate, count
 from typing import Any, NamedTuple, TypeVar
 
-from q8core.errors import InputError
 from service.answering.steps import Steps
-from service.errors import BadInput, InputTooLong, TooManyTokens
 from service.models.registry import ModelRegistry
-from service.models.variant import Variant
+from service.models.variant import Variant, named_errors
 from service.second_opinion.cascade import FIRST, Cascade
 from service.second_opinion.compare import Answered, Pair
 from service.second_opinion.shadow import Sample, Shadow
@@ -115,7 +113,7 @@ class Cascaded:
             places = [n for place in weak for n in range(ends[place] - work.sequences()[place], ends[place])]
             items = [encoded.items[n] for n in places]
         else:
-            with _named(second), trace.stage("tokenize"):
+            with named_errors(second), trace.stage("tokenize"):
                 again = work.again(second.model, weak)
                 found = await steps.in_threads(trace, again, again.encode)
             items = found.items
@@ -133,17 +131,6 @@ class _Again(NamedTuple):
 
     verdicts: list[Verdict]
     answers: list[Any]
-
-
-@contextmanager
-def _named(second: Variant) -> Generator[None]:
-    """Name the variant in errors about what its model cannot read; the client may have asked for another one."""
-    try:
-        yield
-    except (BadInput, InputTooLong, TooManyTokens) as error:
-        raise type(error)(f"{second.shown_as}, which answers again: {error}") from error
-    except InputError as error:
-        raise BadInput(f"{second.shown_as}, which answers again: {error}") from error
 
 
 class TwoVariants:

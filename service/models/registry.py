@@ -160,14 +160,20 @@ class ModelRegistry:
             log.warning("%s", note)
         return engines
 
-    def load_model(self, model: Model, check_stop: Callable[[], None] = lambda: None) -> dict[Lane, Engine]:
-        """Build, self-test and warm up one model's engines on the calling thread.
+    def load_model(
+        self,
+        model: Model,
+        check_stop: Callable[[], None] = lambda: None,
+        *,
+        backends: Sequence[str] | None = None,
+    ) -> dict[Lane, Engine]:
+        """Build, self-test and warm up one model's engines on the calling thread; all backends unless some are named.
 
         Raises:
             EngineError: an engine computes something else than the checkpoint's golden outputs.
             CheckpointError: a checkpoint lacks what a backend needs.
         """
-        return load_engines(model, self.backends, self._kernel, self._threads, check_stop)
+        return load_engines(model, backends or self.backends, self._kernel, self._threads, check_stop)
 
     @contextmanager
     def in_use(self, model: Model) -> Generator[None]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from service.errors import UnknownBackend, UnknownModel
+from q8core.errors import InputError
+from service.errors import BadInput, InputTooLong, TooManyTokens, UnknownBackend, UnknownModel
 from service.models.model import LoadedEngine, Model
 from service.models.registry import ModelRegistry
 from service.queueing.batcher import Lane
@@ -63,3 +66,14 @@ def check_backend(registry: ModelRegistry, backend: str) -> None:
     """Raise UnknownBackend unless the backend is loaded."""
     if backend not in registry.backends:
         raise UnknownBackend(f"unknown backend {backend!r}; loaded: {', '.join(registry.backends)}")
+
+
+@contextmanager
+def named_errors(variant: Variant) -> Generator[None]:
+    """Name the variant in errors about what its model cannot read, for requests that asked for another one."""
+    try:
+        yield
+    except (BadInput, InputTooLong, TooManyTokens) as error:
+        raise type(error)(f"{variant.shown_as}: {error}") from error
+    except InputError as error:
+        raise BadInput(f"{variant.shown_as}: {error}") from error

@@ -1,4 +1,4 @@
-"""How well int8 agrees with fp32: one case per compared input, rolling statistics, and the worst cases.
+"""How well one variant agrees with another, mostly int8 with fp32: a case per input, statistics, the worst cases.
 
 The shadow comparison (live) and ``q8bert compare`` (offline) use the same functions, so that the same requests give the
 same numbers.
@@ -20,7 +20,6 @@ import numpy as np
 from q8core.arrays import Logits
 from q8core.tasks.agreement import wilson_interval
 from service.queueing.batcher import LoadedModel, WorkItem
-from service.second_opinion.compare import BACKENDS, FLOAT, INTEGER
 from service.tasks.verdict import Comparison, LabelVerdict, Verdict, compare_verdicts
 from service.tasks.work import Work
 
@@ -38,7 +37,7 @@ _Z = 1.959963984540054
 
 @dataclass(frozen=True)
 class Case:
-    """One input that both backends have answered; without its text, unless the operator wants texts."""
+    """One input that both variants have answered; without its text, unless the operator wants texts."""
 
     request_id: str
     task: str
@@ -48,7 +47,7 @@ class Case:
     margin: float
     """How much more likely int8's answer was than its next one."""
     answers: Mapping[str, Any]
-    """For each backend labels with scores, or the span's offsets and score."""
+    """For each variant labels with scores, or the span's offsets and score."""
     tokens: int
     sequences: int
     characters: Mapping[str, int]
@@ -80,37 +79,47 @@ class Case:
         return about
 
 
-def compare_request(
-    request_id: str,
-    work: Work[object],
-    items: Sequence[WorkItem],
-    logits: Mapping[str, list[Logits]],
-    *,
-    with_texts: bool,
-) -> list[Case]:
-    """Compare both backends' logits of an encoded request, input by input.
+@dataclass(frozen=True)
+class Side:
+    """One variant's part in the comparison of a request.
+
+    Attributes:
+        shown_as: its name in the cases.
+        work: the request as its model has encoded it.
+        items: its sequences.
+        logits: one array for each sequence.
+    """
+
+    shown_as: str
+    work: Work[object]
+    items: Sequence[WorkItem]
+    logits: list[Logits]
+
+
+def compare_request(request_id: str, reference: Side, tested: Side, *, with_texts: bool) -> list[Case]:
+    """Compare two variants' logits of a request, input by input.
 
     Args:
         request_id: the request's id in the cases.
-        work: the request.
-        items: its sequences.
-        logits: for each of the two backends one array for each sequence.
+        reference: the variant that comes first in the cases, such as fp32.
+        tested: the other one, such as int8; the lengths and margins are its own.
         with_texts: keep the texts, cut to 10,000 characters, and the spans' words in the cases.
     """
-    fp32, int8 = work.verdicts(logits[FLOAT]), work.verdicts(logits[INTEGER])
+    work, items = tested.work, tested.items
+    expected, found = reference.work.verdicts(reference.logits), work.verdicts(tested.logits)
     cases: list[Case] = []
     first = 0
     for place, count in enumerate(work.sequences()):
         texts = work.texts(place)
-        pair = {FLOAT: fp32[place], INTEGER: int8[place]}
+        pair = {reference.shown_as: expected[place], tested.shown_as: found[place]}
         cases.append(
             Case(
                 request_id=request_id,
                 task=work.task,
                 place=place,
-                comparison=compare_verdicts(fp32[place], int8[place]),
-                margin=int8[place].margin,
-                answers={backend: _show(pair[backend], with_texts) for backend in BACKENDS},
+                comparison=compare_verdicts(expected[place], found[place]),
+                margin=found[place].margin,
+                answers={name: _show(verdict, with_texts) for name, verdict in pair.items()},
                 tokens=sum(item.tokens for item in items[first : first + count]),
                 sequences=count,
                 characters={name: len(text) for name, text in texts.items()},

@@ -1,4 +1,4 @@
-"""Answers recorded requests on both backends offline, with the numbers that the shadow comparison would give.
+"""Answers recorded requests on two variants offline, with the numbers that the shadow comparison would give.
 
 Like the shadow comparison it computes one sequence at a time, so that the same requests give the same bits.
 """
@@ -6,9 +6,9 @@ Like the shadow comparison it computes one sequence at a time, so that the same 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
@@ -22,9 +22,10 @@ from q8core.errors import InputError
 from q8core.text_file import lines_of, read_text
 from service.errors import ServiceError, describe_error
 from service.models.registry import Model
+from service.models.variant import Variant, named_errors
 from service.queueing.batcher import Lane, WorkItem
-from service.second_opinion.agreement import Case, compare_request
-from service.second_opinion.compare import BACKENDS
+from service.second_opinion.agreement import Case, Side, compare_request
+from service.second_opinion.compare import FLOAT, INTEGER, check_comparable
 from service.tasks import schemas
 from service.tasks.encoding import ClassifyWork, QAWork
 from service.tasks.work import Work
@@ -35,24 +36,56 @@ T = TypeVar("T")
 _MAX_TOKENS = 2**31
 
 
-@dataclass(frozen=True)
-class Recorded:
-    """One request of a file, encoded."""
+class Compared(NamedTuple):
+    """Two variants of a task: the one to judge, and the one to compare it with."""
 
-    name: str
-    model: Model
+    tested: Variant
+    reference: Variant
+
+    @classmethod
+    def backends_of(cls, model: Model) -> Compared:
+        """Return int8 and fp32 of one model."""
+        return cls(Variant(model, INTEGER, INTEGER), Variant(model, FLOAT, FLOAT))
+
+    def check(self) -> None:
+        """Raise InputError if their answers cannot be compared."""
+        try:
+            check_comparable(self.tested, self.reference)
+        except ServiceError as error:
+            raise InputError(str(error)) from error
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A request as a variant's model reads it."""
+
+    variant: Variant
     work: Work[object]
     items: list[WorkItem]
     truncated: int
     """How many of its inputs were cut."""
 
+    def side(self, engines: Mapping[Lane, Engine]) -> Side:
+        """Return it with the variant's logits, computed now."""
+        engine = engines[self.variant.lane]
+        return Side(self.variant.shown_as, self.work, self.items, [_infer(engine, item) for item in self.items])
 
-def read_requests(file: Path, models: Mapping[str, Model]) -> list[Recorded]:
+
+@dataclass(frozen=True)
+class Recorded:
+    """One request of a file, as both variants' models read it."""
+
+    name: str
+    tested: Reading
+    reference: Reading
+
+
+def read_requests(file: Path, variants: Mapping[str, Compared]) -> list[Recorded]:
     """Read and encode JSON Lines of bodies for POST /classify or /qa; empty lines are skipped.
 
     Args:
         file: the file; a body with a question is one for /qa. Its backend is ignored.
-        models: the model of each task.
+        variants: the variants of each task.
 
     Raises:
         InputError: a line is not such a body (names the line), or the file is empty.
@@ -62,7 +95,7 @@ def read_requests(file: Path, models: Mapping[str, Model]) -> list[Recorded]:
         if line.strip():
             body = parse_json(line, file, number)
             try:
-                found.append(_read_request(f"line {number}", body, models))
+                found.append(_read_request(f"line {number}", body, variants))
             except (ServiceError, InputError, RequestValidationError) as error:
                 raise InputError(f"{file}, line {number}: {describe_error(error).message}") from error
     if not found:
@@ -71,13 +104,10 @@ def read_requests(file: Path, models: Mapping[str, Model]) -> list[Recorded]:
 
 
 def replay(requests: Sequence[Recorded], engines: Mapping[Lane, Engine], *, with_texts: bool) -> Iterator[Case]:
-    """Answer every request on both backends and compare, input by input, in the order of the file."""
+    """Answer every request on both variants and compare, input by input, in the order of the file."""
     for request in tqdm(requests, desc="comparing", unit="request", leave=False, disable=None):
-        logits = {
-            backend: [_infer(engines[request.model.lane(backend)], item) for item in request.items]
-            for backend in BACKENDS
-        }
-        yield from compare_request(request.name, request.work, request.items, logits, with_texts=with_texts)
+        reference, tested = request.reference.side(engines), request.tested.side(engines)
+        yield from compare_request(request.name, reference, tested, with_texts=with_texts)
 
 
 def _infer(engine: Engine, item: WorkItem) -> Logits:
@@ -86,14 +116,20 @@ def _infer(engine: Engine, item: WorkItem) -> Logits:
     return logits
 
 
-def _read_request(name: str, body: Any, models: Mapping[str, Model]) -> Recorded:
+def _read_request(name: str, body: Any, variants: Mapping[str, Compared]) -> Recorded:
     task = "qa" if _asks(body) else "classify"
-    model = models.get(task)
-    if model is None:
-        raise InputError(f"this is a request for {task}; the checkpoints are for {', '.join(models)}")
-    work = _work(body, task, model)
+    pair = variants.get(task)
+    if pair is None:
+        raise InputError(f"this is a request for {task}; the checkpoints are for {', '.join(variants)}")
+    work = _work(body, task, pair.tested.model)
     encoded = work.encode()
-    return Recorded(name, model, work, encoded.items, encoded.truncated)
+    tested = Reading(pair.tested, work, encoded.items, encoded.truncated)
+    if pair.reference.model is pair.tested.model:
+        return Recorded(name, tested, replace(tested, variant=pair.reference))
+    with named_errors(pair.reference):
+        again = work.again(pair.reference.model, range(work.inputs))
+        encoded = again.encode()
+    return Recorded(name, tested, Reading(pair.reference, again, encoded.items, encoded.truncated))
 
 
 def _asks(body: Any) -> bool:

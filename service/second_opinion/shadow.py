@@ -20,7 +20,7 @@ from random import Random
 
 from q8core.arrays import Logits
 from service.queueing.batcher import Batch, Entry, Lane, LoadedModel, Ticket, WorkItem
-from service.second_opinion.agreement import Agreement, compare_request
+from service.second_opinion.agreement import Agreement, Side, compare_request
 from service.second_opinion.compare import BACKENDS
 from service.tasks.work import Work
 from service.telemetry.shadow_metrics import BUSY, DRAINING, FAILED, QUEUE_FULL, UNLOADED, ShadowMetrics
@@ -264,10 +264,9 @@ class Shadow:
 
     def _compare(self, sample: Sample, other: str, logits: list[Logits]) -> None:
         by_backend = {sample.lane.backend: sample.logits, other: logits}
+        sides = (Side(backend, sample.work, sample.items, by_backend[backend]) for backend in BACKENDS)
         try:
-            cases = compare_request(
-                sample.request_id, sample.work, sample.items, by_backend, with_texts=self.with_texts
-            )
+            cases = compare_request(sample.request_id, *sides, with_texts=self.with_texts)
         except Exception:  # nobody reads this thread's result: an error that is not logged here is lost
             log.exception("the shadow comparison of request %s failed", sample.request_id)
             self._count_drop(FAILED)

@@ -16,7 +16,7 @@ from service.loadtest.run import _read_key
 from service.loadtest.target import parse_target
 from service.operations.keys import KeyRing, load_keys
 from service.second_opinion.cascade import Calibration, Cascade
-from service.second_opinion.replay import read_requests
+from service.second_opinion.replay import Compared, read_requests
 from service.settings import Settings
 from tests.service.conftest import open_registry
 
@@ -39,8 +39,8 @@ def readers(classify_folder: Path) -> Readers:
     cascade = json.dumps({"format_version": 1, "calibrations": [asdict(entry)]}, indent=1)
 
     def requests(file: Path) -> list[object]:
-        found = read_requests(file, registry.defaults)
-        return [(one.name, [item.input_ids for item in one.items]) for one in found]
+        found = read_requests(file, {"classify": Compared.backends_of(model)})
+        return [(one.name, [item.input_ids for item in one.tested.items]) for one in found]
 
     def key_file(file: Path) -> KeyRing:
         return load_keys(Settings(api_key_file=file)).api

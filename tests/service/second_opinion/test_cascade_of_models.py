@@ -117,7 +117,7 @@ def test_what_the_other_model_cannot_read_is_refused_in_its_name(cascaded: TestC
     finally:
         service.registry.models["full"].max_length = 64
     assert (refused.status_code, refused.json()["error_type"]) == (422, "input_too_long")
-    assert refused.json()["error"].startswith(f"full@int8, which answers again: inputs[{longer[0]}] has ")
+    assert refused.json()["error"].startswith(f"full@int8: inputs[{longer[0]}] has ")
     assert (cut.status_code, cut.headers["x-q8bert-truncated"]) == (200, str(len(longer)))
 
 
