@@ -149,7 +149,8 @@ def _calibrate(
             _print_calibration(found[-1])
     if file is not None:
         write_calibrations(file, found)
-        typer.echo(f"written to {file}; serve it with: q8bert serve --cascade {file}")
+        both = "" if all(one.second is None for one in found) else ", and serve both models"
+        typer.echo(f"written to {file}; serve it with: q8bert serve --cascade {file}{both}")
     return [asdict(one) for one in found]
 
 

@@ -138,6 +138,7 @@ def test_another_model_and_a_threshold_for_it(few: Path, classify_folder: Path, 
     said = run("--file", file, "--checkpoint", few, "--against", against, *options)
     assert f"int8 agrees with {against} on" in said
     assert "tiny-classify@int8 answers" in said
+    assert said.strip().endswith(f"q8bert serve --cascade {cascade}, and serve both models")
     found = json.loads(out.read_text())["tasks"]["classify"]
     assert found["against"] == against
     first, second = (both_backends(folder)["classify"].tested.model for folder in (few, classify_folder))
