@@ -40,6 +40,7 @@ from q8core.quant import Plan, preset
 TINY = {
     "vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
 }  # fmt: skip
+WIDE = {"hidden_size": 128, "intermediate_size": 128}
 ALL_FLOORS = [name for names in FLOORS for name in names]
 
 
@@ -225,33 +226,42 @@ def test_all_contenders_agree_on_what_they_compute() -> None:
             assert logits.size == 2 * 7 * 2
 
 
-@pytest.mark.usefixtures("tiny_shape")
+@pytest.fixture
+def whole_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tiny shape whose half has multiples of 64 inputs, which weights without a zero need."""
+    monkeypatch.setitem(models._SIZES, "bert-base", {**TINY, **WIDE})
+
+
+@pytest.mark.usefixtures("whole_blocks")
 def test_engines_of_few_bits_stand_beside_int8_with_floors_of_their_own(tmp_path: Path) -> None:
     file = tmp_path / "bench.json"
-    chosen = ("int8-native", "w4-native", "w2-native")
+    chosen = ("int8-native", "w4-native", "split-native")
     options = [option for name in chosen for option in ("--engine", name)]
     code, output, _ = run(*options, "--shape", "2x8", "--repeats", "2", "--threads", "1", "--json", str(file))
     assert code == 0
-    floors = ("floor-int8-onednn", "floor-int8-native", "floor-w4-native", "floor-w2-native")
+    floors = ("floor-int8-onednn", "floor-int8-native", "floor-w4-native", "floor-split-native")
     timings = json.loads(file.read_text())["timings"]
     assert [timing["engine"] for timing in timings] == [*chosen, *floors]
     assert [timing["ratios"]["floor"]["contender"] for timing in timings[1:3]] == [*floors[2:]]
     assert all(name in output for name in chosen)
 
 
-@pytest.mark.usefixtures("tiny_shape")
+@pytest.mark.usefixtures("whole_blocks")
 def test_weights_of_few_bits_are_so_in_the_file_and_in_memory() -> None:
     with random_folder("bert-base", "qa") as folder:
         engines: dict[str, Any] = {"int8-native": load_named_engine("int8-native", Checkpoint.open(folder), 1)}
-        for name, bits in FEW_BITS.items():
+        for name in ("w4-native", "w2-native", "split-native"):
+            bits = FEW_BITS[name]
             prepare_few_bits(name, folder)
             engines[name] = load_named_engine(name, Checkpoint.open(folder), 1)
             assert engines[name].model.packed.view.layer[0].query.bits == bits
             assert engines[name].model.packed.view.head.bits == 8
+            assert engines[name].model.packed.view.words.bits == (2 if name == "split-native" else 8)
+            assert engines[name].describe()["heads"] == (2 if name == "split-native" else 4)
             assert (folder / name / INT8_FILE).stat().st_size < (folder / INT8_FILE).stat().st_size
     sizes = [engine.memory().weights for engine in engines.values()]
     assert sizes == sorted(sizes, reverse=True)
-    assert len(set(sizes)) == 3
+    assert len(set(sizes)) == 4
 
 
 @pytest.mark.usefixtures("tiny_shape")

@@ -10,8 +10,10 @@ if TYPE_CHECKING:
 
 STOCK = "transformers"
 ENGINES = ("fp32", "fp32-onednn", "int8-fbgemm", "int8-onednn", "int8-native")
-FEW_BITS = {"w4-native": 4, "w2-native": 2}
-"""Engines whose encoder has weights of so many bits; tables and head stay int8."""
+SPLIT = "split-native"
+FEW_BITS = {"w4-native": 4, "w2-native": 2, SPLIT: 2}
+"""Engines whose encoder has weights of so many bits. Tables and head stay int8; but `SPLIT` is the preset binary-split
+with half of the heads and feed-forward neurons."""
 OURS = (*ENGINES, *FEW_BITS)
 CONTENDERS = (STOCK, *ENGINES)
 """Contenders that need no further packages; stock transformers in fp32 first."""

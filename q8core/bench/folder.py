@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 
-from q8core.bench.contender import FEW_BITS
+from q8core.bench.contender import FEW_BITS, SPLIT
 from q8core.bench.models import bench_config
 from q8core.cache import CACHE_VARIABLE
 from q8core.checkpoint import Checkpoint
@@ -60,15 +60,25 @@ def write_random(folder: Path, name: str, config: ModelConfig, task: TaskKind) -
 
 def prepare_few_bits(engine: str, folder: Path) -> None:
     """Write the checkpoint of one of `FEW_BITS` into a random folder, under the engine's name."""
-    opened, base = Checkpoint.open(folder), preset("q8bert")
+    opened = Checkpoint.open(folder)
+    config, scheme = opened.config, _few_bits(engine)
+    if engine == SPLIT:
+        config = config.with_width(max(1, config.spec.heads // 2), max(1, config.spec.inner // 2))
+    (folder / engine).mkdir(exist_ok=True)
+    _write_quantized(folder / engine, opened.name, config, opened.task, scheme, folder)
+
+
+def _few_bits(engine: str) -> Scheme:
+    """Return the scheme of one of `FEW_BITS`."""
+    if engine == SPLIT:
+        return preset("binary-split")
+    base = preset("q8bert")
     slots = dict(base.slots)
     for slot in LAYER_LINEARS:
         weight = slots[slot].weight
         assert weight is not None
         slots[slot] = replace(slots[slot], weight=replace(weight, bits=FEW_BITS[engine]))
-    scheme = replace(base, name=engine, slots=slots)
-    (folder / engine).mkdir(exist_ok=True)
-    _write_quantized(folder / engine, opened.name, opened.config, opened.task, scheme, folder)
+    return replace(base, name=engine, slots=slots)
 
 
 def _write_quantized(

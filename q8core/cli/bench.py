@@ -46,7 +46,8 @@ def bench(
         list[str] | None,
         typer.Option(
             help="transformers, fp32, int8-native, int8-onednn or int8-fbgemm; w4-native or w2-native, an encoder with "
-            "weights of 4 or 2 bits; or a peer; repeatable. [default: all that compute in fp32 or int8, without peers]"
+            "weights of 4 or 2 bits; split-native, BinaryBERT's of half the width; or a peer; repeatable. [default: "
+            "all that compute in fp32 or int8, without peers]"
         ),
     ] = None,
     peers: Annotated[

@@ -59,7 +59,7 @@ def run_bench(
         raise InputError(f"--memory is measured with one thread count; --threads names {len(counts)}")
     if checkpoint is not None and any(name in (*PEER_NAMES, *FEW_BITS) for name in names):
         raise InputError(
-            f"peers, {' and '.join(FEW_BITS)} are measured on random weights: leave out either --checkpoint or these"
+            f"peers, {', '.join(FEW_BITS)} are measured on random weights: leave out either --checkpoint or these"
         )
     workloads = [Shape.parse(text).workload() for text in shapes]
     workloads += [parse_workload(text, tokenizer) for text in texts]

@@ -81,6 +81,22 @@ def test_halves_in_a_file(tmp_path: Path) -> None:
         Plan.of(replace(MINILM, layers=1), HEAD, find_scheme(str(file)))
 
 
+def test_bert_base_of_half_the_width_is_24_times_smaller() -> None:
+    """All bytes, from the sizes alone: two signs for each of 42.5 million weights, 2 bits for a value of the words."""
+    base = EncoderSpec(12, 768, 12, 3072, 30522, 512, 2, 1e-12)
+    plan = Plan.of(replace(base, heads=6, inner=1536, own_head_size=64), HEAD, preset("binary-split"))
+    matrices = 12 * (4 * 384 * 768 + 2 * 1536 * 768)
+    rows = 12 * (3 * 384 + 768 + 1536 + 768)  # each with a scale and a bias
+    tables, head = 30522 * (768 // 4 + 4) + 512 * (768 + 4) + 2 * 768 * 4, 768 * (768 + 8) + 2 * (768 + 8)
+    inputs, levels = 12 * 6 * 8 + 2 * 8 + 12 * 2 * 4, 12 * 6 * 4 + 4
+    expected = matrices // 4 + rows * 8 + tables + head + 25 * 2 * 768 * 4 + inputs + levels
+    size = {"F32": 4, "I32": 4, "I8": 1, "U8": 1}
+    found = sum(size[each.dtype] * int(np.prod(each.shape)) for each in plan.tensors.values())
+    assert found == expected
+    floats = Plan.of(base, HEAD).tensors.values()
+    assert sum(4 * int(np.prod(each.shape)) for each in floats) / found > 24
+
+
 def test_groups_are_stored_with_their_zero_points() -> None:
     tensors = Plan.of(MINILM, HEAD, preset("qbert-3")).tensors
     path = "layers.2.ffn_in"
