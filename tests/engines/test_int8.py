@@ -70,7 +70,7 @@ def test_logits_equal_the_simulation(task: str, scheme: str) -> None:
     expected = [reference_logits(task, simulated.model, [sequence])[0] for sequence in sequences]
     assert max(float(logits.abs().max()) for logits in expected) > 0.1
     # the native kernel computes weights without a 0 for whole blocks of 64 inputs only
-    for kernel in TORCH_KERNELS if scheme in ("odd", "binary") else KERNELS:
+    for kernel in TORCH_KERNELS if scheme in ("odd", "binary", "binary-split") else KERNELS:
         engine = build_engine(simulated.plan, simulated.tensors, kernel)
         assert engine.kernel == kernel
         assert_same_integers(engine_logits(engine, sequences), expected)
