@@ -25,6 +25,8 @@ REQUESTS: dict[str, Any] = {
     "qa": {"inputs": {"question": "When was the tower finished?", "context": CONTEXT}},
 }
 BACKENDS = ("fp32", "int8")
+OF_A_CASCADE = "q8bert_escalations_total"
+"""The metric that a service has only with a file of thresholds (`--cascade`), which the compose file has none of."""
 PATIENCE_S = 60.0
 
 # No proxy of the environment: both addresses are on this machine.
@@ -119,9 +121,10 @@ def main() -> None:
         print("Prometheus: " + json.dumps(series["metric"], sort_keys=True) + " " + series["value"][1])
     queries = dashboard_queries()
     for name, expression in queries.items():
-        if not query(prometheus, expression):
+        if not query(prometheus, expression) and OF_A_CASCADE not in expression:
             sys.exit(f"dashboard query without data: {name}: {expression}")
-    print(f"dashboard: {len(queries)} queries, all valid and with data")
+    with_data = sum(OF_A_CASCADE not in expression for expression in queries.values())
+    print(f"dashboard: {len(queries)} queries, all valid, {with_data} of them with data")
 
 
 if __name__ == "__main__":
