@@ -63,7 +63,7 @@ def prepare_few_bits(engine: str, folder: Path) -> None:
     opened = Checkpoint.open(folder)
     config, scheme = opened.config, _few_bits(engine)
     if engine == SPLIT:
-        config = config.with_width(max(1, config.spec.heads // 2), max(1, config.spec.inner // 2))
+        config = config.narrower(0.5)
     (folder / engine).mkdir(exist_ok=True)
     _write_quantized(folder / engine, opened.name, config, opened.task, scheme, folder)
 

@@ -85,8 +85,15 @@ class ModelConfig:
         """Return a config with some values changed, which must not be sizes."""
         return replace(self, values={**self.values, **values})
 
-    def with_width(self, heads: int, inner: int) -> ModelConfig:
-        """Return a config with so many attention heads of the same size, and so many feed-forward neurons."""
+    def narrower(self, share: float) -> ModelConfig:
+        """Return a config with this share of the attention heads and feed-forward neurons, at least one of each.
+
+        Heads keep their size. It is the same config if that is all of them.
+        """
+        spec = self.spec
+        heads, inner = (max(1, round(count * share)) for count in (spec.heads, spec.inner))
+        if (heads, inner) == (spec.heads, spec.inner):
+            return self
         names = {self.family.heads_key: heads, self.family.inner_key: inner, HEAD_SIZE: self.spec.head_size}
         return parse_config({**self.values, **names}, "the narrower model")
 

@@ -23,7 +23,6 @@ from q8core.reproduce.record import (
 )
 from q8core.training.recipe import Recipe
 from q8core.training.scheme_recipes import SchemeRecipe
-from q8core.training.width import narrower
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ def check_schemes(chain: Mapping[str, Step], config: ModelConfig, kind: TaskKind
     """
     configs: dict[str | None, ModelConfig] = {None: config}
     for name, step in chain.items():
-        configs[name] = narrower(configs[step.after], step.recipe.config.width)
+        configs[name] = configs[step.after].narrower(step.recipe.config.width)
         Plan.of(configs[name].spec, configs[name].head(kind), step.scheme)
 
 

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from q8core.checkpoint.config import ModelConfig
 from q8core.errors import TrainingError
 from q8core.model.network import Network
 from q8core.model.sites import PROJECTIONS, RELATIVE_BIAS, layer_path
@@ -59,13 +58,6 @@ def load_to_train(source: str, task: Task, config: TrainConfig) -> TaskModel:
     return cut_to_width(model, task, config.width, dropout=config.dropout, seed=config.seed)
 
 
-def narrower(config: ModelConfig, share: float) -> ModelConfig:
-    """Return a config with this share of the heads and feed-forward neurons, at least one of each."""
-    spec = config.spec
-    heads, inner = (max(1, round(count * share)) for count in (spec.heads, spec.inner))
-    return config if (heads, inner) == (spec.heads, spec.inner) else config.with_width(heads, inner)
-
-
 def cut_to_width(model: TaskModel, task: Task, share: float, *, dropout: float, seed: int) -> TaskModel:
     """Return a fine-tuned model with this share of its heads and neurons; the same model if that is all of them.
 
@@ -80,7 +72,7 @@ def cut_to_width(model: TaskModel, task: Task, share: float, *, dropout: float, 
         InputError: there is no training data.
         TrainingError: a derivative is infinite or NaN.
     """
-    config = narrower(model.config, share)
+    config = model.config.narrower(share)
     if config is model.config:
         return model
     features = sample(task, EXAMPLES, seed).train_features()

@@ -22,7 +22,7 @@ from q8core.model.spec import EncoderSpec
 from q8core.model.weights import load_network
 from q8core.training.finetune import finetune
 from q8core.training.losses import task_loss
-from q8core.training.width import cut, importance, load_to_train, narrower
+from q8core.training.width import cut, importance, load_to_train
 from tests.training.test_loop import CONFIG, make_task
 
 BERT = EncoderSpec(2, 32, 4, 48, vocabulary=60, positions=20, token_types=2, norm_epsilon=1e-12)
@@ -76,7 +76,7 @@ def test_a_network_cut_to_all_of_its_width_is_itself() -> None:
     tensors = cut(model, importance(model, [batch_of(1)]), BERT)
     assert all(torch.equal(tensors[name], parameter) for name, parameter in model.named_parameters())
     config = parse_config({"model_type": "bert"}, "it")
-    assert narrower(config, 1.0) is config
+    assert config.narrower(1.0) is config
 
 
 @pytest.mark.parametrize("spec", [BERT, MPNET], ids=["bert", "mpnet"])
@@ -106,7 +106,7 @@ def test_derivatives_that_are_not_finite_choose_nothing() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_can_be_narrower(family: str) -> None:
-    config = narrower(parse_config({"model_type": family}, "it"), 0.5)
+    config = parse_config({"model_type": family}, "it").narrower(0.5)
     whole = parse_config({"model_type": family}, "it").spec
     assert (config.spec.heads, config.spec.inner) == (whole.heads // 2, whole.inner // 2)
     assert (config.spec.head_size, config.spec.hidden) == (whole.head_size, whole.hidden)
