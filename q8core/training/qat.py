@@ -59,17 +59,9 @@ def train_quantized(
 
     Raises:
         CheckpointError: the scheme leaves its bits to the model, and the source was not fine-tuned for the task.
-        InputError: the scheme needs no training.
+        InputError: the scheme needs no training, or chooses bits on a model that `config.width` cuts.
     """
-    scheme = find_scheme(scheme_name)
-    if not scheme.needs_ranges:
-        raise InputError(f"scheme {scheme_name!r} needs no training; use `q8bert quantize --scheme {scheme_name}`")
-    if scheme.average_bits is not None and config.width < 1:
-        raise InputError(
-            f"scheme {scheme_name!r} chooses bits on the model that training starts from, which --width "
-            f"{config.width:g} cuts: train with --width first, then from the result with this scheme"
-        )
-    scheme, chosen = choose_bits(scheme, source, task, output)
+    scheme, chosen = choose_bits(_scheme_to_train(scheme_name, config), source, task, output)
     torch.manual_seed(config.seed)
     model = load_to_train(source, task, config)
     prepared = prepare(model.network, model.plan(scheme))
@@ -108,6 +100,19 @@ def train_quantized(
     trainer.discard_state()
     discard_samples(output)
     return scores
+
+
+def _scheme_to_train(name: str, config: TrainConfig) -> Scheme:
+    """Return the scheme of that name; refuse one that needs no training, or chooses bits on a model that is cut."""
+    scheme = find_scheme(name)
+    if not scheme.needs_ranges:
+        raise InputError(f"scheme {name!r} needs no training; use `q8bert quantize --scheme {name}`")
+    if scheme.average_bits is not None and config.width < 1:
+        raise InputError(
+            f"scheme {name!r} chooses bits on the model that training starts from, which --width {config.width:g} "
+            "cuts: train with --width first, then from the result with this scheme"
+        )
+    return scheme
 
 
 def parameter_rules(prepared: nn.Module) -> ParameterRules:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from q8core.checkpoint import Checkpoint
-from q8core.errors import CheckpointError, SchemeError, TrainingError
+from q8core.errors import CheckpointError, InputError, SchemeError, TrainingError
 from q8core.quant import find_scheme
 from q8core.quant.bits import bits_of
 from q8core.training.qat import train_quantized
@@ -72,6 +72,12 @@ def test_a_model_that_has_not_learned_the_task_is_refused(tiny_classifier: Path,
     folder = save_tiny(tmp_path / "qa", "qa")
     with pytest.raises(CheckpointError, match="was not fine-tuned for this task"):
         train_quantized(str(folder), make_task(tiny_classifier), ONE_STEP, scheme, tmp_path / "int8", "made up", False)
+
+
+def test_a_model_that_the_same_training_cuts_is_refused(tiny_classifier: Path, tmp_path: Path, scheme: str) -> None:
+    half, task = replace(ONE_STEP, width=0.5), make_task(tiny_classifier)
+    with pytest.raises(InputError, match=r"which --width 0\.5 cuts: train with --width first"):
+        train_quantized(str(tiny_classifier), task, half, scheme, tmp_path / "int8", "made up", False)
 
 
 def test_an_average_that_no_bits_have_is_refused(tmp_path: Path) -> None:
